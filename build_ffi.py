@@ -1,0 +1,165 @@
+"""Command line of the generator; the work is in ffigen/.
+
+    python build_ffi.py vendor      fetch the llama.cpp that vendor/llama.toml pins
+    python build_ffi.py generate    headers -> C and Python
+    python build_ffi.py lock        write headers/api.lock
+    python build_ffi.py check       is headers/api.lock fresh?
+    python build_ffi.py exports     which functions do the linked libraries export?
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from ffigen.api import Api
+
+ROOT = Path(__file__).resolve().parent
+HEADERS = ROOT / "headers"
+LOCK = HEADERS / "api.lock"
+
+
+def vendor(args: argparse.Namespace) -> int:
+    """Fetch llama.cpp unless it is there."""
+    from ffigen.vendor import ensure_tree
+
+    tree = ensure_tree(ROOT)
+    if args.json:
+        print(json.dumps({"path": tree.path.as_posix(), "commit": tree.commit}))
+    return 0
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Write what is generated from the headers."""
+    from ffigen import render
+
+    surface = read_surface()
+    api = load_api(llama_cpp(args), surface)
+    package = args.package or args.out / "package"
+    for path in render.generate(api, HEADERS, args.out, package, surface["names"]):
+        print(f"wrote {path}")
+    return 0
+
+
+def lock(args: argparse.Namespace) -> int:
+    """Write headers/api.lock."""
+    from ffigen.render import write_if_changed
+
+    if write_if_changed(LOCK, lock_text(llama_cpp(args))):
+        print(f"wrote {LOCK}")
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Compare headers/api.lock with the headers; print the difference."""
+    old = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
+    new = lock_text(llama_cpp(args))
+    if old == new:
+        return 0
+    lines = difflib.unified_diff(
+        old.splitlines(), new.splitlines(), "headers/api.lock", "the headers", lineterm="", n=0
+    )
+    print("\n".join(lines))
+    print("headers/api.lock is stale: run `python build_ffi.py lock`", file=sys.stderr)
+    return 1
+
+
+def exports(args: argparse.Namespace) -> int:
+    """Report the functions that no library exports, or only a backend does."""
+    from ffigen import render
+    from ffigen.exports import late_functions
+
+    api = load_api(llama_cpp(args), read_surface())
+    unexported, late = late_functions(api, args.libraries, args.nm, render.OWN_HEADER)
+    text = render.render(
+        "exports.py.j2", api, HEADERS / "templates", unexported=unexported, late=late
+    )
+    if args.package:
+        render.write_if_changed(args.package / "_generated" / "exports.py", text)
+    print(f"{len(late)} functions come with a backend; exported by no library: {unexported}")
+    return 0
+
+
+def llama_cpp(args: argparse.Namespace) -> Path:
+    """Return the tree to read: the one that was named, or the pinned one."""
+    if args.llama_cpp:
+        return Path(args.llama_cpp).resolve()
+    from ffigen.vendor import ensure_tree
+
+    return ensure_tree(ROOT).path
+
+
+def read_surface() -> dict[str, Any]:
+    """Read headers/surface.toml."""
+    return tomllib.loads((HEADERS / "surface.toml").read_text(encoding="utf-8"))
+
+
+def load_api(tree: Path, surface: dict[str, Any]) -> Api:
+    """Parse the headers of a tree."""
+    from ffigen.parse import read_api
+    from ffigen.preprocess import preprocess
+
+    return read_api(preprocess(HEADERS, tree), HEADERS, tree, surface["omit"])
+
+
+def lock_text(tree: Path) -> str:
+    """Return what headers/api.lock should say for a tree."""
+    from ffigen.layout import measure
+    from ffigen.render import render
+
+    api = load_api(tree, read_surface())
+    values = measure(api, HEADERS, tree)
+    return render("api.lock.j2", api, HEADERS / "templates", values=values)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    main_parser = argparse.ArgumentParser(
+        description="Generate the binding of llama.cpp from its headers."
+    )
+    commands = main_parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function: Any) -> argparse.ArgumentParser:
+        name = function.__name__
+        one = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        one.set_defaults(run=function)
+        return one
+
+    command(vendor).add_argument("--json", action="store_true", help="print path and commit")
+    for function in (generate, lock, check, exports):
+        one = command(function)
+        one.add_argument("--llama-cpp", metavar="DIR", help="a llama.cpp tree (default: the pin)")
+        if function in (generate, exports):
+            one.add_argument("--package", type=Path, metavar="DIR", help="where the Python goes")
+        if function is generate:
+            one.add_argument("--out", type=Path, required=True, metavar="DIR")
+        if function is exports:
+            one.add_argument("--nm", default="nm", help="the program that lists symbols")
+            one.add_argument("libraries", type=Path, nargs="+", metavar="LIBRARY")
+    return main_parser
+
+
+def main() -> int:
+    """Run one command; what goes wrong is one sentence on stderr."""
+    from ffigen.vendor import VendorError
+
+    args = parser().parse_args()
+    try:
+        return int(args.run(args))
+    except VendorError as error:
+        print(f"build_ffi.py: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

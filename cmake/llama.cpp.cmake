@@ -1,0 +1,67 @@
+# llama.cpp from LLAMA_CPP, as shared libraries with backends that are loaded at run time.
+#
+# Every option of llama.cpp's own CMake can be given (CMAKE_ARGS, or -C cmake.define.X=Y); what is set
+# here as a default gives way to it.
+
+set(BUILD_SHARED_LIBS ON)
+set(CMAKE_PLATFORM_NO_VERSIONED_SONAME ON) # a wheel has no symbolic links
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(GGML_BACKEND_DL ON)
+option(GGML_OPENMP "" OFF) # its threads spin: another thread of the process then starves
+option(GGML_CPU_ALL_VARIANTS "" OFF)
+option(LLAMA_OPENSSL "" OFF)
+
+# GGML_NATIVE: ggml refuses it beside GGML_BACKEND_DL, since the score by which a backend is chosen
+# does not know the features then.  A build for this machine has one CPU backend and needs no score, so
+# the flag is given below, to that backend alone.
+if(GGML_CPU_ALL_VARIANTS OR CMAKE_CROSSCOMPILING)
+  option(GGML_NATIVE "" OFF)
+else()
+  option(GGML_NATIVE "" ON)
+endif()
+set(LLAMACFFI_NATIVE ${GGML_NATIVE})
+if(LLAMACFFI_NATIVE)
+  foreach(feature SSE42 AVX AVX2 BMI2 FMA F16C)
+    set(GGML_${feature} OFF)
+  endforeach()
+endif()
+set(GGML_NATIVE OFF)
+
+foreach(part TESTS TOOLS EXAMPLES SERVER APP)
+  set(LLAMA_BUILD_${part} OFF)
+endforeach()
+set(LLAMA_BUILD_COMMON ON) # configured for the reference programs of the tests, not built by default
+set(LLAMA_BUILD_MTMD ON)
+
+# The commit is the pin's; the git repository around the tree is not llama.cpp's.
+set(GIT_EXE "" CACHE FILEPATH "ggml asks git for the commit unless this is empty" FORCE)
+set(LLAMA_BUILD_NUMBER 0)
+
+# C++ exceptions pass through C frames on their way to the guard.
+add_compile_options($<$<COMPILE_LANGUAGE:C>:-fexceptions>)
+# Messages of failed assertions name files: relative to the tree, not to the machine of the build.
+add_compile_options("-fmacro-prefix-map=${LLAMA_CPP}/=")
+set(CMAKE_INSTALL_RPATH "$<IF:$<PLATFORM_ID:Darwin>,@loader_path,$ORIGIN>")
+
+add_subdirectory("${LLAMA_CPP}" llama.cpp EXCLUDE_FROM_ALL)
+
+if(LLAMACFFI_NATIVE AND TARGET ggml-cpu AND NOT MSVC)
+  target_compile_options(ggml-cpu PRIVATE -march=native)
+endif()
+
+get_directory_property(LLAMACFFI_LLAMA_VERSION DIRECTORY "${LLAMA_CPP}" DEFINITION LLAMA_VERSION)
+get_directory_property(LLAMACFFI_GGML_VERSION DIRECTORY "${LLAMA_CPP}/ggml" DEFINITION GGML_VERSION)
+
+# What the package ships.
+set(LLAMACFFI_LIBRARIES llama ggml ggml-base mtmd)
+foreach(backend ${GGML_AVAILABLE_BACKENDS})
+  if(TARGET ${backend})
+    list(APPEND LLAMACFFI_LIBRARIES ${backend})
+  endif()
+endforeach()
+
+# The programs that the tests compare with: `cmake --build DIR --target llamacffi-reference`.
+if(EXISTS "${LLAMA_CPP}/tools/completion/CMakeLists.txt")
+  add_subdirectory("${LLAMA_CPP}/tools/completion" llama.cpp/tools/completion EXCLUDE_FROM_ALL)
+  add_custom_target(llamacffi-reference DEPENDS llama-completion)
+endif()

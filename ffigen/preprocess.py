@@ -1,0 +1,204 @@
+"""Headers to plain C text: the macros expanded, the comments located.
+
+The C preprocessor does the work.  Its output loses two things that the generator needs: the macros
+that are constants, which it is told to print too, and the comments, which are found again in the
+headers by line number.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# Where the public headers lie in a llama.cpp tree.
+INCLUDE_DIRS = ("include", "ggml/include", "tools/mtmd")
+
+
+class PreprocessError(Exception):
+    """The C preprocessor could not read the headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Macro:
+    """One ``#define`` of a public header."""
+
+    name: str
+    header: str
+    line: int
+    has_parameters: bool
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the preprocessor made of the headers."""
+
+    text: str
+    """C with line markers, nothing left of macros."""
+    macros: tuple[Macro, ...]
+    headers: tuple[Path, ...]
+    """The public headers that were read, in order; the stand-ins for libc are not among them."""
+
+
+def include_paths(llama_cpp: Path) -> tuple[Path, ...]:
+    """Return the directories of a llama.cpp tree that hold public headers."""
+    return tuple(llama_cpp / directory for directory in INCLUDE_DIRS)
+
+
+def preprocess(headers: Path, llama_cpp: Path) -> Source:
+    """Run the C preprocessor over ``headers/upstream.h``.
+
+    Args:
+        headers: The project's ``headers/`` directory.
+        llama_cpp: A llama.cpp source tree.
+
+    Raises:
+        PreprocessError: There is no C compiler, or it rejects the headers.
+    """
+    libc = headers / "libc"
+    text = run_preprocessor(
+        headers / "upstream.h",
+        ["-dD", "-nostdinc", "-include", str(libc / "attributes.h")],
+        [libc, headers, *include_paths(llama_cpp)],
+    )
+    code: list[str] = []
+    macros: dict[str, Macro] = {}
+    files: dict[Path, None] = {}
+    for line, where, number in located_lines(text):
+        public = where.suffix == ".h" and libc not in where.parents and where.is_absolute()
+        if public:
+            files[where] = None
+        if line.startswith("#define ") and public:
+            macro = read_define(line, where.name, number)
+            macros[macro.name] = macro
+        if line.startswith(("#define ", "#undef ")):
+            line = ""
+        code.append(line)
+    return Source("\n".join(code), tuple(macros.values()), tuple(files))
+
+
+def compiler_command() -> list[str]:
+    """Return the C compiler to run: ``$CC``, which may have arguments, or ``cc``."""
+    compiler = os.environ.get("CC", "cc")
+    return [compiler] if shutil.which(compiler) else shlex.split(compiler)
+
+
+def run_preprocessor(source: Path, flags: list[str], include: list[Path]) -> str:
+    """Return what ``cc -E`` prints for ``source``."""
+    compiler = compiler_command()
+    command = [*compiler, "-E", *flags, *(f"-I{path}" for path in include), str(source)]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise PreprocessError(
+            f"no C compiler: {compiler[0]!r} not found; install gcc or clang, or set CC"
+        ) from error
+    if result.returncode:
+        raise PreprocessError(f"the C preprocessor failed:\n{result.stderr.strip()}")
+    return result.stdout
+
+
+def located_lines(text: str) -> Iterator[tuple[str, Path, int]]:
+    """Yield each line of preprocessor output with the file and line that it comes from."""
+    where, number = Path(), 0
+    for line in text.splitlines():
+        if line.startswith("# "):
+            _, marker, name = line.split(" ", 2)
+            where, number = Path(name[1 : name.rindex('"')]), int(marker) - 1
+        else:
+            number += 1
+        yield line, where, number
+
+
+def read_define(line: str, header: str, number: int) -> Macro:
+    """Read a ``#define`` as the preprocessor prints it: one space after the name, none before ``(``."""
+    name, _, body = line.removeprefix("#define ").partition(" ")
+    bare, parenthesis, _ = name.partition("(")
+    return Macro(bare, header, number, bool(parenthesis), body.strip())
+
+
+def expand(headers: Path, llama_cpp: Path, names: list[str]) -> list[str]:
+    """Return what each of the macros ``names`` expands to in the end."""
+    marker = "llamacffi_expanded"
+    probe = "".join(f"{marker} {name}\n" for name in names)
+    result = subprocess.run(
+        [
+            *compiler_command(),
+            *("-E", "-P", "-nostdinc", "-include", str(headers / "libc" / "attributes.h")),
+            *(f"-I{path}" for path in (headers / "libc", headers, *include_paths(llama_cpp))),
+            *("-include", str(headers / "upstream.h"), "-xc", "-"),
+        ],
+        input=probe,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in result.stdout.splitlines() if line.startswith(marker)]
+    return [line.removeprefix(marker).strip() for line in lines]
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """A comment, or several ``//`` lines that belong together."""
+
+    first: int
+    last: int
+    text: str
+    alone: bool
+    """Nothing but the comment stands on its lines."""
+
+
+def find_comments(text: str) -> list[Comment]:
+    """Locate the comments of a C file; adjoining ``//`` lines are one comment."""
+    merged: list[Comment] = []
+    for comment in scan_comments(text):
+        before = merged[-1] if merged else None
+        if before and before.alone and comment.alone and before.last + 1 == comment.first:
+            text = f"{before.text}\n{comment.text}"
+            merged[-1] = Comment(before.first, comment.last, text, alone=True)
+        else:
+            merged.append(comment)
+    return merged
+
+
+def scan_comments(text: str) -> Iterator[Comment]:
+    """Yield the comments of a C file one by one, skipping string and character literals."""
+    position, line, line_start = 0, 1, 0
+    while position < len(text):
+        char = text[position]
+        if char == "\n":
+            position, line, line_start = position + 1, line + 1, position + 1
+        elif char in "\"'":
+            position = literal_end(text, position)
+        elif text.startswith(("//", "/*"), position):
+            is_line = text[position + 1] == "/"
+            end = text.find("\n" if is_line else "*/", position + 2)
+            stop = len(text) if end < 0 else end if is_line else end + 2
+            body = text[position:stop]
+            alone = not text[line_start:position].strip()
+            yield Comment(line, line + body.count("\n"), strip_marks(body), alone)
+            line += body.count("\n")
+            position = stop
+        else:
+            position += 1
+
+
+def literal_end(text: str, start: int) -> int:
+    """Return the position after the literal that opens at ``start``, or after a lone quote."""
+    quote, position = text[start], start + 1
+    while position < len(text) and text[position] not in (quote, "\n"):
+        position += 2 if text[position] == "\\" else 1
+    return position + 1 if position < len(text) and text[position] == quote else position
+
+
+def strip_marks(comment: str) -> str:
+    """Return the words of a comment without its slashes and stars."""
+    if comment.startswith("//"):
+        return comment.lstrip("/").removeprefix("<").strip()
+    lines = comment.removeprefix("/*").removesuffix("*/").splitlines()
+    return "\n".join(line.strip().lstrip("*").strip() for line in lines).strip()

@@ -1,0 +1,168 @@
+"""`Api` to the files that are generated from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import cffi
+from cffi import recompiler
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from . import api as model
+from .api import Api
+from .names import py_class, py_member
+from .typing import Annotations, docstring, parameter_name
+
+OWN_HEADER = "llamacffi.h"
+
+
+def environment(templates: Path, api: Api, names: Mapping[str, str]) -> Environment:
+    """Return the jinja2 environment: a name that a template misspells is an error."""
+    env = Environment(
+        loader=FileSystemLoader(templates),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    annotations = Annotations(api)
+    env.globals.update(api=api, annotations=annotations)
+    env.filters.update(
+        argument=annotations.argument,
+        c_value=lambda name: annotations.value(model.Name(name.replace("_", " ", 1))),
+        declare=model.declare,
+        declare_field=model.declare_field,
+        docstring=docstring,
+        flat_fields=lambda fields: list(model.flat_fields(fields)),
+        function_doc=function_doc,
+        kind=lambda one: type(one).__name__,
+        param_kind=lambda type_: param_kind(annotations, type_, names),
+        param_type=lambda type_: param_type(annotations, type_, names),
+        parameter_name=parameter_name,
+        py_class=lambda name: py_class(name, names),
+        py_member=py_member,
+        value=annotations.value,
+    )
+    return env
+
+
+def param_kind(annotations: Annotations, type_: model.Type, names: Mapping[str, str]) -> str:
+    """Name the kind of a parameter field; an enum by its Python class."""
+    kind = annotations.parameter_kind(type_)
+    return py_class(kind.removeprefix("enum:"), names) if kind.startswith("enum:") else kind
+
+
+def param_type(annotations: Annotations, type_: model.Type, names: Mapping[str, str]) -> str:
+    """Annotate a parameter field: an enum may be given by member, number or name."""
+    kind = param_kind(annotations, type_, names)
+    plain = {"bool": "bool", "int": "int", "float": "float"}
+    if kind in ("pointer", "struct"):
+        return "CData"
+    return plain.get(kind) or f"enums.{kind} | int | str"
+
+
+def function_doc(function: model.Function) -> str:
+    """Return what the header says of a function, its C declaration first."""
+    lines = [f"``{model.declare(function.type, function.name)}``", function.origin.doc]
+    if function.deprecated is not None:
+        lines.append(f"Deprecated: {function.deprecated}")
+    return "\n\n".join(filter(None, lines))
+
+
+def render(
+    template: str, api: Api, templates: Path, names: Mapping[str, str] | None = None, **more: object
+) -> str:
+    """Render one template."""
+    return environment(templates, api, names or {}).get_template(template).render(**more)
+
+
+def guarded(api: Api) -> list[model.Function]:
+    """Return the functions that get a guard: upstream's, but for the variadic ones.
+
+    C++ cannot pass on the arguments of a variadic function, and CFFI calls those through libffi.
+    """
+    return [
+        one
+        for one in api.functions
+        if not one.type.variadic and one.origin.header != OWN_HEADER
+    ]
+
+
+def module_source(api: Api, headers: Path) -> str:
+    """Return the C source of ``_llama``, as CFFI makes it from the declarations."""
+    templates = headers / "templates"
+    ffi = cffi.FFI()
+    ffi.cdef(render("cdef.h.j2", api, templates))
+    ffi.cdef((headers / "callbacks.h").read_text(encoding="utf-8"))
+    preamble = render("module.c.j2", api, templates, guarded=guarded(api))
+    ffi.set_source("llamacffi._llama", preamble)
+    compiler = recompiler.Recompiler(ffi, "llamacffi._llama")
+    compiler.collect_type_table()
+    compiler.collect_step_tables()
+    text = StringSink()
+    compiler.write_source_to_f(text, preamble)
+    return "".join(text.parts)
+
+
+class StringSink:
+    """The little of a text file that CFFI's recompiler needs."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def write(self, text: str) -> None:
+        """Keep ``text``."""
+        self.parts.append(text)
+
+
+PARAMS_SUFFIX = "_params"
+
+
+def generate(
+    api: Api, headers: Path, out: Path, package: Path, names: Mapping[str, str]
+) -> list[Path]:
+    """Write every generated file.
+
+    Args:
+        api: The model.
+        headers: The project's ``headers/`` directory.
+        out: Directory for what is compiled.
+        package: Directory for the Python that is generated into the package.
+        names: Python names that differ from the rule, by C name.
+
+    Returns:
+        The files whose text changed.
+    """
+    templates = headers / "templates"
+    params = [
+        one for one in api.structs if one.name.endswith(PARAMS_SUFFIX) and one.record.fields
+    ]
+    generated = package / "_generated"
+    texts = {
+        out / "_llama.c": module_source(api, headers),
+        out / "guards.cpp": render("guards.cpp.j2", api, templates, guarded=guarded(api)),
+        package / "_llama.pyi": render("_llama.pyi.j2", api, templates, names),
+        generated / "__init__.py": GENERATED_INIT,
+        generated / "enums.py": render("enums.py.j2", api, templates, names),
+        generated / "constants.py": render("constants.py.j2", api, templates, names),
+        generated / "params.py": render("params.py.j2", api, templates, names, structs=params),
+        generated / "omitted.py": render("omitted.py.j2", api, templates, names),
+    }
+    return [path for path, text in texts.items() if write_if_changed(path, text)]
+
+
+GENERATED_INIT = """\
+# Generated by build_ffi.py from the llama.cpp headers.  Do not edit.
+\"\"\"Python made from llama.cpp's headers.\"\"\"
+"""
+
+
+def write_if_changed(path: Path, text: str) -> bool:
+    """Write ``text`` unless ``path`` holds it already, so that builds stay incremental."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return True

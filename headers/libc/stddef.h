@@ -1,0 +1,5 @@
+/* Stand-in: cffi knows these types, so only their names matter. */
+#pragma once
+typedef unsigned long size_t;
+typedef long ptrdiff_t;
+#define NULL ((void *) 0)

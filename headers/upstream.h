@@ -1,0 +1,12 @@
+/* Every public header that llamacffi binds, in the order in which it is read. */
+#include "ggml.h"
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+#include "ggml-cpu.h"
+#include "ggml-opt.h"
+#include "ggml-rpc.h"
+#include "gguf.h"
+#include "llama.h"
+#include "mtmd.h"
+#include "mtmd-helper.h"
+#include "llamacffi.h"

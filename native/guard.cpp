@@ -1,0 +1,104 @@
+// The state behind the guard, the abort callback that feeds it, and the search for late functions.
+#include "guard.hpp"
+
+#include "ggml.h"
+#include "native.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <dlfcn.h>
+#if defined(__APPLE__)
+#include <mach-o/dyld.h>
+#else
+#include <link.h>
+#endif
+
+__thread struct llamacffi_guard_state llamacffi_guard;
+
+namespace {
+
+// Thrown through llama.cpp by a failed assertion.
+struct AssertionFailed : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// A ggml_abort_callback_t.  If it returns, ggml calls abort().
+void on_abort(const char *message) {
+    if (llamacffi_guard.depth > 0) {
+        throw AssertionFailed(message);
+    }
+    // A thread of ggml's own, or a call that came around the guard: nobody can catch there.
+    std::fprintf(stderr, "%s\n", message);
+    std::fflush(stderr);
+}
+
+// Returns the function if the library at `path` is one of ggml's and has it.
+void *find_in(const std::string &path, const char *function) {
+    const std::string file = path.substr(path.rfind('/') + 1);
+    if (file.compare(0, 7, "libggml") != 0) {
+        return nullptr;
+    }
+    void *library = dlopen(path.c_str(), RTLD_NOLOAD | RTLD_LAZY);
+    if (!library) {
+        return nullptr;
+    }
+    void *found = dlsym(library, function);
+    if (!found) {
+        dlclose(library); // if found, it stays open: the address must outlive an unloaded backend
+    }
+    return found;
+}
+
+#if defined(__APPLE__)
+std::vector<std::string> loaded_libraries() {
+    std::vector<std::string> paths;
+    for (uint32_t i = 0; i < _dyld_image_count(); ++i) {
+        paths.emplace_back(_dyld_get_image_name(i));
+    }
+    return paths;
+}
+#else
+// Only gathers: the loader holds a lock while it calls back, and dlopen wants that and another one.
+std::vector<std::string> loaded_libraries() {
+    std::vector<std::string> paths;
+    dl_iterate_phdr(
+        [](dl_phdr_info *info, size_t, void *data) {
+            static_cast<std::vector<std::string> *>(data)->emplace_back(info->dlpi_name);
+            return 0;
+        },
+        &paths);
+    return paths;
+}
+#endif
+
+} // namespace
+
+namespace llamacffi {
+
+void *find_late(const char *function) {
+    for (const std::string &path : loaded_libraries()) {
+        if (void *found = find_in(path, function)) {
+            return found;
+        }
+    }
+    throw std::runtime_error("no loaded library has this function; if it belongs to a backend, load "
+                             "that first: llamacffi.backend.load()");
+}
+
+void set_failure(const char *function, const char *message) noexcept {
+    std::free(llamacffi_guard.message);
+    llamacffi_guard.function = function;
+    llamacffi_guard.message = strdup(message);
+    if (!llamacffi_guard.message) {
+        std::abort(); // no memory for one line: there is no way to report anything
+    }
+}
+
+void install_abort_callback() { ggml_set_abort_callback(on_abort); }
+
+} // namespace llamacffi

@@ -1,0 +1,30 @@
+/* The guard: what turns a C++ exception or a failed assertion of llama.cpp into a Python exception.
+ *
+ *   lib.f(...)              Python calls what CFFI compiled,
+ *     guarded f             which calls this wrapper (the macro in front of CFFI's C renames the call):
+ *       f                   the wrapper catches what llama.cpp throws and leaves it in `llamacffi_guard`;
+ *   Py_END_ALLOW_THREADS    looks there and raises it.
+ *
+ * GGML_ASSERT does not throw: it calls ggml_abort, which calls our abort callback first, and that one
+ * throws if its thread is inside a guard.  Included by C (the module) and C++ (the wrappers). */
+#pragma once
+
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Per thread, all zero at its start. */
+struct llamacffi_guard_state {
+    int depth;            /* guarded calls from the last Python frame to here: 0 or 1 */
+    const char *function; /* where the failure was caught; static */
+    char *message;        /* malloc'ed, waiting to be raised; NULL if nothing failed */
+};
+
+extern __thread struct llamacffi_guard_state llamacffi_guard
+    __attribute__((visibility("hidden"), tls_model("initial-exec")));
+
+#ifdef __cplusplus
+}
+#endif

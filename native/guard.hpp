@@ -1,0 +1,78 @@
+// The wrapper around one function of llama.cpp; guard.cpp, which is generated, has one line for each.
+#pragma once
+
+#include "guard.h"
+
+#include <exception>
+#if __has_include(<cxxabi.h>)
+#include <cxxabi.h>
+#endif
+
+namespace llamacffi {
+
+// Finds a function of a library that was loaded after us; throws if there is none.
+void *find_late(const char *function);
+
+// Leaves a failure for the Python frame that made the call.
+void set_failure(const char *function, const char *message) noexcept;
+
+struct Enter {
+    Enter() { ++llamacffi_guard.depth; }
+    ~Enter() { --llamacffi_guard.depth; }
+};
+
+template <typename Function, typename Signature> struct Guarded;
+
+template <typename Function, typename Result, typename... Arguments>
+struct Guarded<Function, Result(Arguments...)> {
+    using Pointer = Result (*)(Arguments...);
+
+    static Result call(Arguments... arguments) {
+        if (llamacffi_guard.depth > 0) {
+            return target()(arguments...); // C calls back into C: the guard further out catches
+        }
+        try {
+            Enter enter;
+            return target()(arguments...);
+#if __has_include(<cxxabi.h>)
+        } catch (abi::__forced_unwind &) {
+            throw; // a thread is being ended, which nobody may stop
+#endif
+        } catch (const std::exception &error) {
+            set_failure(Function::name, error.what());
+        } catch (...) {
+            set_failure(Function::name, "an exception of unknown type");
+        }
+        return Result();
+    }
+
+    // The reference to the function is weak: it is null if the function is in a backend, which is
+    // loaded at run time, or in no library at all.
+    static Pointer target() {
+        if (Pointer linked = Function::linked()) {
+            return linked;
+        }
+        static Pointer late = nullptr;
+        if (!late) {
+            late = reinterpret_cast<Pointer>(find_late(Function::name));
+        }
+        return late;
+    }
+};
+
+} // namespace llamacffi
+
+// Defines `llamacffi_guarded_f`, a constant that points to the wrapper of f.
+#define LLAMACFFI_GUARD(f)                                                                         \
+    extern "C" decltype(f) f __attribute__((weak));                                                \
+    namespace {                                                                                    \
+    struct guard_of_##f {                                                                          \
+        static constexpr const char *name = #f;                                                    \
+        static decltype(&::f) linked() { return &::f; }                                            \
+    };                                                                                             \
+    }                                                                                              \
+    extern "C" {                                                                                   \
+    extern decltype(&::f) const llamacffi_guarded_##f __attribute__((visibility("hidden")));       \
+    decltype(&::f) const llamacffi_guarded_##f =                                                   \
+        llamacffi::Guarded<guard_of_##f, decltype(::f)>::call;                                     \
+    }

@@ -1,0 +1,32 @@
+// The small functions of llamacffi.h.  The LLAMACFFI_BUILT_* macros come from CMakeLists.txt.
+#include "llamacffi.h"
+#include "native.hpp"
+
+#include <atomic>
+
+static_assert(sizeof(std::atomic<int32_t>) == sizeof(int32_t), "the flag is a plain int32 to Python");
+
+namespace {
+
+std::atomic<int32_t> &atomic_of(llamacffi_abort_flag *flag) {
+    return *reinterpret_cast<std::atomic<int32_t> *>(&flag->requested);
+}
+
+} // namespace
+
+const char *llamacffi_built_commit(void) { return LLAMACFFI_BUILT_COMMIT; }
+const char *llamacffi_built_llama_version(void) { return LLAMACFFI_BUILT_LLAMA_VERSION; }
+const char *llamacffi_built_ggml_version(void) { return LLAMACFFI_BUILT_GGML_VERSION; }
+
+void llamacffi_install(void) {
+    llamacffi::install_log_callbacks();
+    llamacffi::install_abort_callback();
+}
+
+void llamacffi_abort_set(llamacffi_abort_flag *flag, bool requested) {
+    atomic_of(flag).store(requested, std::memory_order_relaxed);
+}
+
+bool llamacffi_abort_requested(void *flag) {
+    return atomic_of(static_cast<llamacffi_abort_flag *>(flag)).load(std::memory_order_relaxed) != 0;
+}

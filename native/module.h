@@ -1,0 +1,56 @@
+/* Stands in front of the C that CFFI generates for `_llama`: the Python half of the guard. */
+#pragma once
+
+#include <Python.h>
+
+#include "guard.h"
+
+/* A CFFI function with pointer arguments has a local variable of this name; in the others the hook
+ * below finds this one. */
+static struct _cffi_freeme_s *const large_args_free = NULL;
+
+static PyObject *llamacffi_raise(void);
+
+/* CFFI ends every call with this macro: raise what the guard caught, and do not look at the result. */
+#undef Py_END_ALLOW_THREADS
+#define Py_END_ALLOW_THREADS                                                                       \
+    PyEval_RestoreThread(_save);                                                                   \
+    }                                                                                              \
+    if (__builtin_expect(llamacffi_guard.message != NULL, 0)) {                                    \
+        if (large_args_free != NULL) {                                                             \
+            _cffi_free_array_arguments(large_args_free);                                           \
+        }                                                                                          \
+        return llamacffi_raise();                                                                  \
+    }
+
+/* Python called from C starts anew: its calls into llama.cpp have guards of their own, and an
+ * exception must not be thrown through its frames. */
+static void llamacffi_call_python(struct _cffi_externpy_s *trampoline, char *arguments) {
+    int depth = llamacffi_guard.depth;
+    llamacffi_guard.depth = 0;
+    _cffi_call_python(trampoline, arguments);
+    llamacffi_guard.depth = depth;
+}
+#undef _cffi_call_python
+#define _cffi_call_python llamacffi_call_python
+
+/* Raises llamacffi.errors.NativeError; the class is made in Python, so that it may carry the log. */
+static PyObject *llamacffi_raise(void) {
+    const char *function = llamacffi_guard.function;
+    char *message = llamacffi_guard.message;
+    PyObject *errors, *error = NULL;
+
+    llamacffi_guard.message = NULL;
+    errors = PyImport_ImportModule("llamacffi.errors");
+    if (errors != NULL) {
+        error = PyObject_CallMethod(errors, "native_error", "ss#", function, message,
+                                    (Py_ssize_t)strlen(message));
+        Py_DECREF(errors);
+    }
+    if (error != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
+    }
+    free(message);
+    return NULL;
+}
