@@ -1,10 +1,10 @@
 """Command line of the generator; the work is in ffigen/.
 
-    python build_ffi.py vendor      fetch the llama.cpp that vendor/llama.toml pins
-    python build_ffi.py generate    headers -> C and Python
-    python build_ffi.py lock        write headers/api.lock
-    python build_ffi.py check       is headers/api.lock fresh?
-    python build_ffi.py exports     which functions do the linked libraries export?
+python build_ffi.py vendor      fetch the llama.cpp that vendor/llama.toml pins
+python build_ffi.py generate    headers -> C and Python
+python build_ffi.py lock        write headers/api.lock
+python build_ffi.py check       is headers/api.lock fresh?
+python build_ffi.py exports     which functions do the linked libraries export?
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def llama_cpp(args: argparse.Namespace) -> Path:
 
 def read_surface() -> dict[str, Any]:
     """Read headers/surface.toml."""
-    return tomllib.loads((HEADERS / "surface.toml").read_text(encoding="utf-8"))
+    surface: dict[str, Any] = tomllib.loads((HEADERS / "surface.toml").read_text("utf-8"))
+    return surface
 
 
 def load_api(tree: Path, surface: dict[str, Any]) -> Api:

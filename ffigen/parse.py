@@ -7,6 +7,8 @@ something out in silence is worse than none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +75,30 @@ def read_api(
         if kept is one:
             seen.pop(key, None)  # a definition stands where the headers have it, not its forward
         seen[key] = kept
-    return Api(tuple(seen.values()), omitted)
+    return Api((*undeclared(list(seen.values())), *seen.values()), omitted)
+
+
+def undeclared(declarations: list[Declaration]) -> list[Struct]:
+    """Return the structs that the headers only point to; in C, that declares them."""
+    declared = {one.name for one in declarations if isinstance(one, Struct)}
+    tags = {tag.name: tag for one in declarations for tag in tags_of(one)}
+    return [
+        Struct(name, Record(tag.kind, None), Origin("", 0))
+        for name, tag in tags.items()
+        if tag.kind != "enum" and name not in declared
+    ]
+
+
+def tags_of(node: object) -> Iterator[Tag]:
+    """Yield the tags in a declaration, or in any part of one."""
+    if isinstance(node, Tag):
+        yield node
+    elif isinstance(node, tuple):
+        for one in node:
+            yield from tags_of(one)
+    elif is_dataclass(node):
+        for part in dataclass_fields(node):
+            yield from tags_of(getattr(node, part.name))
 
 
 def merge(old: Declaration, new: Declaration) -> Declaration:
@@ -131,9 +156,7 @@ class Reader:
             case _:
                 raise unknown(node, type(node).__name__)
 
-    def typedef(
-        self, node: c_ast.Typedef, name: str, type_: c_ast.Node
-    ) -> Iterator[Declaration]:
+    def typedef(self, node: c_ast.Typedef, name: str, type_: c_ast.Node) -> Iterator[Declaration]:
         """Yield a typedef, and the struct or enum that it defines on the way."""
         match type_:
             case c_ast.TypeDecl(type=c_ast.Struct() | c_ast.Union() as record) if record.decls:
@@ -191,10 +214,8 @@ class Reader:
         """Read an enum; its values are left to the C compiler."""
         values = node.values.enumerators if node.values else ()
         members = tuple(Enumerator(one.name, self.origin(one).doc) for one in values)
-        flags = any(isinstance(one.value, c_ast.BinaryOp) and one.value.op == "<<" for one in values)
-        return Enum(
-            node.name or typedef_name, members, self.origin(node), bool(node.name), flags
-        )
+        flags = any(getattr(one.value, "op", "") == "<<" for one in values)
+        return Enum(node.name or typedef_name, members, self.origin(node), bool(node.name), flags)
 
     def type(self, node: c_ast.Node) -> Type:
         """Read a type."""

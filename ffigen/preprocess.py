@@ -116,7 +116,7 @@ def located_lines(text: str) -> Iterator[tuple[str, Path, int]]:
 
 
 def read_define(line: str, header: str, number: int) -> Macro:
-    """Read a ``#define`` as the preprocessor prints it: one space after the name, none before ``(``."""
+    """Read a ``#define`` as the preprocessor prints it: a space after name and parameters."""
     name, _, body = line.removeprefix("#define ").partition(" ")
     bare, parenthesis, _ = name.partition("(")
     return Macro(bare, header, number, bool(parenthesis), body.strip())

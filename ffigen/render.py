@@ -84,9 +84,7 @@ def guarded(api: Api) -> list[model.Function]:
     C++ cannot pass on the arguments of a variadic function, and CFFI calls those through libffi.
     """
     return [
-        one
-        for one in api.functions
-        if not one.type.variadic and one.origin.header != OWN_HEADER
+        one for one in api.functions if not one.type.variadic and one.origin.header != OWN_HEADER
     ]
 
 
@@ -136,9 +134,7 @@ def generate(
         The files whose text changed.
     """
     templates = headers / "templates"
-    params = [
-        one for one in api.structs if one.name.endswith(PARAMS_SUFFIX) and one.record.fields
-    ]
+    params = [one for one in api.structs if one.name.endswith(PARAMS_SUFFIX) and one.record.fields]
     generated = package / "_generated"
     texts = {
         out / "_llama.c": module_source(api, headers),

@@ -1,7 +1,8 @@
 """C types to Python annotations: for the stub of ``_llama`` and for the parameter TypedDicts.
 
-In the stub a struct is a class of its name and a pointer to it a class of its name with ``_p``; a
-pointer to a number is named after the number.  So a type checker tells them all apart.
+In the stub the struct X is the class ``struct_X``, since functions may have the same name, and a
+pointer to it is ``X_p``; a pointer to a number is named after the number.  So a type checker tells
+them all apart.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import keyword
 from collections.abc import Iterator
 
-from .api import Api, Array, FunctionType, Inline, Name, Pointer, Tag, Type
+from .api import Api, Array, FunctionType, Name, Pointer, Tag, Type
 
 INTEGERS = frozenset(
-    """char_ signed_char unsigned_char short unsigned_short int unsigned unsigned_int long
-    unsigned_long long_long unsigned_long_long int8_t int16_t int32_t int64_t uint8_t uint16_t
-    uint32_t uint64_t size_t ptrdiff_t intptr_t uintptr_t""".split()
+    {
+        *("signed_char", "unsigned_char", "short", "unsigned_short", "int", "unsigned_int"),
+        *("long", "unsigned_long", "long_long", "unsigned_long_long"),
+        *("int8_t", "int16_t", "int32_t", "int64_t", "intptr_t", "ptrdiff_t"),
+        *("uint8_t", "uint16_t", "uint32_t", "uint64_t", "uintptr_t", "size_t"),
+    }
 )
 FLOATS = frozenset({"float", "double"})
 
@@ -45,11 +49,11 @@ class Annotations:
             case Name(name=name) if name in FLOATS:
                 return "float"
             case Name(name=name) if name in self.records:
-                return name
+                return f"struct_{name}"
             case Name() | Tag(kind="enum"):
                 return "int"
             case Tag(name=name):
-                return name
+                return f"struct_{name}"
             case Pointer(to=to) | Array(of=to):
                 return self.pointer(to)
             case FunctionType():
@@ -105,7 +109,7 @@ class Annotations:
 
     def pointee_names(self) -> list[str]:
         """Return the number types that get a pointer class, as C names them."""
-        return sorted(INTEGERS - {"char_"}) + sorted(FLOATS) + ["bool"]
+        return sorted(INTEGERS) + sorted(FLOATS) + ["bool"]
 
     def parameter_kind(self, type_: Type) -> str:
         """Name the kind of a parameter field: bool, int, float, pointer, struct, or enum:NAME."""

@@ -1,1 +1,110 @@
-"""llama.cpp."""
+"""llama.cpp for Python, generated from its headers.
+
+`Model` loads a GGUF file, `Context` computes with it, `SamplerChain` chooses tokens, and `generate`
+puts them together.  `lib` and `ffi` are llama.cpp's whole C API, each call guarded.
+
+Names are imported on first use; importing the package only loads the compiled module and checks
+that it fits the libraries that came with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._ffi import ffi as ffi
+from ._ffi import lib as lib
+
+if TYPE_CHECKING:
+    from . import backend as backend
+    from . import demo as demo
+    from . import log as log
+    from ._generated import constants as constants
+    from ._generated import enums as enums
+    from ._generated.params import ContextParams as ContextParams
+    from ._generated.params import ModelParams as ModelParams
+    from ._generated.params import QuantizeParams as QuantizeParams
+    from .backend import Device as Device
+    from .backend import cpu_features as cpu_features
+    from .backend import devices as devices
+    from .backend import system_info as system_info
+    from .batch import Batch as Batch
+    from .context import Context as Context
+    from .errors import AbortedError as AbortedError
+    from .errors import ArgumentError as ArgumentError
+    from .errors import BackendUnavailableError as BackendUnavailableError
+    from .errors import BusyError as BusyError
+    from .errors import ClosedError as ClosedError
+    from .errors import ContextError as ContextError
+    from .errors import ContextFullError as ContextFullError
+    from .errors import DecodeError as DecodeError
+    from .errors import ForkError as ForkError
+    from .errors import InvalidBatchError as InvalidBatchError
+    from .errors import LlamaError as LlamaError
+    from .errors import LoadError as LoadError
+    from .errors import ModelNotFoundError as ModelNotFoundError
+    from .errors import NativeError as NativeError
+    from .errors import TokenizeError as TokenizeError
+    from .errors import UnsupportedError as UnsupportedError
+    from .generation import Generation as Generation
+    from .generation import Token as Token
+    from .generation import generate as generate
+    from .memory import Memory as Memory
+    from .model import Model as Model
+    from .sampling import Dist as Dist
+    from .sampling import Greedy as Greedy
+    from .sampling import MinP as MinP
+    from .sampling import Penalties as Penalties
+    from .sampling import Sampler as Sampler
+    from .sampling import SamplerChain as SamplerChain
+    from .sampling import Temp as Temp
+    from .sampling import TopK as TopK
+    from .sampling import TopP as TopP
+    from .vocab import Vocab as Vocab
+
+# Module -> the public names that it has.  A test compares this with the imports above.
+_NAMES = {
+    "_generated.params": "ContextParams ModelParams QuantizeParams",
+    "backend": "Device cpu_features devices system_info",
+    "batch": "Batch",
+    "context": "Context",
+    "errors": (
+        "AbortedError ArgumentError BackendUnavailableError BusyError ClosedError ContextError "
+        "ContextFullError DecodeError ForkError InvalidBatchError LlamaError LoadError "
+        "ModelNotFoundError NativeError TokenizeError UnsupportedError"
+    ),
+    "generation": "Generation Token generate",
+    "memory": "Memory",
+    "model": "Model",
+    "sampling": "Dist Greedy MinP Penalties Sampler SamplerChain Temp TopK TopP",
+    "vocab": "Vocab",
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
+_MODULES = {
+    "backend": "backend",
+    "constants": "_generated.constants",
+    "demo": "demo",
+    "enums": "_generated.enums",
+    "log": "log",
+}
+
+__all__ = sorted([*_HOMES, *_MODULES, "ffi", "lib"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("llamacffi")
+    if name in _MODULES:
+        value: Any = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

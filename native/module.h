@@ -34,23 +34,26 @@ static void llamacffi_call_python(struct _cffi_externpy_s *trampoline, char *arg
 #undef _cffi_call_python
 #define _cffi_call_python llamacffi_call_python
 
-/* Raises llamacffi.errors.NativeError; the class is made in Python, so that it may carry the log. */
+/* Raises what llamacffi.log.native_error returns: made in Python, so that it may carry the log. */
 static PyObject *llamacffi_raise(void) {
     const char *function = llamacffi_guard.function;
     char *message = llamacffi_guard.message;
-    PyObject *errors, *error = NULL;
+    PyObject *log = NULL, *text = NULL, *error = NULL;
 
     llamacffi_guard.message = NULL;
-    errors = PyImport_ImportModule("llamacffi.errors");
-    if (errors != NULL) {
-        error = PyObject_CallMethod(errors, "native_error", "ss#", function, message,
-                                    (Py_ssize_t)strlen(message));
-        Py_DECREF(errors);
+    text = PyUnicode_DecodeUTF8(message, (Py_ssize_t)strlen(message), "replace");
+    free(message);
+    if (text != NULL) {
+        log = PyImport_ImportModule("llamacffi.log");
+    }
+    if (log != NULL) {
+        error = PyObject_CallMethod(log, "native_error", "sO", function, text);
     }
     if (error != NULL) {
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-        Py_DECREF(error);
     }
-    free(message);
+    Py_XDECREF(error);
+    Py_XDECREF(log);
+    Py_XDECREF(text);
     return NULL;
 }

@@ -1,0 +1,104 @@
+"""Keyword arguments to the fields of a parameter struct, checked before C sees them."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ._ffi import ffi
+from .errors import ArgumentError
+
+
+def fill(struct: Any, name: str, params: Mapping[str, Any], owned: Mapping[str, str]) -> None:
+    """Set the fields of ``struct`` that ``params`` gives; the others keep their defaults.
+
+    Args:
+        struct: The cdata struct, with llama.cpp's defaults in it.
+        name: Its C name, such as ``llama_model_params``.
+        params: Values by field.
+        owned: Fields that the facade sets itself, each with what to use instead.
+
+    Raises:
+        TypeError: A field is unknown, or its value is of another type.
+        ArgumentError: A value is out of range.
+    """
+    from ._generated.params import KINDS
+
+    kinds = KINDS[name]
+    for field, value in params.items():
+        if field not in kinds:
+            raise TypeError(unknown_parameter(field, [one for one in kinds if one not in owned]))
+        if field in owned:
+            raise TypeError(f"{field!r} cannot be given: {owned[field]}")
+        convert = CONVERTERS.get(kinds[field]) or _enum(kinds[field])
+        converted = convert(field, value)
+        try:
+            setattr(struct, field, converted)
+        except OverflowError as error:
+            raise ArgumentError(f"{field}={value!r} is out of range: {error}") from None
+        except TypeError as error:
+            raise TypeError(f"{field}={value!r}: {error}") from None
+
+
+def unknown_parameter(name: str, known: list[str]) -> str:
+    """Return the message for a parameter that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+    return f"unknown parameter {name!r}{hint}"
+
+
+def _bool(field: str, value: Any) -> bool:
+    if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{field} must be True or False, not {value!r}")
+
+
+def _int(field: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{field} must be an integer, not {value!r}") from None
+
+
+def _float(field: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{field} must be a number, not {value!r}") from None
+
+
+def _pointer(field: str, value: Any) -> Any:
+    if value is None:
+        return ffi.NULL
+    if isinstance(value, ffi.CData):
+        return value
+    raise TypeError(f"{field} must be a cdata pointer or None, not {value!r}")
+
+
+def _enum(name: str) -> Callable[[str, Any], int]:
+    """Return the converter for an enum: its members are given by member, number or name."""
+
+    def convert(field: str, value: Any) -> int:
+        from ._generated.enums import ENUMS
+
+        enum = ENUMS[name]
+        try:
+            return int(enum[value.upper()] if isinstance(value, str) else enum(value))
+        except (KeyError, ValueError):
+            names = ", ".join(member.name or "" for member in enum)
+            raise ArgumentError(
+                f"{field}={value!r} is not one of {enum.__name__}: {names}"
+            ) from None
+
+    return convert
+
+
+# By kind; any other kind is the name of an enum.
+CONVERTERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "bool": _bool,
+    "int": _int,
+    "float": _float,
+    "pointer": _pointer,
+}

@@ -1,0 +1,92 @@
+"""Text between Python and C: strings out of buffers, and a stream that is never cut wrongly."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ._ffi import ffi
+
+# Buffers that C fills need not be cleared first.
+new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+def read_bytes(write: Callable[[Any, int], int], size: int = 256) -> bytes:
+    """Call a C function that writes text into a buffer, again if it asks for a larger one.
+
+    Args:
+        write: Gets the buffer and its size; returns the length of the text without its zero.
+        size: Of the first buffer.
+    """
+    buffer = new_uncleared("char[]", size)
+    length = write(buffer, size)
+    if length >= size:
+        buffer = new_uncleared("char[]", length + 1)
+        length = write(buffer, length + 1)
+    return bytes(ffi.buffer(buffer, max(length, 0)))
+
+
+def c_path(path: str | os.PathLike[str]) -> bytes:
+    """Return a path as C's file functions take it."""
+    return os.fsencode(path)
+
+
+class Utf8Stream:
+    """Text out of the pieces of tokens: a character that is cut between two of them waits.
+
+    Bytes that are not UTF-8 become U+FFFD.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, piece: bytes) -> str:
+        """Add bytes and return the characters that are complete."""
+        return self._decoder.decode(piece)
+
+    def finish(self) -> str:
+        """Return what the incomplete rest stands for."""
+        return self._decoder.decode(b"", final=True)
+
+
+class StopFinder:
+    """Finds the first of several strings in a stream, holding back what may be its beginning.
+
+    The string that is complete first wins; of those complete at the same character, the longest.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.match: str | None = None
+        """The string that was found."""
+
+    def feed(self, text: str) -> str:
+        """Add text and return what is certain not to belong to a stop string."""
+        buffer = self._held + text
+        found = [
+            (start + len(stop), start) for stop in self._stops if (start := buffer.find(stop)) >= 0
+        ]
+        if found:
+            end, start = min(found)
+            self.match, self._held = buffer[start:end], ""
+            return buffer[:start]
+        keep = self._beginning(buffer)
+        self._held = buffer[len(buffer) - keep :]
+        return buffer[: len(buffer) - keep]
+
+    def finish(self) -> str:
+        """Return what was held back."""
+        held, self._held = self._held, ""
+        return held
+
+    def _beginning(self, buffer: str) -> int:
+        """Return the length of the longest end of ``buffer`` that begins a stop string."""
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        for length in range(min(longest, len(buffer)), 0, -1):
+            tail = buffer[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,256 @@
+"""A context: where a model computes and what it remembers meanwhile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import backend
+from ._ffi import ffi, lib
+from ._handle import Exclusive, Handle, own
+from ._params import fill
+from ._views import Exports, float_view
+from .errors import AbortedError, ArgumentError, ContextError, NativeError, decode_error
+from .log import drain, with_log
+from .memory import Memory
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from typing_extensions import Unpack
+
+    from ._generated.params import ContextParams
+    from .batch import Batch
+    from .model import Model
+
+# Fields of llama_context_params that `Context` fills itself.
+OWNED = {
+    "abort_callback": "use Context.cancel()",
+    "abort_callback_data": "use Context.cancel()",
+}
+
+
+class Context(Handle):
+    """A place to compute with a `Model`, with memory for its sequences.
+
+    It owns the ``struct llama_context`` and its threads, and keeps the model's weights alive.  It
+    is for one thread at a time: a second one gets `BusyError`.  Only `cancel` may be called from
+    any.
+    """
+
+    __slots__ = ("_abort", "_exports", "_outputs", "exclusive", "kv_unified", "memory", "model")
+
+    model: Model
+    """The model that it computes with."""
+    memory: Memory
+    """The tokens that it remembers."""
+    kv_unified: bool
+    """Whether all sequences share one buffer."""
+
+    def __init__(self, model: Model, **params: Unpack[ContextParams]) -> None:
+        """Create a context.  It is closed when ``model`` is.
+
+        Args:
+            model: The model.
+            **params: Fields of ``llama_context_params``; llama.cpp's defaults for the others, but
+                for ``n_threads`` and ``n_threads_batch``: the number of physical cores, since
+                llama.cpp's default does not know the machine.  ``n_ctx=0`` is the length that the
+                model was trained with.
+
+        Raises:
+            ArgumentError: A value is out of range.
+            ContextError: llama.cpp cannot create it, for example for lack of memory.
+
+        Source: ``llama_init_from_model``, ``llama_attach_threadpool``.
+        """
+        struct = ffi.new("struct llama_context_params *")
+        struct[0] = lib.llama_context_default_params()
+        struct.n_threads = params.get("n_threads", backend.physical_cores())
+        struct.n_threads_batch = params.get("n_threads_batch", struct.n_threads)
+        fill(struct, "llama_context_params", params, OWNED)
+        _check_params(struct)
+        self._abort = ffi.new("struct llamacffi_abort_flag *")
+        struct.abort_callback = lib.llamacffi_abort_requested
+        struct.abort_callback_data = self._abort
+        pool = backend.new_threadpool(max(struct.n_threads, struct.n_threads_batch))
+        ptr = _create(model, struct)
+        # C reads the flag, the pool and the model's weights until the context is freed.
+        super().__init__(own(ptr, lib.llama_free, model.ptr, self._abort, pool), parent=model)
+        lib.llama_attach_threadpool(ptr, pool, pool)
+        self.model = model
+        self.memory = Memory(self)
+        self.kv_unified = bool(struct.kv_unified)
+        self.exclusive = Exclusive("Context")
+        self._exports = Exports()
+        self._outputs: npt.NDArray[np.bool_] | None = None
+        drain()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"n_ctx={self.n_ctx}"
+        return f"<Context of {self.model!r}, {state}>"
+
+    @property
+    def n_ctx(self) -> int:
+        """How many tokens it can remember, over all sequences.  Source: ``llama_n_ctx``."""
+        return int(lib.llama_n_ctx(self.ptr))
+
+    @property
+    def n_ctx_seq(self) -> int:
+        """How many tokens one sequence can have.  Source: ``llama_n_ctx_seq``."""
+        return int(lib.llama_n_ctx_seq(self.ptr))
+
+    @property
+    def n_batch(self) -> int:
+        """How many tokens one batch can have.  Source: ``llama_n_batch``."""
+        return int(lib.llama_n_batch(self.ptr))
+
+    @property
+    def n_ubatch(self) -> int:
+        """How many tokens are computed at once.  Source: ``llama_n_ubatch``."""
+        return int(lib.llama_n_ubatch(self.ptr))
+
+    @property
+    def n_seq_max(self) -> int:
+        """How many sequences it can have.  Source: ``llama_n_seq_max``."""
+        return int(lib.llama_n_seq_max(self.ptr))
+
+    def decode(self, batch: Batch) -> None:
+        """Compute a batch of tokens and remember them.
+
+        The outputs that the batch asks for can be read until the next call.
+
+        Args:
+            batch: 1 to `n_batch` tokens.
+
+        Raises:
+            ArgumentError: The batch does not fit this context; nothing was computed.
+            InvalidBatchError: llama.cpp rejected it, for example for positions that do not follow
+                those in memory; memory is unchanged.
+            ContextFullError: There is no room in memory; memory is unchanged.
+            AbortedError: `cancel` was called; micro-batches that were finished stay in memory:
+                `Memory.pos_max` tells.
+            DecodeError: The computation failed; as with `AbortedError`.
+            BufferError: An array of `logits_view` is alive.
+            BusyError: Another thread is using the context.
+
+        Source: ``llama_decode``.
+        """
+        ptr = self.ptr
+        with self.exclusive:
+            self._exports.check_none()
+            n = len(batch)
+            if not 1 <= n <= lib.llama_n_batch(ptr):
+                raise ArgumentError(f"{n} tokens are not in 1 to n_batch={self.n_batch}")
+            batch.check(len(self.model.vocab), lib.llama_n_seq_max(ptr))
+            self._outputs = None
+            self._check_cancelled()
+            code = lib.llama_decode(ptr, batch.ptr[0])
+            if code:
+                lib.llamacffi_abort_set(self._abort, False)
+                raise with_log(decode_error(code))
+            self._outputs = batch.outputs()
+        drain()
+
+    def cancel(self) -> None:
+        """Make the computation that is running, or else the next one, raise `AbortedError`.
+
+        Any thread may call it.  On the CPU it takes effect within a node of the compute graph.
+        """
+        lib.llamacffi_abort_set(self._abort, True)
+
+    def logits(
+        self, i: int = -1, *, out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the scores of every token to come after one token of the last batch.
+
+        Args:
+            i: Index into the batch decoded last, in tokens; -1 is the last output.
+            out: Array to fill, float32, C-contiguous, shape ``[n_vocab]``.  New if omitted.
+
+        Returns:
+            ``[n_vocab]`` float32, log-odds, not normalised.  The caller's own copy: later calls do
+            not change it.  See `logits_view` to avoid the copy.
+
+        Raises:
+            IndexError: Token ``i`` was added without an output.
+            ArgumentError: ``out`` does not fit.
+
+        Source: ``llama_get_logits_ith``.
+        """
+        import numpy as np
+
+        n_vocab = len(self.model.vocab)
+        if out is None:
+            out = np.empty(n_vocab, np.float32)
+        elif out.shape != (n_vocab,) or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise ArgumentError(
+                f"out must be a contiguous float32 array of shape ({n_vocab},), "
+                f"not {out.dtype} of shape {out.shape}"
+            )
+        with self.exclusive:
+            ptr = self.ptr
+            ffi.memmove(ffi.from_buffer(out), self._logits_ptr(ptr, i), out.nbytes)
+        return out
+
+    def logits_view(self, i: int = -1) -> npt.NDArray[np.float32]:
+        """Return the scores of `logits` without a copy, as a read-only array.
+
+        While it is alive, `decode` raises BufferError, since llama.cpp may move the memory.
+        """
+        with self.exclusive:
+            ptr = self.ptr
+            n_vocab = len(self.model.vocab)
+            return float_view(self._logits_ptr(ptr, i), (n_vocab,), ptr, self._exports)
+
+    def check_output(self, i: int) -> None:
+        """Raise IndexError unless the last batch has an output at index ``i``."""
+        outputs = self._outputs
+        if outputs is None:
+            raise IndexError("there are no outputs: decode a batch first")
+        found = outputs[i] if 0 <= i < len(outputs) else False
+        if i < 0:
+            found = -i <= outputs.sum()
+        if not found:
+            raise IndexError(
+                f"no output at index {i}: the last batch had {len(outputs)} tokens, of which "
+                f"{outputs.nonzero()[0].tolist()} have outputs"
+            )
+
+    def _logits_ptr(self, ptr: Any, i: int) -> Any:
+        self.check_output(i)
+        # Through the getter each time: the first one after a decode puts the rows in order.
+        pointer = lib.llama_get_logits_ith(ptr, i)
+        if pointer == ffi.NULL:
+            raise with_log(ContextError(f"llama.cpp has no logits for output {i}"))
+        return pointer
+
+    def _check_cancelled(self) -> None:
+        if self._abort.requested:
+            lib.llamacffi_abort_set(self._abort, False)
+            raise AbortedError("cancelled before the computation began", 2)
+
+
+def _check_params(struct: Any) -> None:
+    """Check what llama.cpp would assert, or fail at without a word."""
+    n_seq_limit = lib.llama_max_parallel_sequences()
+    for name, least, most in (
+        ("n_batch", 1, 2**31 - 1),
+        ("n_ubatch", 1, 2**31 - 1),
+        ("n_ctx", 0, 2**31 - 1),
+        ("n_seq_max", 1, n_seq_limit),
+        ("n_threads", 1, lib.GGML_MAX_N_THREADS),
+        ("n_threads_batch", 1, lib.GGML_MAX_N_THREADS),
+    ):
+        value = getattr(struct, name)
+        if not least <= value <= most:
+            raise ArgumentError(f"{name}={value} is not in {least} to {most}")
+
+
+def _create(model: Model, struct: Any) -> Any:
+    """Create a context and return the pointer that nobody owns yet."""
+    try:
+        ptr = lib.llama_init_from_model(model.ptr, struct[0])
+    except NativeError as error:
+        raise with_log(ContextError(f"cannot create a context: {error}")) from error
+    if ptr == ffi.NULL:
+        raise with_log(ContextError("cannot create a context"))
+    return ptr

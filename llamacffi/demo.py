@@ -1,0 +1,260 @@
+"""The built-in model: made on first use, and so simple that its answers are known.
+
+It has the architecture of a llama, but its weights are set so that it is exactly a bigram model:
+the embedding of a token is a one-hot vector of its *state* (its word), attention and feed-forward
+add zero, and the output matrix holds, for each state, the logarithm of the probability of each next
+token.  So its logits are known in closed form (`log_probabilities`), and tests of samplers,
+grammars and caches can compare with numbers instead of with themselves.
+
+The bigrams are counted in the text below.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._ffi import ffi, lib
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+TEXT = """
+The llama walks over the hill and looks at the river. The river runs down the hill to the sea.
+A small llama sleeps in the shade of the old tree. The old tree stands by the river and waits.
+In the morning the sun comes over the hill, and the llama wakes. The llama eats the green grass.
+The wind sings in the old tree, and the birds sing with the wind. A bird asks the llama a question.
+The llama thinks, looks at the sky, and says nothing. The sky is wide and the night is quiet.
+At night the moon looks at the river, and the river looks at the moon. The small llama dreams.
+It dreams of a hill that walks, of a tree that sings, and of words that come one by one.
+One word follows the next word, as one llama follows the next llama over the hill.
+The words know only the word before them, and the llama knows only the path before it.
+In the evening the llama comes home, and the wind comes with it. The end is near the start.
+"""
+
+# Everything that did not follow in the text shares this probability, so that no logit is infinite.
+UNSEEN = 1e-6
+N_CTX = 2048
+HEAD = 32  # the width of an attention head
+EPSILON = 1e-5  # of the normalisation
+VERSION = 1  # of the file: raise it when the model changes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One token of the vocabulary."""
+
+    text: str
+    score: float
+    type: int
+    state: int
+    """The row of the transition table that it leads to."""
+
+
+def path() -> Path:
+    """Return the file of the model, in the user's cache; it is written on first use."""
+    file = cache_dir() / f"demo-v{VERSION}.gguf"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file)
+    return file
+
+
+def cache_dir() -> Path:
+    """Return the directory for files that can be made again."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "llamacffi"
+
+
+def words() -> list[str]:
+    """Return the text as words: each begins with a blank, but for punctuation."""
+    spaced = TEXT.replace(".", " . ").replace(",", " , ").split()
+    return [word if word in ".," else f" {word}" for word in spaced]
+
+
+@cache
+def vocabulary() -> tuple[Entry, ...]:
+    """Return the tokens: three special ones, the 256 bytes, and the words with their beginnings.
+
+    A tokenizer of this kind builds a word from its first character on, two pieces at a time, so all
+    beginnings of a word must be tokens.  All tokens that are no word lead to the state 0, where a
+    text begins.
+    """
+    lexicon = sorted(set(words()))
+    states = {word: i for i, word in enumerate(lexicon, start=1)}
+    entries = [
+        Entry("<unk>", 0.0, lib.LLAMA_TOKEN_TYPE_UNKNOWN, 0),
+        Entry("<s>", 0.0, lib.LLAMA_TOKEN_TYPE_CONTROL, 0),
+        Entry("</s>", 0.0, lib.LLAMA_TOKEN_TYPE_CONTROL, 0),
+        *(Entry(f"<0x{i:02X}>", 0.0, lib.LLAMA_TOKEN_TYPE_BYTE, 0) for i in range(256)),
+    ]
+    pieces = {word[:n] for word in lexicon for n in range(1, len(word) + 1)}
+    pieces |= {char for word in lexicon for char in word}
+    for piece in sorted(pieces):
+        text = piece.replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")
+        # The longer the better: the pieces of a word are put together left to right.
+        entries.append(
+            Entry(text, float(len(piece)), lib.LLAMA_TOKEN_TYPE_NORMAL, states.get(piece, 0))
+        )
+    return tuple(entries)
+
+
+@cache
+def log_probabilities() -> npt.NDArray[np.float32]:
+    """Return the table behind the model.
+
+    Returns:
+        ``[n_states, n_vocab]`` float32: the logarithm of the probability of each token after each
+        state (`Entry.state`).  The logits of the model after a token are the row of its state.
+    """
+    import numpy as np
+
+    entries = vocabulary()
+    ids = {entry.text: i for i, entry in enumerate(entries)}
+    sequence = [ids[word.replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")] for word in words()]
+    n_states = max(entry.state for entry in entries) + 1
+    counts = [Counter[int]() for _ in range(n_states)]
+    counts[0][sequence[0]] += 1
+    for token, after in zip(sequence, [*sequence[1:], ids["</s>"]], strict=True):
+        counts[entries[token].state][after] += 1
+    table = np.full((n_states, len(entries)), UNSEEN / len(entries))
+    for row, count in zip(table, counts, strict=True):
+        for token, n in count.items():
+            row[token] += (1 - UNSEEN) * n / count.total()
+    logs: npt.NDArray[np.float32] = np.log(table).astype(np.float32)
+    logs.flags.writeable = False
+    return logs
+
+
+def write(file: Path) -> None:
+    """Write the model as a GGUF file, at once or not at all.
+
+    Source: the ``gguf_set_*`` functions and ``gguf_write_to_file``.
+    """
+    handle, temporary = tempfile.mkstemp(suffix=".gguf", dir=file.parent)
+    os.close(handle)
+    try:
+        with _gguf() as gguf, _tensors() as context:
+            _set_metadata(gguf)
+            for name, array in weights().items():
+                _add_tensor(gguf, context, name, array)
+            if not lib.gguf_write_to_file(gguf, os.fsencode(temporary), False):
+                raise OSError(f"cannot write {temporary}")
+        os.replace(temporary, file)
+    except BaseException:  # also if interrupted: leave nothing behind
+        os.unlink(temporary)
+        raise
+
+
+def width() -> int:
+    """Return the width of the model: its states, filled up to whole attention heads."""
+    return math.ceil(len(log_probabilities()) / HEAD) * HEAD
+
+
+def weights() -> dict[str, npt.NDArray[np.float32]]:
+    """Return the tensors, by the names that GGUF has for them; rows are outputs."""
+    import numpy as np
+
+    table, n = log_probabilities(), width()
+    n_states, n_vocab = table.shape
+    embedding = np.zeros((n_vocab, n), np.float32)
+    embedding[range(n_vocab), [entry.state for entry in vocabulary()]] = 1
+    output = np.zeros((n_vocab, n), np.float32)
+    output[:, :n_states] = table.T
+    # A one-hot vector of n numbers is divided by sqrt(1/n + epsilon): undo that.
+    norm = np.full(n, math.sqrt(1 / n + EPSILON), np.float32)
+    zeros, ones = np.zeros((n, n), np.float32), np.ones(n, np.float32)
+    layer = {
+        "attn_norm": ones,
+        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), zeros),
+        "ffn_norm": ones,
+        **dict.fromkeys(("ffn_gate", "ffn_up"), zeros[:HEAD]),
+        "ffn_down": np.zeros((n, HEAD), np.float32),
+    }
+    return {
+        "token_embd.weight": embedding,
+        **{f"blk.0.{name}.weight": array for name, array in layer.items()},
+        "output_norm.weight": norm,
+        "output.weight": output,
+    }
+
+
+def _set_metadata(gguf: Any) -> None:
+    """Set the keys that a llama needs."""
+    texts = {
+        "general.architecture": "llama",
+        "general.name": "llamacffi demo (bigrams)",
+        "tokenizer.ggml.model": "llama",
+    }
+    numbers = {
+        "llama.context_length": N_CTX,
+        "llama.embedding_length": width(),
+        "llama.feed_forward_length": HEAD,
+        "llama.block_count": 1,
+        "llama.attention.head_count": width() // HEAD,
+        "llama.rope.dimension_count": HEAD,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    for name, text in texts.items():
+        lib.gguf_set_val_str(gguf, name.encode(), text.encode())
+    for name, number in numbers.items():
+        lib.gguf_set_val_u32(gguf, name.encode(), number)
+    lib.gguf_set_val_f32(gguf, b"llama.attention.layer_norm_rms_epsilon", EPSILON)
+    entries = vocabulary()
+    pieces = [ffi.new("char[]", entry.text.encode()) for entry in entries]
+    lib.gguf_set_arr_str(gguf, b"tokenizer.ggml.tokens", pieces, len(pieces))
+    for key, kind, array in (
+        (b"tokenizer.ggml.scores", lib.GGUF_TYPE_FLOAT32, [entry.score for entry in entries]),
+        (b"tokenizer.ggml.token_type", lib.GGUF_TYPE_INT32, [entry.type for entry in entries]),
+    ):
+        c_type = "float[]" if kind == lib.GGUF_TYPE_FLOAT32 else "int32_t[]"
+        lib.gguf_set_arr_data(gguf, key, kind, ffi.new(c_type, array), len(array))
+
+
+def _add_tensor(gguf: Any, context: Any, name: str, array: npt.NDArray[np.float32]) -> None:
+    """Copy an array into a tensor; ggml counts dimensions from the innermost."""
+    shape = array.shape[::-1]
+    tensor = lib.ggml_new_tensor(context, lib.GGML_TYPE_F32, len(shape), shape)
+    lib.ggml_set_name(tensor, name.encode())
+    ffi.memmove(lib.ggml_get_data(tensor), ffi.from_buffer(array), array.nbytes)
+    lib.gguf_add_tensor(gguf, tensor)
+
+
+@contextmanager
+def _gguf() -> Iterator[Any]:
+    gguf = lib.gguf_init_empty()
+    try:
+        yield gguf
+    finally:
+        lib.gguf_free(gguf)
+
+
+@contextmanager
+def _tensors() -> Iterator[Any]:
+    """Yield a ggml context with room for the weights."""
+    arrays = weights().values()
+    params = ffi.new("struct ggml_init_params *")
+    overhead = lib.ggml_tensor_overhead() + lib.GGML_MEM_ALIGN
+    params.mem_size = sum(array.nbytes + overhead for array in arrays)
+    context = lib.ggml_init(params[0])
+    try:
+        yield context
+    finally:
+        lib.ggml_free(context)

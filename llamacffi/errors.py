@@ -1,0 +1,124 @@
+"""Exceptions, and the one place where C return codes become them.
+
+Each is a `LlamaError` and the builtin that fits, so that code which knows neither llama.cpp nor
+this package catches the right ones::
+
+    LlamaError
+    ├── ArgumentError (ValueError)          a value that C must not see
+    ├── ClosedError (ValueError)            the object was closed
+    ├── ForkError (RuntimeError)            the object belongs to the parent process
+    ├── BusyError (RuntimeError)            two threads used one object at once
+    ├── NativeError (RuntimeError)          llama.cpp threw, or one of its assertions failed
+    ├── LoadError (OSError)                 a file could not be loaded
+    │   └── ModelNotFoundError (FileNotFoundError)
+    ├── ContextError (RuntimeError)         a context could not be made, or lacks something
+    ├── TokenizeError (ValueError)          text that the vocabulary cannot take
+    ├── UnsupportedError (RuntimeError)     this model or llama.cpp cannot do that
+    ├── BackendUnavailableError (RuntimeError)  no backend for what was asked
+    └── DecodeError (RuntimeError)          decoding failed; finished micro-batches stay
+        ├── InvalidBatchError (ValueError)      memory unchanged
+        ├── ContextFullError                    memory unchanged: free a slot and retry
+        └── AbortedError                        told to stop; finished micro-batches stay
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+
+class LlamaError(Exception):
+    """Base of all errors of this package."""
+
+
+class ArgumentError(LlamaError, ValueError):
+    """A value is out of its range; raised before C sees it."""
+
+
+class ClosedError(LlamaError, ValueError):
+    """The object was closed."""
+
+
+class ForkError(LlamaError, RuntimeError):
+    """The object was made before ``os.fork``; its threads and devices stayed with the parent."""
+
+
+class BusyError(LlamaError, RuntimeError):
+    """Another thread is using the object, which is for one thread at a time."""
+
+
+class NativeError(LlamaError, RuntimeError):
+    """llama.cpp threw a C++ exception, or one of its assertions failed.
+
+    The last lines of its log are in the notes of the exception.
+    """
+
+    function: str
+    """The C function that was called."""
+
+    def __init__(self, message: str, function: str) -> None:
+        super().__init__(message)
+        self.function = function
+
+
+class LoadError(LlamaError, OSError):
+    """A file could not be loaded."""
+
+
+class ModelNotFoundError(LoadError, FileNotFoundError):
+    """There is no file of that name."""
+
+
+class ContextError(LlamaError, RuntimeError):
+    """A context could not be created, or has not got what was asked for."""
+
+
+class TokenizeError(LlamaError, ValueError):
+    """The vocabulary cannot tokenize the text."""
+
+
+class UnsupportedError(LlamaError, RuntimeError):
+    """This model, or this llama.cpp, cannot do what was asked."""
+
+
+class BackendUnavailableError(LlamaError, RuntimeError):
+    """No backend is there for what was asked."""
+
+
+class DecodeError(LlamaError, RuntimeError):
+    """Decoding failed.  Micro-batches that were finished stay in memory."""
+
+    code: int
+    """What llama.cpp returned."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class InvalidBatchError(DecodeError, ValueError):
+    """llama.cpp rejected the batch; memory is unchanged."""
+
+
+class ContextFullError(DecodeError):
+    """There is no room for the batch; memory is unchanged."""
+
+
+class AbortedError(DecodeError):
+    """The computation was cancelled.  Micro-batches that were finished stay in memory."""
+
+
+# Source: the comment on llama_decode() in llama.h.  Codes below -1 are all fatal.
+DECODE_ERRORS: Mapping[int, tuple[type[DecodeError], str]] = MappingProxyType(
+    {
+        2: (AbortedError, "decoding was cancelled"),
+        1: (ContextFullError, "no room in memory for the batch: remove a sequence, or raise n_ctx"),
+        -1: (InvalidBatchError, "llama.cpp rejected the batch"),
+    }
+)
+
+
+def decode_error(code: int) -> DecodeError:
+    """Return the error that a return code of ``llama_decode`` other than 0 stands for."""
+    error, message = DECODE_ERRORS.get(code, (DecodeError, "decoding failed"))
+    return error(f"{message} (llama_decode returned {code})", code)
