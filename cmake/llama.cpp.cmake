@@ -9,6 +9,7 @@ set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(GGML_BACKEND_DL ON)
 option(GGML_OPENMP "" OFF) # its threads spin: another thread of the process then starves
 option(GGML_CPU_ALL_VARIANTS "" OFF)
+option(GGML_RPC "" ON) # one small library, idle until a server is named
 option(LLAMA_OPENSSL "" OFF)
 
 # GGML_NATIVE: ggml refuses it beside GGML_BACKEND_DL, since the score by which a backend is chosen
@@ -40,7 +41,10 @@ set(LLAMA_BUILD_NUMBER 0)
 # C++ exceptions pass through C frames on their way to the guard.
 add_compile_options($<$<COMPILE_LANGUAGE:C>:-fexceptions>)
 # Messages of failed assertions name files: relative to the tree, not to the machine of the build.
-add_compile_options("-fmacro-prefix-map=${LLAMA_CPP}/=")
+# (Some compiler launchers make the path relative to the build directory first.)
+file(RELATIVE_PATH LLAMACFFI_FROM_BUILD "${CMAKE_BINARY_DIR}" "${LLAMA_CPP}")
+add_compile_options(
+  "-fmacro-prefix-map=${LLAMA_CPP}/=" "-fmacro-prefix-map=${LLAMACFFI_FROM_BUILD}/=")
 set(CMAKE_INSTALL_RPATH "$<IF:$<PLATFORM_ID:Darwin>,@loader_path,$ORIGIN>")
 
 add_subdirectory("${LLAMA_CPP}" llama.cpp EXCLUDE_FROM_ALL)

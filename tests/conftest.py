@@ -1,0 +1,70 @@
+"""What the tests share: the built-in model, a leak check after each test, and subprocesses."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's directory."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def llama_cpp(root: Path) -> Path:
+    """The pinned llama.cpp tree, or the one that LLAMACFFI_LLAMA_CPP names."""
+    from ffigen.vendor import ensure_tree
+
+    return ensure_tree(root).path
+
+
+@pytest.fixture(scope="session")
+def demo_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh file of the built-in model."""
+    from llamacffi import demo
+
+    path = tmp_path_factory.mktemp("demo") / "demo.gguf"
+    demo.write(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Every C object that a test makes is freed by its end."""
+    from llamacffi._handle import live_objects
+
+    gc.collect()
+    before = live_objects()
+    yield
+    gc.collect()
+    assert live_objects() == before
+
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Script:
+    """Run Python code in a process of its own, so that a crash is a result and not the end.
+
+    Returns:
+        A function that takes the code (dedented), arguments for it and options for
+        `subprocess.run`; the process runs with ``-X dev`` and in an empty directory.
+    """
+
+    def run(code: str, *args: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-X", "dev", "-c", textwrap.dedent(code), *map(str, args)]
+        settings = {"capture_output": True, "text": True, "timeout": 120, "cwd": tmp_path}
+        return subprocess.run(command, check=False, **{**settings, **options})  # type: ignore[call-overload, no-any-return]
+
+    return run
