@@ -143,12 +143,14 @@ def test_threads_get_their_own_failures():
     def provoke(number: int) -> list[str]:
         messages = []
         gguf = lib.gguf_init_empty()
+        function, *args = (
+            (lib.ggml_backend_reg_get, 10**6 + number)
+            if number % 2
+            else (lib.gguf_get_kv_type, gguf, 10**6 + number)
+        )
         for _ in range(200):
             with pytest.raises(NativeError) as caught:
-                if number % 2:
-                    lib.ggml_backend_reg_get(10**6 + number)
-                else:
-                    lib.gguf_get_kv_type(gguf, 10**6 + number)
+                function(*args)
             messages.append(caught.value.function)
             assert lib.llama_max_devices() > 0
         lib.gguf_free(gguf)

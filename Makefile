@@ -1,0 +1,52 @@
+# make build test lint docs bench demo
+#
+# All of it runs in .venv, made by $(PYTHON) on first use.  llama.cpp is fetched and built once, in
+# build/; after that a change of a header, a template or native/ compiles only what depends on it, and a
+# change of Python code compiles nothing.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: build reference test lint docs bench demo clean
+
+SOURCES := pyproject.toml CMakeLists.txt build_ffi.py vendor/llama.toml \
+  $(wildcard cmake/* ffigen/*.py headers/* headers/*/* native/*)
+
+build: .venv/.installed
+
+.venv/.installed: .venv/.tools $(SOURCES)
+	$(PY) -m pip install --quiet --no-build-isolation --editable .
+	@touch $@
+
+# The build tools stay, unlike in pip's isolated builds: the paths in build/ lead to them.
+.venv/.tools: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
+	$(PY) -m pip install --quiet --group dev
+	@touch $@
+
+# Upstream's own programs from the same tree, which the tests compare with.
+reference: build
+	.venv/bin/cmake --build build/cp310-* --target llamacffi-reference
+
+test: build reference
+	$(PY) -m pytest
+
+lint: build
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) build_ffi.py check
+
+demo: build
+	.venv/bin/llamacffi run --seed 7 -n 120 "The llama"
+
+bench: build
+	$(PY) -m bench
+
+docs: build
+	$(PY) -m pip install --quiet --group docs
+	$(PY) -m mkdocs build --strict
+
+clean:
+	rm -rf .venv build dist site llamacffi/_generated llamacffi/_llama.pyi
