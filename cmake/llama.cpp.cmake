@@ -67,5 +67,8 @@ endforeach()
 # The programs that the tests compare with: `cmake --build DIR --target llamacffi-reference`.
 if(EXISTS "${LLAMA_CPP}/tools/completion/CMakeLists.txt")
   add_subdirectory("${LLAMA_CPP}/tools/completion" llama.cpp/tools/completion EXCLUDE_FROM_ALL)
+  # A program looks for backends in its own directory.
+  set_target_properties(llama-completion PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
   add_custom_target(llamacffi-reference DEPENDS llama-completion)
 endif()

@@ -1,0 +1,1 @@
+"""Benchmarks: what Python adds to llama.cpp.  Run with ``make bench`` or ``python -m bench``."""

@@ -1,0 +1,139 @@
+"""The command line: ``llamacffi ...``, or ``python -m llamacffi ...``.
+
+Each command is a module with ``add_parser``, which describes its options, and ``run``, which gets
+them and returns the exit code.  What goes wrong becomes one line and an exit code here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from . import info, run, tokenize
+from .failure import Failures
+
+COMMANDS = (run, tokenize, info)
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    it failed: a file that cannot be loaded, not enough memory, ...
+  2    wrong usage: an unknown option, a value out of range, no prompt, ...
+  130  interrupted by Ctrl-C
+  141  nobody reads the output any more
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        argv: The arguments; default those of the process.
+
+    Raises:
+        SystemExit: After ``--help`` or ``--version``, and for options that cannot be parsed.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr has it: a character that the terminal lacks must not end the program.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    failures = Failures()
+    args = argparse.Namespace()
+    try:
+        make_parser().parse_args(argv, args)
+        return _run(args)
+    except BrokenPipeError:
+        return 128 + getattr(signal, "SIGPIPE", 13)
+    except KeyboardInterrupt:
+        print("llamacffi: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if getattr(args, "traceback", False):
+            raise
+        print(f"llamacffi: {failures.line(error)}", file=sys.stderr)
+        return failures.code(error)
+    finally:
+        failures.close()
+        _drop_unwritable()
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.verbose:
+        _show_log()
+    code: int = args.run(args)
+    if sys.stdout is not None:  # it is, if the descriptor was closed
+        sys.stdout.flush()
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = Parser(
+        prog="llamacffi",
+        description="llama.cpp from the command line.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="print versions and exit")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        sub = command.add_parser(commands)
+        sub.set_defaults(run=command.run)
+        sub.add_argument(
+            "-v", "--verbose", action="store_true", help="show llama.cpp's log on stderr"
+        )
+        sub.add_argument(
+            "--traceback", action="store_true", help="on failure, show where in the program"
+        )
+        sub.epilog = EXIT_CODES
+        sub.formatter_class = argparse.RawDescriptionHelpFormatter
+    return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with code 2."""
+        line = " ".join(message.split())
+        self.exit(2, f"llamacffi: {line} (see {self.prog} --help)\n")
+
+
+class Version(argparse.Action):
+    """Prints versions; they are looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print them and exit."""
+        versions = info.versions()
+        print(
+            f"llamacffi {versions['llamacffi']} "
+            f"(llama.cpp {versions['llama.cpp']}, commit {versions['commit']})"
+        )
+        parser.exit()
+
+
+def _show_log() -> None:
+    """Print llama.cpp's log on stderr."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname).1s %(message)s"))
+    logger = logging.getLogger("llamacffi")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def _drop_unwritable() -> None:
+    """Send what cannot be written to nowhere, else Python complains of it when it exits."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

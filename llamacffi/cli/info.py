@@ -1,0 +1,140 @@
+"""``llamacffi info``: what is installed, and what it can use of this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+GIB = 2**30
+
+
+def add_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> argparse.ArgumentParser:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "info",
+        help="print versions, backends, devices and paths",
+        description="Print versions, paths, backends, devices with memory, and CPU features.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON; memory in bytes")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    if args.json:
+        print(json.dumps({name: get() for name, get in SECTIONS.items()}, indent=2))
+        return 0
+    # Each when it is known: if a backend is broken, the versions and paths are there already.
+    for name, get in SECTIONS.items():
+        print(f"{name.replace('_', ' ')}:")
+        for line in _lines(get()):
+            print(f"  {line}")
+    return 0
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package and of what it works with."""
+    import platform
+    from importlib.metadata import version
+
+    from .._ffi import ffi, lib
+
+    def text(chars: Any) -> str:
+        return ffi.string(chars).decode()  # type: ignore[no-any-return]
+
+    return {
+        "llamacffi": version("llamacffi"),
+        "llama.cpp": text(lib.llama_version()),
+        "commit": text(lib.ggml_commit()),
+        "ggml": text(lib.ggml_version()),
+        "cffi": version("cffi"),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "platform": platform.platform(),
+    }
+
+
+def paths() -> dict[str, str]:
+    """Return where the compiled parts are, and where files go that can be made again."""
+    from .. import backend, demo
+    from .._ffi import module_path
+
+    return {
+        "module": module_path,
+        "libraries": str(backend.library_dir()),
+        "cache": str(demo.cache_dir()),
+    }
+
+
+def api() -> dict[str, int]:
+    """Count what is bound of the public headers."""
+    from .._ffi import lib
+    from .._generated.enums import ENUMS
+
+    values = [getattr(lib, name) for name in dir(lib)]
+    functions = sum(map(callable, values))
+    return {
+        "functions": functions,
+        "enums": len(ENUMS),
+        "constants": len(values) - functions,
+    }
+
+
+def backends() -> list[str]:
+    """Return the backends that could be loaded."""
+    from .. import backend
+
+    return backend.backends()
+
+
+def devices() -> list[dict[str, Any]]:
+    """Return the devices as they are now."""
+    from dataclasses import asdict
+
+    from .. import backend
+
+    return [asdict(device) for device in backend.devices()]
+
+
+def cpu() -> dict[str, Any]:
+    """Return what matters for computing on the processor."""
+    from .. import backend
+
+    return {
+        "threads": backend.physical_cores(),
+        "features": [name for name, has in backend.cpu_features().items() if has],
+    }
+
+
+SECTIONS: Mapping[str, Callable[[], Any]] = {
+    "versions": versions,
+    "paths": paths,
+    "api": api,
+    "backends": backends,
+    "devices": devices,
+    "cpu": cpu,
+}
+
+
+def _lines(section: Any) -> list[str]:
+    """Return a section for people."""
+    if isinstance(section, dict):
+        width = max(map(len, section))
+        return [f"{name:{width}}  {_text(value)}" for name, value in section.items()]
+    return [_text(value) for value in section]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(value)
+    if isinstance(value, dict):  # a device
+        free, total = value["memory_free"] / GIB, value["memory_total"] / GIB
+        return (
+            f"{value['name']}  {value['kind']}  {value['description']}  "
+            f"{free:.1f} of {total:.1f} GiB free"
+        )
+    return str(value)

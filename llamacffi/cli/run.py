@@ -1,0 +1,241 @@
+"""``llamacffi run``: generate text after a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ArgumentError
+from ..sampling import Dist, Greedy, MinP, Penalties, Sampler, SamplerChain, Temp, TopK, TopP
+from .failure import UsageError
+from .interrupt import ctrl_c_cancels
+from .progress import ProgressBar
+from .source import add_model_option, model_path, read_text
+
+if TYPE_CHECKING:
+    from .._generated.params import ContextParams, ModelParams
+    from ..context import Context
+    from ..generation import Generation
+    from ..model import Model
+
+DEFAULT_PROMPT = b"The llama"  # for the built-in model, which knows about llamas
+# The context without --ctx: memory for all that a model was trained with may be too much.
+MODEST_CTX = 4096
+
+
+def add_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> argparse.ArgumentParser:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "run",
+        help="generate text after a prompt",
+        description="Print a prompt and the text that a model generates after it.",
+        allow_abbrev=False,
+    )
+    add_model_option(parser)
+    add = parser.add_argument
+    add(
+        "prompt",
+        metavar="PROMPT",
+        nargs="?",
+        help="the prompt; without it, or if it is -: stdin, less a newline at the end",
+    )
+    add(
+        *("-n", "--max-tokens"),
+        metavar="N",
+        type=checked(int, max_tokens),
+        default=128,
+        help="stop after N tokens; -1: when the model ends or the context is full (default: 128)",
+    )
+    add(
+        "--stop",
+        metavar="TEXT",
+        type=checked(str, stop_string),
+        action="append",
+        default=[],
+        help="stop where TEXT appears; may be repeated",
+    )
+    add("-q", "--quiet", action="store_true", help="print nothing on stderr but errors")
+    _add_samplers(parser.add_argument_group("how tokens are chosen"))
+    _add_params(parser.add_argument_group("how it is computed"))
+    return parser
+
+
+def _add_samplers(group: argparse._ArgumentGroup) -> None:
+    """Add the options that become samplers, with the defaults of the facade."""
+    chain = {type(sampler): sampler for sampler in (*SamplerChain.default(), Penalties())}
+    for flag, value, number, sampler, field, text in (
+        ("--temp", "T", float, Temp, "t", "temperature: 0 takes the best token, above 1 is lively"),
+        ("--top-k", "K", int, TopK, "k", "keep the K best; 0 keeps all"),
+        ("--top-p", "P", float, TopP, "p", "keep the best that together have probability P"),
+        ("--min-p", "P", float, MinP, "p", "keep those with P times the probability of the best"),
+        ("--repeat-penalty", "R", float, Penalties, "repeat", "make repetition rarer; 1: off"),
+        ("--seed", "N", int, Dist, "seed", "the same seed chooses the same tokens"),
+    ):
+        known = getattr(chain[sampler], field)
+        group.add_argument(
+            flag,
+            metavar=value,
+            type=checked(number, functools.partial(_sampler, sampler, field)),
+            default=chain[sampler],
+            help=f"{text} (default: {'another each time' if known is None else known})",
+        )
+
+
+def _sampler(sampler: Callable[..., Sampler], field: str, value: float) -> Sampler:
+    return sampler(**{field: value})
+
+
+def _add_params(group: argparse._ArgumentGroup) -> None:
+    """Add the options that become parameters of the model and the context."""
+    group.add_argument(
+        *("-c", "--ctx"),
+        metavar="N",
+        type=int,
+        help="tokens that fit the context; 0: as many as the model was trained with "
+        f"(default: the same, but at most {MODEST_CTX})",
+    )
+    group.add_argument(
+        *("-t", "--threads"), metavar="N", type=int, help="threads (default: physical cores)"
+    )
+    group.add_argument(
+        "--ngl", metavar="N", type=int, help="layers on the GPU (default: llama.cpp's)"
+    )
+
+
+def checked(number: Callable[[str], Any], make: Callable[[Any], Any]) -> Callable[[str], Any]:
+    """Return an argparse type: what ``make`` makes of a number, or its error message."""
+
+    def convert(text: str) -> Any:
+        value = number(text)
+        try:
+            return make(value)
+        except ArgumentError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    convert.__name__ = number.__name__  # argparse says "invalid int value"
+    return convert
+
+
+def max_tokens(n: int) -> int | None:
+    """Return what `generate` calls the number of ``-n``."""
+    if n != -1 and n < 1:
+        raise ArgumentError(f"{n} is neither -1 nor at least 1")
+    return None if n == -1 else n
+
+
+def stop_string(text: str) -> str:
+    """Return a stop string as Unicode, whatever the locale made of it."""
+    if not text:
+        raise ArgumentError("it is empty")
+    return os.fsencode(text).decode(errors="replace")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    prompt = read_prompt(args)
+    with load(args) as model, new_context(model, args) as context:
+        tokens = model.vocab.tokenize(prompt, parse_special=True)
+        if len(tokens) > context.n_ctx_seq:
+            raise UsageError(
+                f"the prompt of {len(tokens)} tokens does not fit a context of "
+                f"{context.n_ctx_seq}: raise --ctx"
+            )
+        if args.model is None and not args.quiet:
+            print("llamacffi: no -m FILE, so this is the small built-in model", file=sys.stderr)
+        return stream(context, prompt, tokens, args)
+
+
+def read_prompt(args: argparse.Namespace) -> bytes:
+    """Return the prompt: given, piped in, or the default of the built-in model."""
+    text = read_text(args.prompt)
+    if args.prompt in (None, "-") and text is not None:
+        text = text.removesuffix(b"\n").removesuffix(b"\r")
+    if text:
+        return text
+    if args.prompt is not None:
+        raise UsageError("the prompt is empty")
+    if args.model is not None:
+        raise UsageError("there is no prompt: give PROMPT, or pipe it in")
+    return DEFAULT_PROMPT
+
+
+def load(args: argparse.Namespace) -> Model:
+    """Load the model, with a progress bar if that takes a while."""
+    from ..model import Model
+
+    path = model_path(args)
+    params: ModelParams = {}
+    if args.ngl is not None:
+        params["n_gpu_layers"] = args.ngl
+    with ProgressBar(f"loading {path.name}", sys.stderr, quiet=args.quiet) as bar:
+        return Model(path, progress=bar, **params)
+
+
+def new_context(model: Model, args: argparse.Namespace) -> Context:
+    """Create the context."""
+    from ..context import Context
+
+    params: ContextParams = {
+        "n_ctx": min(model.n_ctx_train, MODEST_CTX) if args.ctx is None else args.ctx
+    }
+    if args.threads is not None:
+        params["n_threads"] = args.threads
+    return Context(model, **params)
+
+
+def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Namespace) -> int:
+    """Print the prompt and what is generated, token by token, then a summary."""
+    from ..generation import generate
+
+    chain = SamplerChain(*samplers(args), vocab=context.model.vocab)
+    generation = generate(
+        context, tokens, sampler=chain, max_tokens=args.max_tokens, stop=args.stop
+    )
+    code = 0
+    try:
+        with ctrl_c_cancels(context):
+            print(prompt.decode(errors="replace"), end="", flush=True)
+            for token in generation:
+                print(token.text, end="", flush=True)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    print(flush=True)
+    if not args.quiet:
+        print(summary(generation, chain.seed), file=sys.stderr)
+    return code
+
+
+def samplers(args: argparse.Namespace) -> tuple[Sampler, ...]:
+    """Return the samplers that the options describe, in the order in which they work."""
+    if args.temp.t == 0:
+        return args.repeat_penalty, Greedy()
+    return args.repeat_penalty, args.top_k, args.top_p, args.min_p, args.temp, args.seed
+
+
+def summary(generation: Generation, seed: int | None) -> str:
+    """Return how fast it was and why it ended, in one line."""
+    n = generation.n_generated
+    parts = [
+        f"prompt: {speed(generation.n_prompt, generation.n_prompt, generation.prompt_seconds)}",
+        # The first token comes with the prompt, the others are computed one by one.
+        f"generation: {speed(n, n - 1, generation.seconds)}",
+        f"stopped: {generation.finish_reason or 'interrupted'}",
+    ]
+    if seed is not None:
+        parts.append(f"seed: {seed}")
+    return " | ".join(parts)
+
+
+def speed(n: int, n_computed: int, seconds: float) -> str:
+    """Return a number of tokens, and how many were computed in a second if that is known."""
+    tokens = f"{n} token{'' if n == 1 else 's'}"
+    if n_computed < 1 or seconds <= 0:
+        return tokens
+    return f"{tokens}, {n_computed / seconds:.0f} tokens/s"

@@ -1,0 +1,39 @@
+"""The same greedy text as upstream's own program, built from the same tree."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+import llamacffi
+from tests.reference.conftest import write_random_llama
+
+N_PREDICT = 48
+PROMPT = "Once upon a time, in 2026"
+
+
+@pytest.mark.parametrize("vocabulary", ["llama-spm", "gpt-2"])
+def test_greedy_text_equals_llama_completion(completion_program, llama_cpp, tmp_path, vocabulary):
+    path = tmp_path / "random.gguf"
+    write_random_llama(path, llama_cpp / "models" / f"ggml-vocab-{vocabulary}.gguf", seed=1)
+    command = [
+        *(completion_program, "-m", path, "-p", PROMPT, "-n", N_PREDICT, "--temp", 0),
+        *("-no-cnv", "--no-display-prompt", "--no-warmup", "-c", 256, "-t", 1),
+    ]
+    result = subprocess.run(
+        [str(one) for one in command], capture_output=True, timeout=120, stdin=subprocess.DEVNULL
+    )
+    assert result.returncode == 0, result.stderr.decode(errors="replace")
+
+    greedy = llamacffi.SamplerChain(llamacffi.Greedy())
+    with (
+        llamacffi.Model(path) as model,
+        llamacffi.Context(model, n_ctx=256, n_threads=1) as context,
+        greedy,
+    ):
+        generation = llamacffi.generate(context, PROMPT, sampler=greedy, max_tokens=N_PREDICT)
+        tokens = [token.id for token in generation]
+        ours = b"".join(model.vocab.piece(token, special=False) for token in tokens)
+    assert len(tokens) > 8
+    assert result.stdout.removesuffix(b"\n").removesuffix(b" [end of text]\n").strip() == ours.strip()
