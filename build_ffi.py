@@ -152,12 +152,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run one command; what goes wrong is one sentence on stderr."""
+    from ffigen.preprocess import GeneratorError
     from ffigen.vendor import VendorError
 
     args = parser().parse_args()
     try:
         return int(args.run(args))
-    except VendorError as error:
+    except (GeneratorError, VendorError) as error:
         print(f"build_ffi.py: {error}", file=sys.stderr)
         return 1
 

@@ -39,8 +39,7 @@ def row(what: str, values: list[float], unit: str) -> None:
     """Print the median of some values and their spread."""
     deciles = statistics.quantiles(values, n=10)
     print(
-        f"{what:44} {statistics.median(values):10.2f} "
-        f"{deciles[0]:9.2f} .. {deciles[-1]:.2f} {unit}"
+        f"{what:44} {statistics.median(values):10.2f} {deciles[0]:9.2f} .. {deciles[-1]:.2f} {unit}"
     )
 
 

@@ -49,6 +49,8 @@ class Array:
 
     of: Type
     length: str
+    symbolic: bool = False
+    """The length names an enumerator, whose value only the C compiler knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +228,25 @@ def flat_fields(fields: tuple[Field, ...] | None) -> Iterator[Field]:
             yield one
 
 
+def closed_arrays(type_: Type, *, is_open: bool) -> Iterator[Array]:
+    """Yield the arrays whose length `declare` writes out even if it is told to leave them open."""
+    match type_:
+        case Array():
+            if not is_open:
+                yield type_
+            is_inline = isinstance(type_.of, Inline)
+            yield from closed_arrays(type_.of, is_open=is_open and not is_inline)
+        case Pointer():
+            yield from closed_arrays(type_.to, is_open=False)
+        case FunctionType():
+            for inner in (type_.result, *(one.type for one in type_.parameters)):
+                yield from closed_arrays(inner, is_open=False)
+        case Inline():
+            for one in type_.record.fields or ():
+                is_inline = isinstance(one.type, Inline) and bool(one.name)
+                yield from closed_arrays(one.type, is_open=is_open and not is_inline)
+
+
 def declare(type_: Type, name: str = "", *, open_arrays: bool = False) -> str:
     """Write the C declaration of ``name`` with a type, without the semicolon.
 
@@ -243,17 +264,18 @@ def declare(type_: Type, name: str = "", *, open_arrays: bool = False) -> str:
                 name,
             ]
             return " ".join(word for word in words if word)
-        case Pointer():
+        case Pointer():  # CFFI takes an open length only where it can ask for the size of a field
             name = f"*const {name}".rstrip() if type_.const else f"*{name}"
             if isinstance(type_.to, Array | FunctionType):
                 name = f"({name})"
-            return declare(type_.to, name, open_arrays=open_arrays)
+            return declare(type_.to, name)
         case Array():
             length = "..." if open_arrays and type_.length else type_.length
             return declare(type_.of, f"{name}[{length}]", open_arrays=open_arrays)
         case FunctionType():
             return declare(type_.result, f"{name}({parameter_list(type_)})")
         case Inline():
+            open_arrays = open_arrays and not name
             fields = " ".join(
                 declare_field(one, open_arrays=open_arrays) for one in type_.record.fields or ()
             )

@@ -18,7 +18,7 @@ def py_class(name: str, names: Mapping[str, str]) -> str:
 
 def py_member(name: str, enum: Enum) -> str:
     """Return the Python name of an enumerator: without what it shares with its enum."""
-    short = name.removeprefix(member_prefix(enum))
+    short = name.removeprefix(member_prefix(enum)) or name
     return f"_{short}" if short[0].isdigit() or keyword.iskeyword(short) else short
 
 

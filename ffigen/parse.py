@@ -6,13 +6,13 @@ something out in silence is worse than none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pycparser import c_ast, c_generator, c_parser
+from pycparser import c_ast, c_generator
 
 from .api import (
     Api,
@@ -36,15 +36,22 @@ from .api import (
     Type,
     Typedef,
 )
-from .preprocess import Comment, Source, expand, find_comments
-
-Kind = Literal["int", "float", "str"]
-
-FLOATING = frozenset({"float", "double"})
-
-
-class UnknownDeclarationError(NotImplementedError):
-    """The headers have something that the generator does not understand."""
+from .macros import read_macros, scalar_kind, scope_of
+from .nodes import (
+    BUILT_IN,
+    NUMBER_WORDS,
+    UnknownDeclarationError,
+    declared_name,
+    has_name,
+    innermost,
+    is_definition,
+    number_name,
+    parse,
+    tag_kind,
+    unknown,
+    value_type,
+)
+from .preprocess import Comment, Macro, Source, find_comments
 
 
 def read_api(
@@ -62,15 +69,18 @@ def read_api(
         UnknownDeclarationError: A declaration is not understood.
     """
     omit = omit or {}
-    reader = Reader({str(path): path for path in source.headers})
+    reader = Reader({str(path): path for path in source.headers}, omit)
     declarations = reader.read(source.text)
-    constants, omitted = read_macros(source, headers, llama_cpp)
+    scope = scope_of(declarations, reader.typedefs)
+    macros, omitted = read_macros(source, headers, llama_cpp, scope)
+    constants = [Constant(one.name, kind, reader.macro_origin(one)) for one, kind in macros]
+    omitted |= {name: omit[name] for name in reader.omitted}
     seen: dict[tuple[type, str], Declaration] = {}
     for one in [*constants, *declarations, *read_callbacks(headers / "callbacks.h", source.text)]:
         if one.name in omit:
             omitted[one.name] = omit[one.name]
             continue
-        key = (type(one), one.name or f"<{one.origin.line}>")
+        key = (type(one), one.name or f"<{len(seen)}>")
         kept = merge(seen[key], one) if key in seen else one
         if kept is one:
             seen.pop(key, None)  # a definition stands where the headers have it, not its forward
@@ -110,7 +120,7 @@ def merge(old: Declaration, new: Declaration) -> Declaration:
         if old.type == new.type:
             return old
     elif isinstance(old, Function) and isinstance(new, Function):
-        return old
+        return new if old.deprecated is None and new.deprecated is not None else old
     raise UnknownDeclarationError(
         f"{new.origin.header}:{new.origin.line}: {new.name} is declared twice, differently"
     )
@@ -119,15 +129,27 @@ def merge(old: Declaration, new: Declaration) -> Declaration:
 class Reader:
     """Turns the nodes of public headers into declarations."""
 
-    def __init__(self, headers: Mapping[str, Path]) -> None:
+    def __init__(self, headers: Mapping[str, Path], omit: Container[str] = ()) -> None:
         self.headers = headers
-        self.notes: dict[str, Notes] = {}
+        self.omit = omit
+        self.omitted: list[str] = []
+        self.typedefs: dict[str, c_ast.Node] = {}
+        self.notes: dict[Path, Notes] = {}
+        # Structs and enums that are declarations already, by the id of their node.
+        self.defined: dict[int, Name | Tag] = {}
 
     def read(self, text: str) -> list[Declaration]:
         """Parse ``text`` and keep what stands in the public headers."""
         declarations: list[Declaration] = []
-        for node in c_parser.CParser().parse(text).ext:
-            if node.coord is not None and node.coord.file in self.headers:
+        for node in parse(text).ext:
+            if isinstance(node, c_ast.Typedef):
+                self.typedefs[node.name] = node.type
+            if node.coord is None or node.coord.file not in self.headers:
+                continue
+            name = declared_name(node)
+            if name in self.omit:
+                self.omitted.append(name)
+            else:
                 declarations += self.declarations(node)
         return declarations
 
@@ -137,20 +159,24 @@ class Reader:
             case c_ast.Typedef(name=str(name), type=type_):
                 yield from self.typedef(node, name, type_)
             case c_ast.Decl(type=c_ast.FuncDecl() as function, name=str(name), storage=storage):
-                if "static" in storage:
-                    raise unknown(node, f"static function {name}")
+                if "static" in storage or "inline" in node.funcspec:
+                    raise unknown(node, f"static or inline function {name}")
                 yield self.function(node, name, function)
             case c_ast.Decl(name=None, type=c_ast.Struct() | c_ast.Union() as record):
                 yield from self.hoisted(record)
                 yield self.struct(record)
             case c_ast.Decl(name=None, type=c_ast.Enum() as enum):
-                yield self.enum(enum)
+                if enum.values is not None:
+                    yield self.enum(enum)
             case c_ast.Decl(name=str(name), storage=["static"], quals=["const"], type=type_):
-                yield Constant(name, scalar_kind(node, type_), self.origin(node))
+                kind = scalar_kind(type_, self.typedefs)
+                if kind is None:
+                    raise unknown(node, f"constant {name} that is not a number")
+                yield Constant(name, kind, self.origin(node))
             case c_ast.FuncDef(decl=decl):
                 raise unknown(node, f"inline function {decl.name}")
             case c_ast.Pragma() | c_ast.StaticAssert():
-                pass
+                self.skip(node)
             case c_ast.Decl(name=str(name)):
                 raise unknown(node, f"variable {name}")
             case _:
@@ -158,17 +184,22 @@ class Reader:
 
     def typedef(self, node: c_ast.Typedef, name: str, type_: c_ast.Node) -> Iterator[Declaration]:
         """Yield a typedef, and the struct or enum that it defines on the way."""
-        match type_:
-            case c_ast.TypeDecl(type=c_ast.Struct() | c_ast.Union() as record) if record.decls:
-                yield from self.hoisted(record)
-                yield self.struct(record, name)
-                if record.name is None:
-                    return
-            case c_ast.TypeDecl(type=c_ast.Enum() as enum) if enum.values:
-                yield self.enum(enum, name)
-                if enum.name is None:
-                    return
+        inner = innermost(type_)
+        here = type_.type is inner
+        if is_definition(inner) and id(inner) not in self.defined and (here or inner.name):
+            if isinstance(inner, c_ast.Enum):
+                yield self.enum(inner, name)
+            else:
+                yield from self.hoisted(inner)
+                yield self.struct(inner, name)
+            if inner.name is None:
+                return
         yield Typedef(name, self.type(type_), self.origin(node))
+
+    def skip(self, node: c_ast.Node) -> None:
+        """Pass over what declares nothing, unless it changes how the rest is laid out."""
+        if isinstance(node, c_ast.Pragma) and node.string.startswith("pack"):
+            raise unknown(node, f"#pragma {node.string}")
 
     def function(self, node: c_ast.Decl, name: str, type_: c_ast.FuncDecl) -> Function:
         """Read a function; a deprecation stands where a variable has its initializer."""
@@ -178,60 +209,101 @@ class Reader:
     def struct(self, node: Any, typedef_name: str = "") -> Struct:
         """Read a struct or union."""
         record = self.record(node)
-        return Struct(node.name or typedef_name, record, self.origin(node), bool(node.name))
+        name = node.name or typedef_name
+        if record.fields is not None:
+            self.defined[id(node)] = Tag(record.kind, name) if node.name else Name(name)
+        return Struct(name, record, self.origin(node), bool(node.name))
 
     def hoisted(self, node: Any) -> Iterator[Declaration]:
         """Yield the structs and enums with a tag that are defined inside a struct."""
         for field in node.decls or ():
-            inner = field.type
-            while isinstance(inner, c_ast.TypeDecl | c_ast.PtrDecl | c_ast.ArrayDecl):
-                inner = inner.type
-            if isinstance(inner, c_ast.Struct | c_ast.Union) and inner.decls:
+            inner = innermost(getattr(field, "type", None))
+            if not is_definition(inner) or id(inner) in self.defined:
+                continue
+            if isinstance(inner, c_ast.Enum):
+                if inner.name or inner is field.type:
+                    yield self.enum(inner)
+            else:
                 yield from self.hoisted(inner)
                 if inner.name:
                     yield self.struct(inner)
-            elif isinstance(inner, c_ast.Enum) and inner.values:
-                yield self.enum(inner)
 
     def record(self, node: Any) -> Record:
         """Read the fields of a struct or union."""
         kind: Literal["struct", "union"] = "struct" if isinstance(node, c_ast.Struct) else "union"
         if node.decls is None:
             return Record(kind, None)
-        return Record(kind, tuple(self.field(one) for one in node.decls))
+        return Record(kind, tuple(self.fields(node.decls)))
+
+    def fields(self, nodes: list[c_ast.Node]) -> Iterator[Field]:
+        """Read the fields among what stands between the braces of a struct."""
+        for node in nodes:
+            match node:
+                case c_ast.Pragma() | c_ast.StaticAssert():
+                    self.skip(node)
+                case c_ast.Decl(name=None, type=c_ast.Enum()):
+                    pass  # enumerators only, which are hoisted
+                case _:
+                    yield self.field(node)
 
     def field(self, node: c_ast.Node) -> Field:
         """Read a field; an anonymous struct or union has the empty name."""
         match node:
             case c_ast.Decl(bitsize=bits) if bits is not None:
                 raise unknown(node, f"bit-field {node.name}")
+            case c_ast.Decl(align=[_, *_]):
+                raise unknown(node, f"_Alignas of {node.name}")
+            case c_ast.Decl(name=None, type=c_ast.Struct() | c_ast.Union() as inner) if inner.name:
+                raise unknown(node, f"{inner.name}, defined in a struct without being a field")
+            case c_ast.Decl(name=str(name), type=type_) if self.is_partial(value_type(type_)):
+                raise unknown(node, f"{name}, a struct without a tag that holds another by value")
             case c_ast.Decl(name=name, type=type_):
                 return Field(name or "", self.type(type_), self.origin(node).doc)
             case _:
                 raise unknown(node, f"{type(node).__name__} in a struct")
+
+    def is_partial(self, node: Any) -> bool:
+        """Tell whether CFFI would have to ask for the layout of a struct that has no name."""
+        if not is_definition(node) or node.name is not None or isinstance(node, c_ast.Enum):
+            return False
+        for field in node.decls:
+            inner = value_type(getattr(field, "type", None))
+            while isinstance(inner, c_ast.IdentifierType) and inner.names[0] in self.typedefs:
+                inner = value_type(self.typedefs[inner.names[0]])
+            named = getattr(inner, "name", None) or id(inner) in self.defined
+            if isinstance(inner, c_ast.Struct) and (named or field.name is None):
+                return True
+            if field.name is None and self.is_partial(inner):
+                return True
+        return False
 
     def enum(self, node: c_ast.Enum, typedef_name: str = "") -> Enum:
         """Read an enum; its values are left to the C compiler."""
         values = node.values.enumerators if node.values else ()
         members = tuple(Enumerator(one.name, self.origin(one).doc) for one in values)
         flags = any(getattr(one.value, "op", "") == "<<" for one in values)
-        return Enum(node.name or typedef_name, members, self.origin(node), bool(node.name), flags)
+        name = node.name or typedef_name
+        self.defined[id(node)] = Tag("enum", name) if node.name else Name(name)
+        return Enum(name, members, self.origin(node), bool(node.name), flags)
 
     def type(self, node: c_ast.Node) -> Type:
         """Read a type."""
+        if "_Atomic" in getattr(node, "quals", ()):
+            raise unknown(node, "_Atomic")
         match node:
             case c_ast.TypeDecl(type=c_ast.IdentifierType(names=names), quals=quals):
-                return Name(" ".join(names), "const" in quals)
-            case c_ast.TypeDecl(type=c_ast.Struct() | c_ast.Union() as inner, quals=quals):
+                return Name(self.type_name(node, names), "const" in quals)
+            case c_ast.TypeDecl(
+                type=c_ast.Struct() | c_ast.Union() | c_ast.Enum() as inner, quals=quals
+            ):
                 return self.tag_or_inline(inner, "const" in quals)
-            case c_ast.TypeDecl(type=c_ast.Enum(name=str(name)), quals=quals):
-                return Tag("enum", name, "const" in quals)
             case c_ast.Struct() | c_ast.Union():
                 return self.tag_or_inline(node, const=False)
             case c_ast.PtrDecl(type=inner, quals=quals):
                 return Pointer(self.type(inner), "const" in quals)
             case c_ast.ArrayDecl(type=inner, dim=dim):
-                return Array(self.type(inner), c_generator.CGenerator().visit(dim) if dim else "")
+                length = c_generator.CGenerator().visit(dim) if dim else ""
+                return Array(self.type(inner), length, has_name(dim))
             case c_ast.FuncDecl():
                 return self.function_type(node)
             case c_ast.Typename(type=inner):
@@ -240,10 +312,22 @@ class Reader:
                 raise unknown(node, f"type {type(node).__name__}")
 
     def tag_or_inline(self, node: Any, const: bool) -> Type:
-        """Read the use of a struct or union: by its tag, or written out."""
-        if node.name is None:
+        """Read the use of a struct, union or enum: by its tag, or written out."""
+        if id(node) in self.defined:
+            return replace(self.defined[id(node)], const=const)
+        kind = tag_kind(node)
+        if node.name is None and kind != "enum":
             return Inline(self.record(node))
-        return Tag("struct" if isinstance(node, c_ast.Struct) else "union", node.name, const)
+        if is_definition(node):
+            raise unknown(node, f"{kind} {node.name or 'without a name'}, defined in this place")
+        return Tag(kind, node.name, const)
+
+    def type_name(self, node: c_ast.Node, names: list[str]) -> str:
+        """Return the one spelling of a built-in type, or the name of a typedef."""
+        name = number_name(names) if NUMBER_WORDS.issuperset(names) else " ".join(names)
+        if name not in BUILT_IN and name not in self.typedefs:
+            raise unknown(node, f"the type {name}")
+        return name
 
     def function_type(self, node: c_ast.FuncDecl) -> FunctionType:
         """Read what a function takes and returns; an array parameter is a pointer, as in C."""
@@ -265,11 +349,18 @@ class Reader:
         """Return where ``node`` stands and the comment that belongs to it."""
         if node.coord is None or node.coord.file not in self.headers:
             return Origin("", 0)
-        path = self.headers[node.coord.file]
-        if node.coord.file not in self.notes:
-            self.notes[node.coord.file] = Notes(find_comments(path.read_text(encoding="utf-8")))
-        line = node.coord.line
-        return Origin(path.name, line, self.notes[node.coord.file].at(line))
+        return self.place(self.headers[node.coord.file], node.coord.line)
+
+    def macro_origin(self, macro: Macro) -> Origin:
+        """Return where ``macro`` stands and the comment that belongs to it."""
+        return self.place(macro.path, macro.line)
+
+    def place(self, path: Path, line: int) -> Origin:
+        """Return the place and the comment that belongs to it."""
+        if path not in self.notes:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            self.notes[path] = Notes(find_comments(text))
+        return Origin(path.name, line, self.notes[path].at(line))
 
 
 class Notes:
@@ -282,48 +373,6 @@ class Notes:
     def at(self, line: int) -> str:
         """Return the comment right above ``line``, and the one at its end."""
         return "\n".join(filter(None, (self.above.get(line), self.beside.get(line))))
-
-
-def read_macros(
-    source: Source, headers: Path, llama_cpp: Path
-) -> tuple[list[Constant], dict[str, str]]:
-    """Sort the macros into constants and those that are none, with the reason."""
-    constants: list[Constant] = []
-    omitted = {one.name: "function-like macro" for one in source.macros if one.has_parameters}
-    plain = [one for one in source.macros if not one.has_parameters]
-    names = [one.name for one in plain]
-    notes = {path.name: Notes(find_comments(path.read_text("utf-8"))) for path in source.headers}
-    for macro, value in zip(plain, expand(headers, llama_cpp, names), strict=True):
-        kind = expression_kind(value)
-        if kind is None:
-            omitted[macro.name] = "macro without a value"
-        else:
-            doc = notes[macro.header].at(macro.line)
-            constants.append(Constant(macro.name, kind, Origin(macro.header, macro.line, doc)))
-    return constants, omitted
-
-
-def expression_kind(text: str) -> Kind | None:
-    """Tell the type of a macro's value; None if it is not an expression."""
-    if not text:
-        return None
-    try:
-        tree = c_parser.CParser().parse(f"int x = {text};")
-    except c_parser.ParseError:
-        return None
-    leaves: set[str] = set()
-    collect_constant_types(tree.ext[0].init, leaves)
-    if "string" in leaves:
-        return "str"
-    return "float" if leaves & {"float", "double", "long double"} else "int"
-
-
-def collect_constant_types(node: c_ast.Node, found: set[str]) -> None:
-    """Gather the types of the literals in an expression."""
-    if isinstance(node, c_ast.Constant):
-        found.add(node.type)
-    for _, child in node.children():
-        collect_constant_types(child, found)
 
 
 def read_callbacks(path: Path, context: str) -> list[Declaration]:
@@ -347,25 +396,8 @@ def blank_comments(text: str) -> str:
     return "\n".join(lines)
 
 
-def scalar_kind(node: c_ast.Node, type_: c_ast.Node) -> Kind:
-    """Tell the type of a ``static const`` scalar."""
-    match type_:
-        case c_ast.TypeDecl(type=c_ast.IdentifierType(names=names)):
-            return "float" if FLOATING & set(names) else "int"
-        case _:
-            raise unknown(node, "static const that is not a number")
-
-
 def constant_value(node: c_ast.Node) -> str:
     """Return the text of a string literal."""
     if not isinstance(node, c_ast.Constant) or node.type != "string":
         raise unknown(node, "initializer of a function")
     return str(node.value)[1:-1]
-
-
-def unknown(node: c_ast.Node, what: str) -> UnknownDeclarationError:
-    """Make the error that names the place."""
-    return UnknownDeclarationError(
-        f"{node.coord}: the generator does not know {what}; teach ffigen/parse.py, "
-        "or list it in headers/surface.toml with the reason"
-    )

@@ -13,14 +13,23 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
-# Where the public headers lie in a llama.cpp tree.
+# Where the public headers lie in a llama.cpp tree, and the one that shows that it is such a tree.
 INCLUDE_DIRS = ("include", "ggml/include", "tools/mtmd")
+LANDMARK = "include/llama.h"
+
+# In front of an attribute that headers/libc/attributes.h has no rule for.
+ATTRIBUTE_MARK = "llamacffi_attribute_"
 
 
-class PreprocessError(Exception):
-    """The C preprocessor could not read the headers."""
+class GeneratorError(Exception):
+    """The binding cannot be generated; the text is for the user."""
+
+
+class PreprocessError(GeneratorError):
+    """The headers cannot be read, or the C compiler rejects them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +37,7 @@ class Macro:
     """One ``#define`` of a public header."""
 
     name: str
-    header: str
+    path: Path
     line: int
     has_parameters: bool
     body: str
@@ -58,8 +67,11 @@ def preprocess(headers: Path, llama_cpp: Path) -> Source:
         llama_cpp: A llama.cpp source tree.
 
     Raises:
-        PreprocessError: There is no C compiler, or it rejects the headers.
+        PreprocessError: There is no C compiler, it rejects the headers, or they have an attribute
+            that is not known.
     """
+    if not (llama_cpp / LANDMARK).is_file():
+        raise PreprocessError(f"{llama_cpp} is not a llama.cpp tree: it has no {LANDMARK}")
     libc = headers / "libc"
     text = run_preprocessor(
         headers / "upstream.h",
@@ -74,10 +86,16 @@ def preprocess(headers: Path, llama_cpp: Path) -> Source:
         if public:
             files[where] = None
         if line.startswith("#define ") and public:
-            macro = read_define(line, where.name, number)
+            macro = read_define(line, where, number)
             macros[macro.name] = macro
+        if line.startswith("#undef "):
+            macros.pop(line.removeprefix("#undef ").strip(), None)
         if line.startswith(("#define ", "#undef ")):
             line = ""
+        elif line.startswith("# "):
+            line = f'# {number + 1} "{where}"'
+        elif ATTRIBUTE_MARK in line:
+            raise unknown_attribute(line, where, number)
         code.append(line)
     return Source("\n".join(code), tuple(macros.values()), tuple(files))
 
@@ -88,12 +106,24 @@ def compiler_command() -> list[str]:
     return [compiler] if shutil.which(compiler) else shlex.split(compiler)
 
 
+def unknown_attribute(line: str, where: Path, number: int) -> PreprocessError:
+    """Make the error that names an attribute."""
+    _, _, rest = line.partition(ATTRIBUTE_MARK)
+    name = "".join(takewhile(lambda char: char.isalnum() or char == "_", rest))
+    return PreprocessError(
+        f"{where}:{number}: the generator does not know __attribute__(({name})) as it stands here; "
+        "give it a rule in headers/libc/attributes.h"
+    )
+
+
 def run_preprocessor(source: Path, flags: list[str], include: list[Path]) -> str:
     """Return what ``cc -E`` prints for ``source``."""
     compiler = compiler_command()
     command = [*compiler, "-E", *flags, *(f"-I{path}" for path in include), str(source)]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
     except FileNotFoundError as error:
         raise PreprocessError(
             f"no C compiler: {compiler[0]!r} not found; install gcc or clang, or set CC"
@@ -106,20 +136,28 @@ def run_preprocessor(source: Path, flags: list[str], include: list[Path]) -> str
 def located_lines(text: str) -> Iterator[tuple[str, Path, int]]:
     """Yield each line of preprocessor output with the file and line that it comes from."""
     where, number = Path(), 0
-    for line in text.splitlines():
+    for line in text.split("\n"):  # and not at a form feed, as splitlines does
         if line.startswith("# "):
             _, marker, name = line.split(" ", 2)
-            where, number = Path(name[1 : name.rindex('"')]), int(marker) - 1
+            where, number = marker_path(name[1 : name.rindex('"')]), int(marker) - 1
         else:
             number += 1
         yield line, where, number
 
 
-def read_define(line: str, header: str, number: int) -> Macro:
+def marker_path(name: str) -> Path:
+    """Read the file name of a line marker, where other bytes than ASCII are octal escapes."""
+    if "\\" in name:
+        octets = name.encode().decode("unicode_escape").encode("latin-1")
+        name = octets.decode(errors="surrogateescape")
+    return Path(name)
+
+
+def read_define(line: str, path: Path, number: int) -> Macro:
     """Read a ``#define`` as the preprocessor prints it: a space after name and parameters."""
     name, _, body = line.removeprefix("#define ").partition(" ")
     bare, parenthesis, _ = name.partition("(")
-    return Macro(bare, header, number, bool(parenthesis), body.strip())
+    return Macro(bare, path, number, bool(parenthesis), body.strip())
 
 
 def expand(headers: Path, llama_cpp: Path, names: list[str]) -> list[str]:
@@ -135,10 +173,11 @@ def expand(headers: Path, llama_cpp: Path, names: list[str]) -> list[str]:
         ],
         input=probe,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=True,
     )
-    lines = [line for line in result.stdout.splitlines() if line.startswith(marker)]
+    lines = [line for line in result.stdout.split("\n") if line.startswith(marker)]
     return [line.removeprefix(marker).strip() for line in lines]
 
 
@@ -177,8 +216,7 @@ def scan_comments(text: str) -> Iterator[Comment]:
             position = literal_end(text, position)
         elif text.startswith(("//", "/*"), position):
             is_line = text[position + 1] == "/"
-            end = text.find("\n" if is_line else "*/", position + 2)
-            stop = len(text) if end < 0 else end if is_line else end + 2
+            stop = line_end(text, position) if is_line else block_end(text, position)
             body = text[position:stop]
             alone = not text[line_start:position].strip()
             yield Comment(line, line + body.count("\n"), strip_marks(body), alone)
@@ -186,6 +224,20 @@ def scan_comments(text: str) -> Iterator[Comment]:
             position = stop
         else:
             position += 1
+
+
+def line_end(text: str, start: int) -> int:
+    """Return where the ``//`` comment at ``start`` ends; a backslash continues it."""
+    end = text.find("\n", start)
+    while end > 0 and text[end - 1] == "\\":
+        end = text.find("\n", end + 1)
+    return end if end >= 0 else len(text)
+
+
+def block_end(text: str, start: int) -> int:
+    """Return where the ``/*`` comment at ``start`` ends."""
+    end = text.find("*/", start + 2)
+    return end + 2 if end >= 0 else len(text)
 
 
 def literal_end(text: str, start: int) -> int:

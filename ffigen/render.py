@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import keyword
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,9 +14,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from . import api as model
 from .api import Api
 from .names import py_class, py_member
+from .preprocess import GeneratorError
 from .typing import Annotations, docstring, parameter_name
 
 OWN_HEADER = "llamacffi.h"
+
+# What cdef and the recompiler raise for C that CFFI cannot express.
+CFFI_ERRORS = (
+    *(cffi.FFIError, cffi.CDefError, cffi.VerificationError),
+    *(TypeError, NotImplementedError),
+)
 
 
 def environment(templates: Path, api: Api, names: Mapping[str, str]) -> Environment:
@@ -35,9 +44,11 @@ def environment(templates: Path, api: Api, names: Mapping[str, str]) -> Environm
         declare=model.declare,
         declare_field=model.declare_field,
         docstring=docstring,
+        definition_doc=definition_doc,
         flat_fields=lambda fields: list(model.flat_fields(fields)),
         function_doc=function_doc,
         kind=lambda one: type(one).__name__,
+        literal=json.dumps,
         param_kind=lambda type_: param_kind(annotations, type_, names),
         param_type=lambda type_: param_type(annotations, type_, names),
         parameter_name=parameter_name,
@@ -45,6 +56,7 @@ def environment(templates: Path, api: Api, names: Mapping[str, str]) -> Environm
         py_member=py_member,
         value=annotations.value,
     )
+    env.tests.update(keyword=keyword.iskeyword)
     return env
 
 
@@ -71,6 +83,11 @@ def function_doc(function: model.Function) -> str:
     return "\n\n".join(filter(None, lines))
 
 
+def definition_doc(one: model.Struct | model.Enum) -> str:
+    """Return what the header says of a struct or enum, its C name first."""
+    return "\n\n".join(filter(None, (f"``{one.c_name}`` of {one.origin.header}.", one.origin.doc)))
+
+
 def render(
     template: str, api: Api, templates: Path, names: Mapping[str, str] | None = None, **more: object
 ) -> str:
@@ -89,19 +106,48 @@ def guarded(api: Api) -> list[model.Function]:
 
 
 def module_source(api: Api, headers: Path) -> str:
-    """Return the C source of ``_llama``, as CFFI makes it from the declarations."""
+    """Return the C source of ``_llama``, as CFFI makes it from the declarations.
+
+    Raises:
+        GeneratorError: CFFI cannot express one of the declarations.
+    """
     templates = headers / "templates"
-    ffi = cffi.FFI()
-    ffi.cdef(render("cdef.h.j2", api, templates))
-    ffi.cdef((headers / "callbacks.h").read_text(encoding="utf-8"))
+    check_lengths(api)
     preamble = render("module.c.j2", api, templates, guarded=guarded(api))
-    ffi.set_source("llamacffi._llama", preamble)
-    compiler = recompiler.Recompiler(ffi, "llamacffi._llama")
-    compiler.collect_type_table()
-    compiler.collect_step_tables()
+    ffi = cffi.FFI()
+    try:
+        ffi.cdef(render("cdef.h.j2", api, templates))
+        ffi.cdef((headers / "callbacks.h").read_text(encoding="utf-8"))
+        ffi.set_source("llamacffi._llama", preamble)
+        compiler = recompiler.Recompiler(ffi, "llamacffi._llama")
+        compiler.collect_type_table()
+        compiler.collect_step_tables()
+    except CFFI_ERRORS as error:
+        raise GeneratorError(f"CFFI does not take what the headers declare: {error}") from error
     text = StringSink()
     compiler.write_source_to_f(text, preamble)
     return "".join(text.parts)
+
+
+def check_lengths(api: Api) -> None:
+    """Refuse array lengths that CFFI would have to know, and would guess.
+
+    Raises:
+        GeneratorError: Behind a pointer, or in a struct without a name, one names an enumerator.
+    """
+    for one in api.declarations:
+        types: list[model.Type] = []
+        if isinstance(one, model.Struct) and one.record.fields is not None:
+            types = [model.Inline(one.record)]
+        elif isinstance(one, model.Typedef | model.Function):
+            types = [one.type]
+        arrays = (found for type_ in types for found in model.closed_arrays(type_, is_open=True))
+        for array in arrays:
+            if array.symbolic:
+                raise GeneratorError(
+                    f"{one.origin.header}:{one.origin.line}: {one.name} has an array of length "
+                    f"{array.length} in a place where CFFI must know the number"
+                )
 
 
 class StringSink:
@@ -135,6 +181,7 @@ def generate(
     """
     templates = headers / "templates"
     params = [one for one in api.structs if one.name.endswith(PARAMS_SUFFIX) and one.record.fields]
+    check_names(api, params, names)
     generated = package / "_generated"
     texts = {
         out / "_llama.c": module_source(api, headers),
@@ -147,6 +194,26 @@ def generate(
         generated / "omitted.py": render("omitted.py.j2", api, templates, names),
     }
     return [path for path, text in texts.items() if write_if_changed(path, text)]
+
+
+def check_names(api: Api, params: list[model.Struct], names: Mapping[str, str]) -> None:
+    """Refuse C names of which no Python can be made.
+
+    Raises:
+        GeneratorError: Two enums would be one class, or a parameter is a keyword of Python.
+    """
+    classes: dict[str, str] = {}
+    for enum in api.enums:
+        other = classes.setdefault(py_class(enum.name, names), enum.name)
+        if other != enum.name:
+            raise GeneratorError(
+                f"enum {enum.name} and enum {other} would both be the class "
+                f"{py_class(enum.name, names)}; name one of them in headers/surface.toml"
+            )
+    for struct in params:
+        for one in model.flat_fields(struct.record.fields):
+            if keyword.iskeyword(one.name):
+                raise GeneratorError(f"{struct.c_name}.{one.name} is a keyword of Python")
 
 
 GENERATED_INIT = """\

@@ -48,6 +48,8 @@ class Annotations:
                 return "bytes"
             case Name(name=name) if name in FLOATS:
                 return "float"
+            case Name(name="long double"):
+                return "CData"
             case Name(name=name) if name in self.records:
                 return f"struct_{name}"
             case Name() | Tag(kind="enum"):
@@ -68,6 +70,10 @@ class Annotations:
                 return "FunctionPointer"
             case Tag(kind="enum"):
                 return "enum_p"
+            case Name(name="_Bool"):
+                return "bool_p"
+            case Name(name="long double"):
+                return "CData"
             case Name(name=name) | Tag(name=name):
                 return f"{name.replace(' ', '_')}_p"
             case Pointer() | Array():
@@ -132,7 +138,7 @@ def parameter_name(name: str, index: int) -> str:
     """Return a name that Python allows for the parameter at ``index``."""
     if not name:
         return f"arg{index}"
-    return f"{name}_" if keyword.iskeyword(name) else name
+    return f"{name}_" if keyword.iskeyword(name) or name == "self" else name
 
 
 def docstring(text: str, indent: int) -> str:
@@ -140,5 +146,6 @@ def docstring(text: str, indent: int) -> str:
     safe = text.replace("\\", "\\\\").replace('"""', "'''")
     if safe.endswith('"'):
         safe += " "
-    margin = "\n" + " " * indent
-    return f'"""{margin.join(safe.splitlines())}"""'
+    margin = " " * indent
+    lines = "\n".join(margin + line if line.strip() else "" for line in safe.split("\n"))
+    return f'"""{lines[indent:]}"""'

@@ -36,4 +36,5 @@ def test_greedy_text_equals_llama_completion(completion_program, llama_cpp, tmp_
         tokens = [token.id for token in generation]
         ours = b"".join(model.vocab.piece(token, special=False) for token in tokens)
     assert len(tokens) > 8
-    assert result.stdout.removesuffix(b"\n").removesuffix(b" [end of text]\n").strip() == ours.strip()
+    theirs = result.stdout.removesuffix(b"\n").removesuffix(b" [end of text]\n")
+    assert theirs.strip() == ours.strip()
