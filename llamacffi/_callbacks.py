@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ._ffi import ffi
+from .errors import LoadError
 
 
 class Bridge:
@@ -41,6 +42,12 @@ def bridged(function: Callable[..., Any]) -> Iterator[Any]:
             raise bridge.error  # the cause; what C made of it becomes its __context__
 
 
+def _on_entry(_type: Any, error: BaseException, traceback: Any) -> None:
+    """Store what was raised before the `try` of a trampoline: by the handler of a signal."""
+    bridge: Bridge = ffi.from_handle(traceback.tb_frame.f_locals["args"][-1])
+    bridge.error = error
+
+
 def trampoline(*, stop: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register an ``extern "Python"`` function; ``stop`` is what tells C to give up."""
 
@@ -56,7 +63,7 @@ def trampoline(*, stop: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
                 bridge.error = error
                 return stop
 
-        ffi.def_extern(name=target.__name__, error=stop)(guarded)
+        ffi.def_extern(name=target.__name__, error=stop, onerror=_on_entry)(guarded)
         return guarded
 
     return register
@@ -65,4 +72,6 @@ def trampoline(*, stop: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 @trampoline(stop=False)
 def llamacffi_on_progress(function: Callable[[float], object], progress: float) -> bool:
     """Go on loading unless the user's function returns False."""
-    return function(progress) is not False
+    if function(progress) is False:
+        raise LoadError(f"the load was stopped at {progress:.0%}: progress returned False")
+    return True

@@ -4,8 +4,9 @@ The owner of a C object is a cdata with a finalizer (`own`).  Whoever holds the 
 object alive: a running call holds it as an argument, a zero-copy array through its buffer, a child
 in the arguments of its own finalizer.  `Handle.close` only lets go of it.
 
-This relies on CPython's reference counts for the moment of the free.  A daemon thread that is
-inside a C call when the interpreter exits is not protected.
+This relies on CPython's reference counts for the moment of the free.  At interpreter exit contexts
+and sampler chains wait for a daemon thread that is inside (`Exclusive.ending`); one that is inside
+another call, such as `Vocab.tokenize`, is not protected.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+# How long the exit of the interpreter waits for a daemon thread to come out of a C object.
+EXIT_SECONDS = 5.0
 
 # Counts the forks between the first process and this one.
 _generation = 0
@@ -78,7 +83,7 @@ class Handle:
         self._generation = _generation
         self._children: weakref.WeakSet[Handle] = weakref.WeakSet()
         if parent is not None:
-            parent._children.add(self)
+            parent._adopt(self)
 
     @property
     def ptr(self) -> Any:
@@ -102,6 +107,10 @@ class Handle:
     def closed(self) -> bool:
         """Whether `close` has been called."""
         return self._owner is None
+
+    def _adopt(self, child: Handle) -> None:
+        """Close ``child`` too when this is closed, and before."""
+        self._children.add(child)
 
     def close(self) -> None:
         """Free the C object now, after everything made from it.  Idempotent.
@@ -133,14 +142,17 @@ class Exclusive:
     two threads has a bug, which waiting would hide.
     """
 
-    __slots__ = ("_lock", "_name")
+    __slots__ = ("_ended", "_lock", "_name")
 
     def __init__(self, name: str) -> None:
         self._lock = threading.Lock()
         self._name = name
+        self._ended = False
 
     def __enter__(self) -> None:
         if not self._lock.acquire(blocking=False):
+            if self._ended:
+                _park()
             raise BusyError(
                 f"another thread is using this {self._name}; give each thread its own, "
                 "or hold a lock around its use"
@@ -148,3 +160,38 @@ class Exclusive:
 
     def __exit__(self, *exc_info: object) -> None:
         self._lock.release()
+        if self._ended:
+            _park()
+
+    def ending(
+        self, free: Callable[[Any], object], cancel: Callable[[], object] | None = None
+    ) -> Callable[[Any], None]:
+        """Return ``free`` for `own`, which first waits for the thread inside and lets no more in.
+
+        Only a daemon thread can be inside when the last reference is gone: at interpreter exit,
+        which frees everything.  If it does not come out in time, nothing more is freed.
+
+        Args:
+            free: Frees the C object.
+            cancel: Makes a call that is running return soon.
+        """
+
+        def end(ptr: Any) -> None:
+            if threading.main_thread().is_alive():  # not the exit
+                free(ptr)
+                return
+            self._ended = True
+            if cancel is not None:
+                cancel()
+            if self._lock.acquire(timeout=EXIT_SECONDS):
+                free(ptr)
+            else:
+                _forked()  # leave the rest alone too, as a child does: the call stands on it
+
+        return end
+
+
+def _park() -> None:
+    """Stop this daemon thread for good, as the interpreter itself does with one at its exit."""
+    while True:
+        time.sleep(3600)

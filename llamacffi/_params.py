@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 from ._ffi import ffi
 from .errors import ArgumentError
+
+FLOAT_MAX = (2 - 2**-23) * 2.0**127
 
 
 def fill(struct: Any, name: str, params: Mapping[str, Any], owned: Mapping[str, str]) -> None:
@@ -63,10 +65,17 @@ def _int(field: str, value: Any) -> int:
 
 
 def _float(field: str, value: Any) -> float:
+    if not isinstance(value, SupportsFloat):  # float() would also read text
+        raise TypeError(f"{field} must be a number, not {value!r}")
+    # C's float is shorter than Python's; what is not finite only makes every logit nan.
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{field} must be a number, not {value!r}") from None
+        number = float(value)
+        finite = abs(number) <= FLOAT_MAX
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise ArgumentError(f"{field}={value!r} is not a finite 32-bit number")
+    return number
 
 
 def _pointer(field: str, value: Any) -> Any:
@@ -84,8 +93,9 @@ def _enum(name: str) -> Callable[[str, Any], int]:
         from ._generated.enums import ENUMS
 
         enum = ENUMS[name]
+        number = None if isinstance(value, str) else _int(field, value)
         try:
-            return int(enum[value.upper()] if isinstance(value, str) else enum(value))
+            return int(enum[value.upper()] if number is None else enum(number))
         except (KeyError, ValueError):
             names = ", ".join(member.name or "" for member in enum)
             raise ArgumentError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -97,9 +98,9 @@ class Batch:
 
         Raises:
             ArgumentError: They do not fit, or a value is out of range.
-            TypeError: ``tokens`` are no integers.
+            TypeError: ``tokens``, ``pos`` or ``seq_ids`` are no integers.
         """
-        ids = sorted(set(seq_ids))
+        ids, pos = sorted(set(map(operator.index, seq_ids))), operator.index(pos)
         array = _token_array(tokens)
         start, stop = len(self), len(self) + len(array)
         if stop > self.capacity:

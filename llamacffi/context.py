@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from . import backend
@@ -9,7 +10,14 @@ from ._ffi import ffi, lib
 from ._handle import Exclusive, Handle, own
 from ._params import fill
 from ._views import Exports, float_view
-from .errors import AbortedError, ArgumentError, ContextError, NativeError, decode_error
+from .errors import (
+    AbortedError,
+    ArgumentError,
+    ContextError,
+    NativeError,
+    UnsupportedError,
+    decode_error,
+)
 from .log import drain, with_log
 from .memory import Memory
 
@@ -37,12 +45,10 @@ class Context(Handle):
     any.
     """
 
-    __slots__ = ("_abort", "_exports", "_outputs", "exclusive", "kv_unified", "memory", "model")
+    __slots__ = ("_abort", "_exports", "_outputs", "_vocab", "exclusive", "kv_unified", "model")
 
     model: Model
     """The model that it computes with."""
-    memory: Memory
-    """The tokens that it remembers."""
     kv_unified: bool
     """Whether all sequences share one buffer."""
 
@@ -59,27 +65,34 @@ class Context(Handle):
         Raises:
             ArgumentError: A value is out of range.
             ContextError: llama.cpp cannot create it, for example for lack of memory.
+            UnsupportedError: The model was loaded without its weights.
 
         Source: ``llama_init_from_model``, ``llama_attach_threadpool``.
         """
         struct = ffi.new("struct llama_context_params *")
         struct[0] = lib.llama_context_default_params()
-        struct.n_threads = params.get("n_threads", backend.physical_cores())
-        struct.n_threads_batch = params.get("n_threads_batch", struct.n_threads)
+        struct.n_threads = min(backend.physical_cores(), lib.GGML_MAX_N_THREADS)
         fill(struct, "llama_context_params", params, OWNED)
+        if "n_threads_batch" not in params:
+            struct.n_threads_batch = struct.n_threads
         _check_params(struct)
+        if model.without_weights:
+            raise UnsupportedError(f"{model!r} was loaded with {model.without_weights}=True")
         self._abort = ffi.new("struct llamacffi_abort_flag *")
         struct.abort_callback = lib.llamacffi_abort_requested
         struct.abort_callback_data = self._abort
         pool = backend.new_threadpool(max(struct.n_threads, struct.n_threads_batch))
         ptr = _create(model, struct)
-        # C reads the flag, the pool and the model's weights until the context is freed.
-        super().__init__(own(ptr, lib.llama_free, model.ptr, self._abort, pool), parent=model)
+        self.exclusive = Exclusive("Context")
+        cancel = functools.partial(lib.llamacffi_abort_set, self._abort, True)
+        free = self.exclusive.ending(lib.llama_free, cancel)
+        # C reads the flag, the pool, the model's weights and what the parameters point to until the
+        # context is freed.
+        super().__init__(own(ptr, free, model.ptr, self._abort, pool, params), parent=model)
         lib.llama_attach_threadpool(ptr, pool, pool)
         self.model = model
-        self.memory = Memory(self)
         self.kv_unified = bool(struct.kv_unified)
-        self.exclusive = Exclusive("Context")
+        self._vocab = model.vocab
         self._exports = Exports()
         self._outputs: npt.NDArray[np.bool_] | None = None
         drain()
@@ -87,6 +100,11 @@ class Context(Handle):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"n_ctx={self.n_ctx}"
         return f"<Context of {self.model!r}, {state}>"
+
+    @property
+    def memory(self) -> Memory:
+        """The tokens that it remembers."""
+        return Memory(self)  # new each time: as an attribute it would be a reference cycle
 
     @property
     def n_ctx(self) -> int:
@@ -140,7 +158,7 @@ class Context(Handle):
             n = len(batch)
             if not 1 <= n <= lib.llama_n_batch(ptr):
                 raise ArgumentError(f"{n} tokens are not in 1 to n_batch={self.n_batch}")
-            batch.check(len(self.model.vocab), lib.llama_n_seq_max(ptr))
+            batch.check(len(self._vocab), lib.llama_n_seq_max(ptr))
             self._outputs = None
             self._check_cancelled()
             code = lib.llama_decode(ptr, batch.ptr[0])
@@ -178,12 +196,12 @@ class Context(Handle):
         """
         import numpy as np
 
-        n_vocab = len(self.model.vocab)
+        n_vocab = len(self._vocab)
         if out is None:
             out = np.empty(n_vocab, np.float32)
-        elif out.shape != (n_vocab,) or out.dtype != np.float32 or not out.flags.c_contiguous:
+        elif out.shape != (n_vocab,) or out.dtype != np.float32 or not out.flags.carray:
             raise ArgumentError(
-                f"out must be a contiguous float32 array of shape ({n_vocab},), "
+                f"out must be a writeable, contiguous float32 array of shape ({n_vocab},), "
                 f"not {out.dtype} of shape {out.shape}"
             )
         with self.exclusive:
@@ -198,7 +216,7 @@ class Context(Handle):
         """
         with self.exclusive:
             ptr = self.ptr
-            n_vocab = len(self.model.vocab)
+            n_vocab = len(self._vocab)
             return float_view(self._logits_ptr(ptr, i), (n_vocab,), ptr, self._exports)
 
     def check_output(self, i: int) -> None:
@@ -243,6 +261,25 @@ def _check_params(struct: Any) -> None:
         value = getattr(struct, name)
         if not least <= value <= most:
             raise ArgumentError(f"{name}={value} is not in {least} to {most}")
+    if struct.n_samplers and struct.samplers == ffi.NULL:
+        raise ArgumentError(f"n_samplers={struct.n_samplers} without samplers")
+    for name in ("type_k", "type_v"):
+        _check_cache_type(name, getattr(struct, name))
+
+
+def _check_cache_type(name: str, number: int) -> None:
+    """Check that attention can compute with a type: some are only for weights or indices.
+
+    Without these functions llama.cpp would call NULL.
+    """
+    known = 0 <= number < lib.GGML_TYPE_COUNT
+    plain = number == lib.GGML_TYPE_F32  # used as it is
+    if known and not plain:
+        on_cpu = lib.ggml_get_type_traits_cpu(number)
+        reads = on_cpu.vec_dot if name == "type_k" else lib.ggml_get_type_traits(number).to_float
+        known = on_cpu.from_float != ffi.NULL and reads != ffi.NULL
+    if not known:
+        raise ArgumentError(f"{name}={number} is not a type that a cache can have")
 
 
 def _create(model: Model, struct: Any) -> Any:

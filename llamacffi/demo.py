@@ -157,7 +157,7 @@ def write(file: Path) -> None:
                 raise OSError(f"cannot write {temporary}")
         os.replace(temporary, file)
     except BaseException:  # also if interrupted: leave nothing behind
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 

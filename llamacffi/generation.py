@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -70,7 +71,7 @@ class Generation(Iterator[Token]):
 
 def generate(
     context: Context,
-    prompt: str | Sequence[int],
+    prompt: str | bytes | Sequence[int],
     *,
     sampler: SamplerChain | None = None,
     max_tokens: int | None = None,
@@ -82,8 +83,8 @@ def generate(
 
     Args:
         context: Where to compute.
-        prompt: Text, or tokens.  A text is tokenized with the model's special tokens if it begins
-            the sequence, and its own special tokens are recognised.
+        prompt: Text (UTF-8 if given as bytes), or tokens.  A text is tokenized with the model's
+            special tokens if it begins the sequence, and its own special tokens are recognised.
         sampler: How to choose; it is reset first.  Default `SamplerChain.default`.
         max_tokens: Stop after so many; None goes on until the model ends or memory is full.
         stop: Stop where one of these strings appears; neither it nor what follows is in the text.
@@ -105,16 +106,22 @@ def generate(
     last = context.memory.pos_max(seq_id)
     start = 0 if last is None else last + 1
     tokens = _prompt_tokens(context, prompt, start)
-    loop = _Loop(context, start, seq_id, sampler or SamplerChain.default(), logprobs)
+    chain = SamplerChain.default() if sampler is None else sampler
+    loop = _Loop(context, start, seq_id, chain, logprobs)
     generation = Generation(context, iter(()))
     generation.n_prompt = len(tokens)
-    generation._tokens = loop.run(generation, tokens, max_tokens, StopFinder(stops))
+    # A proxy: the generator runs only while somebody holds the generation, and a cycle would keep
+    # the context alive after a loop that is left early.
+    proxy = weakref.proxy(generation)
+    generation._tokens = loop.run(proxy, tokens, max_tokens, StopFinder(stops))
     return generation
 
 
-def _prompt_tokens(context: Context, prompt: str | Sequence[int], start: int) -> Sequence[int]:
+def _prompt_tokens(
+    context: Context, prompt: str | bytes | Sequence[int], start: int
+) -> Sequence[int]:
     """Return the tokens of a prompt that fits after ``start`` tokens."""
-    if isinstance(prompt, str):
+    if isinstance(prompt, str | bytes):
         tokens: Sequence[int] = context.model.vocab.tokenize(
             prompt, add_special=start == 0, parse_special=True
         )

@@ -30,7 +30,7 @@ LEVELS = {
 # How many lines of the log an exception carries.
 NOTE_LINES = 12
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a finalizer may log while this thread has it
 _next = 0  # the number of the first line that was not forwarded yet
 
 _Error = TypeVar("_Error", bound=BaseException)
@@ -44,8 +44,8 @@ def drain() -> None:
     with _lock:
         first, _next = _next, lib.llamacffi_log_count()
         lines = list(_lines(first, _next))
+        forgotten = _next - first - len(lines)
     # Outside the lock: a handler may well use llama.cpp itself.
-    forgotten = _next - first - len(lines)
     if forgotten > 0:
         logger.warning("%d lines of llama.cpp's log were lost", forgotten)
     for level, text in lines:
@@ -80,7 +80,7 @@ def _lines(start: int, stop: int) -> Iterator[tuple[int, str]]:
     """Yield level and text of the lines ``start`` to ``stop`` that the ring still has."""
     size = 1024
     text, level = ffi.new("char[]", size), ffi.new("int32_t *")
-    for number in range(start, stop):
+    for number in range(max(start, stop - lib.LLAMACFFI_LOG_CAPACITY), stop):
         length = lib.llamacffi_log_line(number, level, text, size)
         if length > size:
             size = length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ._ffi import ffi, lib
@@ -44,7 +45,7 @@ class Memory:
         Source: ``llama_memory_clear``.
         """
         with self._context.exclusive:
-            lib.llama_memory_clear(self.ptr, data)
+            self._call(lib.llama_memory_clear, data)
 
     def remove(self, seq_id: int = -1, p0: int | None = None, p1: int | None = None) -> bool:
         """Forget the tokens of a sequence at positions ``p0`` to ``p1``.
@@ -63,7 +64,7 @@ class Memory:
         if seq_id != -1:
             self._check(seq_id)
         with self._context.exclusive:
-            return bool(lib.llama_memory_seq_rm(self.ptr, seq_id, *_range(p0, p1)))
+            return bool(self._call(lib.llama_memory_seq_rm, seq_id, *_range(p0, p1)))
 
     def copy(self, source: int, target: int, p0: int | None = None, p1: int | None = None) -> None:
         """Make the tokens of one sequence at positions ``p0`` to ``p1`` belong to another too.
@@ -82,7 +83,7 @@ class Memory:
                 "Context with kv_unified=True"
             )
         with self._context.exclusive:
-            lib.llama_memory_seq_cp(self.ptr, source, target, *_range(p0, p1))
+            self._call(lib.llama_memory_seq_cp, source, target, *_range(p0, p1))
 
     def pos_min(self, seq_id: int = 0) -> int | None:
         """Return the first position that is present of a sequence; None if it is empty.
@@ -90,7 +91,8 @@ class Memory:
         Source: ``llama_memory_seq_pos_min``.
         """
         self._check(seq_id)
-        return _position(lib.llama_memory_seq_pos_min(self.ptr, seq_id))
+        with self._context.exclusive:
+            return _position(self._call(lib.llama_memory_seq_pos_min, seq_id))
 
     def pos_max(self, seq_id: int = 0) -> int | None:
         """Return the last position that is present of a sequence; None if it is empty.
@@ -98,7 +100,13 @@ class Memory:
         Source: ``llama_memory_seq_pos_max``.
         """
         self._check(seq_id)
-        return _position(lib.llama_memory_seq_pos_max(self.ptr, seq_id))
+        with self._context.exclusive:
+            return _position(self._call(lib.llama_memory_seq_pos_max, seq_id))
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the memory while the context is held."""
+        context = self._context.ptr  # noqa: F841  the memory's pointer does not keep it alive
+        return function(self.ptr, *args)
 
     def _check(self, seq_id: int) -> None:
         n_seq_max = self._context.n_seq_max

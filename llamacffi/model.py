@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,10 @@ class Model(Handle):
     `close` closes its contexts first.
     """
 
-    __slots__ = ("__dict__", "_path")
+    __slots__ = ("__dict__", "_path", "_vocab", "without_weights")
+
+    without_weights: str | None
+    """The parameter that left the weights out, ``"vocab_only"`` or ``"no_alloc"``; else None."""
 
     def __init__(
         self,
@@ -73,16 +77,26 @@ class Model(Handle):
             struct.progress_callback_user_data = user_data
             ptr = _load(path, struct)
         self._path = os.fspath(path)
-        super().__init__(own(ptr, lib.llama_model_free))
+        self._vocab: weakref.ref[Vocab] | None = None
+        left_out = (name for name in ("vocab_only", "no_alloc") if params.get(name))
+        self.without_weights = next(left_out, None)
+        # C may read what the parameters point to as long as the model lives.
+        super().__init__(own(ptr, lib.llama_model_free, params))
         drain()
 
     def __repr__(self) -> str:
         return f"<Model {self._path!r}{' closed' if self.closed else ''}>"
 
-    @functools.cached_property
+    @property
     def vocab(self) -> Vocab:
-        """The vocabulary; it is usable as long as the model is open."""
-        return Vocab(self)
+        """The vocabulary; it is usable as long as the model is open, and keeps it alive."""
+        # A weak reference: a cycle would keep the weights in memory until the garbage collector
+        # happens to run.
+        vocab = self._vocab() if self._vocab is not None else None
+        if vocab is None:
+            vocab = Vocab(self)
+            self._vocab = weakref.ref(vocab)
+        return vocab
 
     @functools.cached_property
     def metadata(self) -> Mapping[str, str]:
@@ -131,7 +145,8 @@ class Model(Handle):
 
         Source: ``llama_model_chat_template``.
         """
-        chars = lib.llama_model_chat_template(self.ptr, name.encode() if name else ffi.NULL)
+        ptr = self.ptr  # the text is the model's
+        chars = lib.llama_model_chat_template(ptr, name.encode() if name else ffi.NULL)
         return None if chars == ffi.NULL else ffi.string(chars).decode(errors="replace")
 
 

@@ -7,6 +7,7 @@ no Python object ever owns what C has taken.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, overload
@@ -63,7 +64,7 @@ class Dist(Sampler):
 
     def __post_init__(self) -> None:
         # The largest number is llama.cpp's way to say "random".
-        if self.seed is not None and not 0 <= self.seed < UINT32_MAX:
+        if self.seed is not None and not 0 <= operator.index(self.seed) < UINT32_MAX:
             raise ArgumentError(f"seed={self.seed} is not in 0 to {UINT32_MAX - 1}, nor None")
 
     def make(self, vocab: Vocab | None) -> Any:
@@ -80,7 +81,7 @@ class TopK(Sampler):
     k: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.k < 2**31:
+        if not 0 <= operator.index(self.k) < 2**31:
             raise ArgumentError(f"k={self.k} is not in 0 to {2**31 - 1}")
 
     def make(self, vocab: Vocab | None) -> Any:
@@ -171,7 +172,7 @@ class Penalties(Sampler):
     needs_vocab: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.last_n < 2**31:
+        if not 0 <= operator.index(self.last_n) < 2**31:
             raise ArgumentError(f"last_n={self.last_n} is not in 0 to {2**31 - 1}")
         if not 0 < self.repeat < math.inf:
             raise ArgumentError(f"repeat={self.repeat} is not a number above 0")
@@ -279,12 +280,13 @@ class SamplerChain(Handle):
 
         Source: ``llama_sampler_sample``.
         """
-        self._check_vocab(context.model.vocab)
+        self._check_vocab(context)
         if not any(sampler.selects for sampler in self._samplers):
             raise ArgumentError(f"{self!r} chooses no token: end it with Greedy() or Dist()")
         with self._exclusive, context.exclusive:
+            chain, ptr = self.ptr, context.ptr
             context.check_output(i)
-            return int(lib.llama_sampler_sample(self.ptr, context.ptr, i))
+            return int(lib.llama_sampler_sample(chain, ptr, i))
 
     def accept(self, token: int) -> None:
         """Tell the samplers that a token was chosen; `sample` does so itself.
@@ -314,8 +316,8 @@ class SamplerChain(Handle):
         """
         other = SamplerChain(*self._samplers, vocab=self._vocab)
         with self._exclusive:
-            if self._owner is not None or self._closed:
-                other._own(lib.llama_sampler_clone(self.ptr))
+            if self._owner is not None or self._closed or not self._lacks_vocab():
+                other._owner = other._own(lib.llama_sampler_clone(self.ptr))
         return other
 
     @property
@@ -327,39 +329,49 @@ class SamplerChain(Handle):
         seed: int = lib.llama_sampler_get_seed(self.ptr)
         return None if seed == lib.LLAMA_DEFAULT_SEED else seed
 
-    def _check_vocab(self, vocab: Vocab) -> None:
-        """Take the vocabulary on first use; afterwards insist on it, where it matters."""
-        if self._vocab is None:
-            self._vocab = vocab
-        elif self._vocab is not vocab and any(one.needs_vocab for one in self._samplers):
+    def _check_vocab(self, context: Context) -> None:
+        """Take the vocabulary on first use, where it matters; afterwards insist on it."""
+        if self._lacks_vocab():
+            self._vocab = context.model.vocab
+        elif self._needy() and self._vocab is not context.model.vocab:
             raise ArgumentError("this chain was made for the vocabulary of another model")
+
+    def _needy(self) -> list[Sampler]:
+        """Return the samplers that must know the vocabulary."""
+        return [one for one in self._samplers if one.needs_vocab]
+
+    def _lacks_vocab(self) -> bool:
+        return self._vocab is None and bool(self._needy())
 
     def _make(self) -> None:
         """Make the chain and its samplers in C."""
-        needy = [one for one in self._samplers if one.needs_vocab]
-        if needy and self._vocab is None:
+        if self._lacks_vocab():
             raise ArgumentError(
-                f"{needy[0]!r} must know the vocabulary: give vocab=model.vocab to SamplerChain"
+                f"{self._needy()[0]!r} must know the vocabulary: give vocab=model.vocab to "
+                "SamplerChain"
             )
-        self._own(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()))
-        chain = super().ptr
+        params = lib.llama_sampler_chain_default_params()
+        chain = self._own(lib.llama_sampler_chain_init(params))
         for sampler in self._samplers:
             made = sampler.make(self._vocab)
             if made == ffi.NULL:
-                self._owner = None
                 raise with_log(LlamaError(f"llama.cpp cannot make {sampler!r}"))
             lib.llama_sampler_chain_add(chain, made)  # which owns it from here on
+        self._owner = chain  # not before it is whole
 
-    def _own(self, ptr: Any) -> None:
+    def _own(self, ptr: Any) -> Any:
         if ptr == ffi.NULL:
             raise with_log(LlamaError("llama.cpp cannot make a sampler chain"))
-        # Some samplers point into the vocabulary, which belongs to the model.
-        keep = () if self._vocab is None else (self._vocab.owner,)
-        self._owner = own(ptr, lib.llama_sampler_free, *keep)
+        keep: tuple[Any, ...] = ()
+        if self._vocab is not None and self._needy():
+            # They may point into the vocabulary, which is the model's: it closes them first.
+            keep = (self._vocab.model.ptr,)
+            self._vocab.model._adopt(self)
+        return own(ptr, self._exclusive.ending(lib.llama_sampler_free), *keep)
 
 
 def _check_probability(p: float, min_keep: int) -> None:
     if not 0 <= p <= 1:
         raise ArgumentError(f"p={p} is not in 0 to 1")
-    if not 0 <= min_keep < 2**31:
+    if not 0 <= operator.index(min_keep) < 2**31:
         raise ArgumentError(f"min_keep={min_keep} is not in 0 to {2**31 - 1}")

@@ -38,9 +38,9 @@ class Vocab:
         return lib.llama_model_get_vocab(self._model.ptr)
 
     @property
-    def owner(self) -> Any:
-        """What keeps the vocabulary alive in C: the model's pointer, for ``keep`` of `own`."""
-        return self._model.ptr
+    def model(self) -> Model:
+        """The model that it belongs to."""
+        return self._model
 
     def __len__(self) -> int:
         return self._size
@@ -160,7 +160,9 @@ class Vocab:
         Source: ``llama_vocab_get_text``.
         """
         self.check_one(token)
-        return ffi.string(self._call(lib.llama_vocab_get_text, token)).decode(errors="replace")  # type: ignore[no-any-return]
+        model = self._model.ptr  # the text is the model's
+        chars = lib.llama_vocab_get_text(lib.llama_model_get_vocab(model), token)
+        return ffi.string(chars).decode(errors="replace")  # type: ignore[no-any-return]
 
     def score(self, token: int) -> float:
         """Return the score of a token, whose meaning depends on the tokenizer.
@@ -267,6 +269,8 @@ class Vocab:
 def _encode(text: str | bytes) -> bytes:
     if isinstance(text, bytes):
         return text
+    if not isinstance(text, str):
+        raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
     try:
         return text.encode()
     except UnicodeEncodeError as error:

@@ -60,9 +60,10 @@ class Ring {
 
     void end_line() {
         if (!open.text.empty()) {
-            std::swap(lines[written % lines.size()], open);
+            Line &line = lines[written++ % lines.size()];
+            line.level = open.level; // which the next line of the same message has too
+            std::swap(line.text, open.text);
             open.text.clear();
-            ++written;
         }
     }
 

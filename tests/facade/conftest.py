@@ -1,0 +1,52 @@
+"""The built-in model, loaded once, and contexts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import llamacffi
+from llamacffi import Context, Model
+
+
+@pytest.fixture(scope="session")
+def model(demo_path: Path) -> Iterator[Model]:
+    """The built-in model; do not close it."""
+    with Model(demo_path) as model:
+        yield model
+
+
+@pytest.fixture
+def new_context(model: Model) -> Iterator[Callable[..., Context]]:
+    """Make contexts of the built-in model, closed at the end of the test."""
+    made: list[Context] = []
+
+    def make(**params: object) -> Context:
+        made.append(Context(model, **{"n_ctx": 256, "n_threads": 1, **params}))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for context in made:
+        context.close()
+
+
+@pytest.fixture
+def context(new_context: Callable[..., Context]) -> Context:
+    """One sequence, 256 tokens."""
+    return new_context()
+
+
+@pytest.fixture
+def chain() -> Iterator[Callable[..., llamacffi.SamplerChain]]:
+    """Make sampler chains, closed at the end of the test."""
+    made: list[llamacffi.SamplerChain] = []
+
+    def make(*samplers: llamacffi.Sampler, **options: object) -> llamacffi.SamplerChain:
+        made.append(llamacffi.SamplerChain(*samplers, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

@@ -1,0 +1,93 @@
+"""The built-in model is what it says it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+import llamacffi
+from llamacffi import Batch, demo
+from tests.facade.oracle import close_to, logits_after
+
+
+def test_logits_of_every_state(context):
+    states = {entry.state: i for i, entry in enumerate(demo.vocabulary())}
+    assert len(states) == len(demo.log_probabilities())
+    tokens = list(states.values())
+    batch = Batch(len(tokens))
+    batch.add(tokens, logits="all")
+    context.decode(batch)
+    for i, expected in enumerate(logits_after(tokens)):
+        assert context.logits(i) == close_to(expected)
+
+
+def test_rows_are_probabilities():
+    assert np.exp(demo.log_probabilities()).sum(axis=1) == close_to(1)
+
+
+def test_the_file_is_small_and_quick(tmp_path):
+    began = time.perf_counter()
+    demo.write(tmp_path / "demo.gguf")
+    assert time.perf_counter() - began < 2  # about 0.1 s, on a machine that does nothing else
+    assert (tmp_path / "demo.gguf").stat().st_size < 4 * 2**20
+    assert [file.name for file in tmp_path.iterdir()] == ["demo.gguf"]
+
+
+def test_the_same_each_time(tmp_path, demo_path):
+    demo.write(tmp_path / "again.gguf")
+    assert (tmp_path / "again.gguf").read_bytes() == demo_path.read_bytes()
+
+
+def test_path_is_in_the_users_cache(tmp_path, monkeypatch):
+    if sys.platform != "linux":
+        return
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = demo.path()
+    assert file.parent == tmp_path / "cache" / "llamacffi"
+    written = file.stat().st_mtime_ns
+    assert demo.path() == file
+    assert file.stat().st_mtime_ns == written
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert demo.cache_dir() == tmp_path / ".cache" / "llamacffi"
+
+
+def test_an_interrupted_write_leaves_nothing(run_python, tmp_path):
+    """The disk is full after 100 kB."""
+    code = """
+        import resource
+        from pathlib import Path
+        from llamacffi import demo
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        Path("there").mkdir()
+        try:
+            demo.write(Path("there/demo.gguf"))
+        except OSError as error:
+            print(error, list(Path("there").iterdir()))
+    """
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert "[]" in result.stdout
+
+
+def test_processes_at_once(tmp_path):
+    code = "from llamacffi import demo, Model; print(len(Model(demo.path()).vocab))"
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path), "PATH": ""}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    assert [process.communicate()[0] for process in processes] == [b"514\n"] * 3
+    assert len(list((tmp_path / "llamacffi").iterdir())) == 1
+
+
+def test_generated_words_are_from_the_text(context, chain):
+    sampler = chain(llamacffi.TopP(0.99), llamacffi.Dist(seed=1))
+    text = llamacffi.generate(context, " The", sampler=sampler, max_tokens=100).text()
+    words = {word.strip() for word in demo.words()}
+    spaced = text.replace(".", " . ").replace(",", " , ").split()
+    assert len(spaced) > 20
+    assert set(spaced) <= words
