@@ -26,7 +26,10 @@ class Batch:
     to close.  A batch can be cleared and used again.
     """
 
-    __slots__ = ("_arrays", "_logits", "_n_seq_id", "_pos", "_seq_id", "_struct", "_token")
+    __slots__ = (
+        *("_arrays", "_logits", "_n_seq_id", "_pos", "_seq_id", "_struct", "_token"),
+        *("_seq_id_max", "_token_max", "_token_min"),
+    )
 
     def __init__(self, capacity: int, n_seq_max: int = 1) -> None:
         """Make an empty batch.
@@ -44,6 +47,8 @@ class Batch:
         self._n_seq_id = np.zeros(capacity, np.int32)
         self._seq_id = np.zeros((capacity, n_seq_max), np.int32)
         self._logits = np.zeros(capacity, np.int8)
+        # Kept while adding, so that `check` need not look at each token.
+        self._token_min = self._token_max = self._seq_id_max = 0
         self._struct = ffi.new("struct llama_batch *")
         rows = ffi.new("llama_seq_id *[]", [_ptr(row) for row in self._seq_id])
         pointers = {
@@ -120,12 +125,17 @@ class Batch:
         self._logits[start:stop] = logits == "all"
         if logits == "last" and stop > start:
             self._logits[stop - 1] = 1
+        if stop > start:
+            self._token_min = min(self._token_min, int(array.min()))
+            self._token_max = max(self._token_max, int(array.max()))
+            self._seq_id_max = max(self._seq_id_max, ids[-1])
         self._struct.n_tokens = stop
         return range(start, stop)
 
     def clear(self) -> None:
         """Remove all tokens."""
         self._struct.n_tokens = 0
+        self._token_min = self._token_max = self._seq_id_max = 0
 
     def set_one(self, token: int, pos: int, seq_id: int = 0) -> None:
         """Make the batch one token with an output: `clear` and `add`, for a loop over tokens.
@@ -137,26 +147,25 @@ class Batch:
         self._n_seq_id[0] = 1
         self._seq_id[0, 0] = seq_id
         self._logits[0] = 1
+        self._token_min = self._token_max = token
+        self._seq_id_max = seq_id
         self._struct.n_tokens = 1
 
     def check(self, n_vocab: int, n_seq_max: int) -> None:
         """Raise `ArgumentError` unless all tokens and sequences exist in a context."""
-        n = len(self)
-        tokens = self._token[:n]
-        if n and not (tokens.min() >= 0 and tokens.max() < n_vocab):
+        if self._token_min < 0 or self._token_max >= n_vocab:
+            tokens = self._token[: len(self)]
             i = int(np.argmax((tokens < 0) | (tokens >= n_vocab)))
             raise ArgumentError(f"token {tokens[i]} at index {i} is not in 0 to {n_vocab - 1}")
-        used = np.arange(self.n_seq_max) < self._n_seq_id[:n, None]
-        if n and int(self._seq_id[:n][used].max()) >= n_seq_max:
+        if self._seq_id_max >= n_seq_max:
             raise ArgumentError(
-                f"seq_id {self._seq_id[:n][used].max()} is not in 0 to {n_seq_max - 1}: "
+                f"seq_id {self._seq_id_max} is not in 0 to {n_seq_max - 1}: "
                 "create the Context with a larger n_seq_max"
             )
 
-    def outputs(self) -> npt.NDArray[np.bool_]:
-        """Return which tokens have an output, bool, one for each token."""
-        flags: npt.NDArray[np.bool_] = self._logits[: len(self)] != 0
-        return flags
+    def outputs(self) -> bytes:
+        """Return which tokens have an output: for each token a byte, 1 or 0."""
+        return self._logits[: len(self)].tobytes()
 
 
 def _token_array(tokens: Tokens) -> npt.NDArray[np.integer[Any]]:

@@ -94,7 +94,7 @@ class Context(Handle):
         self.kv_unified = bool(struct.kv_unified)
         self._vocab = model.vocab
         self._exports = Exports()
-        self._outputs: npt.NDArray[np.bool_] | None = None
+        self._outputs: bytes | None = None
         drain()
 
     def __repr__(self) -> str:
@@ -224,13 +224,10 @@ class Context(Handle):
         outputs = self._outputs
         if outputs is None:
             raise IndexError("there are no outputs: decode a batch first")
-        found = outputs[i] if 0 <= i < len(outputs) else False
-        if i < 0:
-            found = -i <= outputs.sum()
-        if not found:
+        if not (outputs.count(1) >= -i if i < 0 else outputs[i : i + 1] == b"\1"):
             raise IndexError(
                 f"no output at index {i}: the last batch had {len(outputs)} tokens, of which "
-                f"{outputs.nonzero()[0].tolist()} have outputs"
+                f"{[j for j, output in enumerate(outputs) if output]} have outputs"
             )
 
     def _logits_ptr(self, ptr: Any, i: int) -> Any:

@@ -51,7 +51,7 @@ def test_batch_holds_what_was_added(capacity, n_seq_max, added):
                 batch.add(tokens, pos=pos, seq_ids=seq_ids, logits=logits)
         assert as_c_sees(batch) == expected
         assert len(batch) == len(expected)
-        assert batch.outputs().tolist() == [output for *_, output in expected]
+        assert list(batch.outputs()) == [output for *_, output in expected]
 
 
 @pytest.mark.parametrize("dtype", INT_TYPES)
