@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from typing import TypeVar
@@ -91,4 +92,12 @@ def _lines(start: int, stop: int) -> Iterator[tuple[int, str]]:
             yield LEVELS.get(level[0], logging.INFO), words
 
 
+def _forked() -> None:
+    """Leave the parent's lines to the parent; its threads may have held the lock."""
+    global _lock, _next
+    _lock, _next = threading.Lock(), lib.llamacffi_log_count()
+
+
 atexit.register(drain)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

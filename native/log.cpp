@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <mutex>
 #include <string>
@@ -39,10 +40,8 @@ class Ring {
         }
     }
 
-    uint64_t count() {
-        std::lock_guard<std::mutex> lock(mutex);
-        return written;
-    }
+    // Without the lock: a forked child asks too, and the lock may have been another thread's.
+    uint64_t count() const { return written.load(std::memory_order_acquire); }
 
     int32_t read(uint64_t number, int32_t *level, char *text, size_t size) {
         std::lock_guard<std::mutex> lock(mutex);
@@ -60,17 +59,18 @@ class Ring {
 
     void end_line() {
         if (!open.text.empty()) {
-            Line &line = lines[written++ % lines.size()];
+            Line &line = lines[written % lines.size()];
             line.level = open.level; // which the next line of the same message has too
             std::swap(line.text, open.text);
             open.text.clear();
+            ++written;
         }
     }
 
     std::mutex mutex;
     std::array<Line, LLAMACFFI_LOG_CAPACITY> lines;
     Line open = {GGML_LOG_LEVEL_NONE, {}};
-    uint64_t written = 0;
+    std::atomic<uint64_t> written{0};
 };
 
 // Never destroyed: ggml's static destructors may log after ours have run.
