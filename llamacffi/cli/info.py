@@ -71,12 +71,18 @@ def paths() -> dict[str, str]:
 
 
 def api() -> dict[str, int]:
-    """Count what is bound of the public headers."""
-    from .._ffi import lib
+    """Count what is bound of llama.cpp's public headers."""
+    from .._ffi import ffi, lib
     from .._generated.enums import ENUMS
 
-    values = [getattr(lib, name) for name in dir(lib)]
-    functions = sum(map(callable, values))
+    names = [name for name in dir(lib) if not name.lower().startswith("llamacffi_")]
+    values = [getattr(lib, name) for name in names]
+    # Any cdata is callable; variadic functions are cdata too, but so are strings.
+    functions = sum(
+        callable(value)
+        and (not isinstance(value, ffi.CData) or ffi.typeof(value).kind == "function")
+        for value in values
+    )
     return {
         "functions": functions,
         "enums": len(ENUMS),
