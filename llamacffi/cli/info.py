@@ -72,7 +72,7 @@ def paths() -> dict[str, str]:
 
 def api() -> dict[str, int]:
     """Count what is bound of llama.cpp's public headers."""
-    from .._ffi import ffi, lib
+    from .._ffi import lib
     from .._generated.enums import ENUMS
 
     names = [name for name in dir(lib) if not name.lower().startswith("llamacffi_")]
@@ -86,8 +86,17 @@ def api() -> dict[str, int]:
     return {
         "functions": functions,
         "enums": len(ENUMS),
-        "constants": len(values) - functions,
+        "constants": len(names) - functions,
     }
+
+
+def is_function(value: object) -> bool:
+    """Tell functions from constants: variadic functions are cdata, but so are strings."""
+    from .._ffi import ffi
+
+    if isinstance(value, ffi.CData):
+        return ffi.typeof(value).kind == "function"
+    return callable(value)
 
 
 def backends() -> list[str]:
