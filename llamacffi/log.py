@@ -95,7 +95,7 @@ def _lines(start: int, stop: int) -> Iterator[tuple[int, str]]:
 def _forked() -> None:
     """Leave the parent's lines to the parent; its threads may have held the lock."""
     global _lock, _next
-    _lock, _next = threading.Lock(), lib.llamacffi_log_count()
+    _lock, _next = threading.RLock(), lib.llamacffi_log_count()
 
 
 atexit.register(drain)

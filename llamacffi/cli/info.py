@@ -76,13 +76,7 @@ def api() -> dict[str, int]:
     from .._generated.enums import ENUMS
 
     names = [name for name in dir(lib) if not name.lower().startswith("llamacffi_")]
-    values = [getattr(lib, name) for name in names]
-    # Any cdata is callable; variadic functions are cdata too, but so are strings.
-    functions = sum(
-        callable(value)
-        and (not isinstance(value, ffi.CData) or ffi.typeof(value).kind == "function")
-        for value in values
-    )
+    functions = sum(is_function(getattr(lib, name)) for name in names)
     return {
         "functions": functions,
         "enums": len(ENUMS),
