@@ -28,7 +28,7 @@ class Batch:
 
     __slots__ = (
         *("_arrays", "_logits", "_n_seq_id", "_pos", "_seq_id", "_struct", "_token"),
-        *("_seq_id_max", "_token_max", "_token_min"),
+        *("_n_seq_id_max", "_seq_id_max", "_token_max", "_token_min"),
     )
 
     def __init__(self, capacity: int, n_seq_max: int = 1) -> None:
@@ -48,7 +48,7 @@ class Batch:
         self._seq_id = np.zeros((capacity, n_seq_max), np.int32)
         self._logits = np.zeros(capacity, np.int8)
         # Kept while adding, so that `check` need not look at each token.
-        self._token_min = self._token_max = self._seq_id_max = 0
+        self._token_min = self._token_max = self._seq_id_max = self._n_seq_id_max = 0
         self._struct = ffi.new("struct llama_batch *")
         rows = ffi.new("llama_seq_id *[]", [_ptr(row) for row in self._seq_id])
         pointers = {
@@ -129,13 +129,14 @@ class Batch:
             self._token_min = min(self._token_min, int(array.min()))
             self._token_max = max(self._token_max, int(array.max()))
             self._seq_id_max = max(self._seq_id_max, ids[-1])
+            self._n_seq_id_max = max(self._n_seq_id_max, len(ids))
         self._struct.n_tokens = stop
         return range(start, stop)
 
     def clear(self) -> None:
         """Remove all tokens."""
         self._struct.n_tokens = 0
-        self._token_min = self._token_max = self._seq_id_max = 0
+        self._token_min = self._token_max = self._seq_id_max = self._n_seq_id_max = 0
 
     def set_one(self, token: int, pos: int, seq_id: int = 0) -> None:
         """Make the batch one token with an output: `clear` and `add`, for a loop over tokens.
@@ -148,11 +149,11 @@ class Batch:
         self._seq_id[0, 0] = seq_id
         self._logits[0] = 1
         self._token_min = self._token_max = token
-        self._seq_id_max = seq_id
+        self._seq_id_max, self._n_seq_id_max = seq_id, 1
         self._struct.n_tokens = 1
 
-    def check(self, n_vocab: int, n_seq_max: int) -> None:
-        """Raise `ArgumentError` unless all tokens and sequences exist in a context."""
+    def check(self, n_vocab: int, n_seq_max: int, kv_unified: bool = True) -> None:
+        """Raise `ArgumentError` unless all tokens and sequences can exist in a context."""
         if self._token_min < 0 or self._token_max >= n_vocab:
             tokens = self._token[: len(self)]
             i = int(np.argmax((tokens < 0) | (tokens >= n_vocab)))
@@ -162,6 +163,20 @@ class Batch:
                 f"seq_id {self._seq_id_max} is not in 0 to {n_seq_max - 1}: "
                 "create the Context with a larger n_seq_max"
             )
+
+        if self._n_seq_id_max > 1 and not kv_unified:
+            raise ArgumentError(
+                f"a token belongs to {self._n_seq_id_max} sequences, which have separate buffers: "
+                "create the Context with kv_unified=True"
+            )
+
+    def starts(self) -> dict[int, int]:
+        """Return the sequences of the batch, each with its first position."""
+        starts: dict[int, int] = {}
+        for i in range(len(self)):
+            for seq_id in self._seq_id[i, : self._n_seq_id[i]].tolist():
+                starts[seq_id] = min(int(self._pos[i]), starts.get(seq_id, INT32.max))
+        return starts
 
     def outputs(self) -> bytes:
         """Return which tokens have an output: for each token a byte, 1 or 0."""

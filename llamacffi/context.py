@@ -147,6 +147,7 @@ class Context(Handle):
             AbortedError: `cancel` was called; micro-batches that were finished stay in memory:
                 `Memory.pos_max` tells.
             DecodeError: The computation failed; as with `AbortedError`.
+            NativeError: A check of llama.cpp failed; what the batch had added is removed.
             BufferError: An array of `logits_view` is alive.
             BusyError: Another thread is using the context.
 
@@ -158,10 +159,14 @@ class Context(Handle):
             n = len(batch)
             if not 1 <= n <= lib.llama_n_batch(ptr):
                 raise ArgumentError(f"{n} tokens are not in 1 to n_batch={self.n_batch}")
-            batch.check(len(self._vocab), lib.llama_n_seq_max(ptr))
+            batch.check(len(self._vocab), lib.llama_n_seq_max(ptr), self.kv_unified)
             self._outputs = None
             self._check_cancelled()
-            code = lib.llama_decode(ptr, batch.ptr[0])
+            try:
+                code = lib.llama_decode(ptr, batch.ptr[0])
+            except NativeError:
+                self._roll_back(ptr, batch)
+                raise
             if code:
                 lib.llamacffi_abort_set(self._abort, False)
                 raise with_log(decode_error(code))
@@ -237,6 +242,13 @@ class Context(Handle):
         if pointer == ffi.NULL:
             raise with_log(ContextError(f"llama.cpp has no logits for output {i}"))
         return pointer
+
+    def _roll_back(self, ptr: Any, batch: Batch) -> None:
+        """Remove the tokens of a batch from memory, where an exception kept llama.cpp from it."""
+        memory = lib.llama_get_memory(ptr)
+        for seq_id, pos in batch.starts().items() if memory != ffi.NULL else ():
+            if not lib.llama_memory_seq_rm(memory, seq_id, pos, -1):
+                lib.llama_memory_seq_rm(memory, seq_id, -1, -1)  # a whole one can always go
 
     def _check_cancelled(self) -> None:
         if self._abort.requested:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._ffi import ffi, lib
+from .errors import LoadError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,11 +63,25 @@ class Entry:
 
 
 def path() -> Path:
-    """Return the file of the model, in the user's cache; it is written on first use."""
-    file = cache_dir() / f"demo-v{VERSION}.gguf"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(file)
+    """Return the file of the model, in the user's cache; it is written on first use.
+
+    Its name has its size, so that a damaged file is not taken, but written anew.
+
+    Raises:
+        LoadError: The cache cannot be written.
+    """
+    directory = cache_dir()
+    for file in directory.glob(f"demo-v{VERSION}-*.gguf"):
+        if file.stem.endswith(f"-{file.stat().st_size}"):
+            return file
+    content = to_bytes()
+    file = directory / f"demo-v{VERSION}-{len(content)}.gguf"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _replace(file, content)
+    except OSError as error:
+        reason = f"cannot keep the built-in model in the cache: {error.strerror}"
+        raise LoadError(error.errno, reason, os.fspath(directory)) from error
     return file
 
 
@@ -77,7 +92,9 @@ def cache_dir() -> Path:
     elif sys.platform == "darwin":
         base = "~/Library/Caches"
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        if not os.path.isabs(base):  # the standard says to ignore it then
+            base = "~/.cache"
     return Path(base).expanduser() / "llamacffi"
 
 
@@ -142,19 +159,45 @@ def log_probabilities() -> npt.NDArray[np.float32]:
 
 
 def write(file: Path) -> None:
-    """Write the model as a GGUF file, at once or not at all.
+    """Write the model to a file, at once or not at all.
 
-    Source: the ``gguf_set_*`` functions and ``gguf_write_to_file``.
+    Raises:
+        OSError: The file cannot be written.
     """
-    handle, temporary = tempfile.mkstemp(suffix=".gguf", dir=file.parent)
-    os.close(handle)
+    _replace(file, to_bytes())
+
+
+def to_bytes() -> bytes:
+    """Return the model as GGUF.
+
+    Source: the ``gguf_set_*`` functions, ``gguf_add_tensor`` and ``gguf_get_meta_data``.
+    """
+    tensors = weights()
+    with _gguf() as gguf, _tensor_descriptions(len(tensors)) as context:
+        _set_metadata(gguf)
+        for name, array in tensors.items():
+            # ggml counts dimensions from the innermost.
+            shape = array.shape[::-1]
+            tensor = lib.ggml_new_tensor(context, lib.GGML_TYPE_F32, len(shape), shape)
+            lib.ggml_set_name(tensor, name.encode())
+            lib.gguf_add_tensor(gguf, tensor)
+        content = bytearray(lib.gguf_get_meta_size(gguf))
+        lib.gguf_get_meta_data(gguf, ffi.from_buffer(content, require_writable=True))
+        alignment = lib.gguf_get_alignment(gguf)
+    for array in tensors.values():
+        content += array.tobytes()
+        content += bytes(-len(content) % alignment)
+    return bytes(content)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Write a file so that others see either all of it or what was there before."""
+    handle, temporary = tempfile.mkstemp(suffix=".part", dir=file.parent)
     try:
-        with _gguf() as gguf, _tensors() as context:
-            _set_metadata(gguf)
-            for name, array in weights().items():
-                _add_tensor(gguf, context, name, array)
-            if not lib.gguf_write_to_file(gguf, os.fsencode(temporary), False):
-                raise OSError(f"cannot write {temporary}")
+        with open(handle, "wb") as part:
+            part.write(content)
+            part.flush()
+            os.fsync(part.fileno())
         os.replace(temporary, file)
     except BaseException:  # also if interrupted: leave nothing behind
         Path(temporary).unlink(missing_ok=True)
@@ -228,15 +271,6 @@ def _set_metadata(gguf: Any) -> None:
         lib.gguf_set_arr_data(gguf, key, kind, ffi.new(c_type, array), len(array))
 
 
-def _add_tensor(gguf: Any, context: Any, name: str, array: npt.NDArray[np.float32]) -> None:
-    """Copy an array into a tensor; ggml counts dimensions from the innermost."""
-    shape = array.shape[::-1]
-    tensor = lib.ggml_new_tensor(context, lib.GGML_TYPE_F32, len(shape), shape)
-    lib.ggml_set_name(tensor, name.encode())
-    ffi.memmove(lib.ggml_get_data(tensor), ffi.from_buffer(array), array.nbytes)
-    lib.gguf_add_tensor(gguf, tensor)
-
-
 @contextmanager
 def _gguf() -> Iterator[Any]:
     gguf = lib.gguf_init_empty()
@@ -247,12 +281,10 @@ def _gguf() -> Iterator[Any]:
 
 
 @contextmanager
-def _tensors() -> Iterator[Any]:
-    """Yield a ggml context with room for the weights."""
-    arrays = weights().values()
-    params = ffi.new("struct ggml_init_params *")
-    overhead = lib.ggml_tensor_overhead() + lib.GGML_MEM_ALIGN
-    params.mem_size = sum(array.nbytes + overhead for array in arrays)
+def _tensor_descriptions(n: int) -> Iterator[Any]:
+    """Yield a ggml context with room for ``n`` tensors, but not for their data."""
+    params = ffi.new("struct ggml_init_params *", {"no_alloc": True})
+    params.mem_size = n * (lib.ggml_tensor_overhead() + lib.GGML_MEM_ALIGN)
     context = lib.ggml_init(params[0])
     try:
         yield context

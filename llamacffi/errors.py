@@ -60,6 +60,9 @@ class NativeError(LlamaError, RuntimeError):
         super().__init__(message)
         self.function = function
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.args[0], self.function), self.__dict__
+
 
 class LoadError(LlamaError, OSError):
     """A file could not be loaded."""
@@ -94,6 +97,9 @@ class DecodeError(LlamaError, RuntimeError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.args[0], self.code), self.__dict__
 
 
 class InvalidBatchError(DecodeError, ValueError):

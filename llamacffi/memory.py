@@ -70,18 +70,16 @@ class Memory:
         """Make the tokens of one sequence at positions ``p0`` to ``p1`` belong to another too.
 
         Raises:
-            UnsupportedError: A part was asked for, and the sequences have separate buffers
-                (``kv_unified=False``), which only a whole sequence can be copied between.
+            UnsupportedError: A part was asked for, and only a whole sequence can be copied: the
+                sequences have separate buffers (``kv_unified=False``), or the model is recurrent
+                and has one state for each.
 
         Source: ``llama_memory_seq_cp``.
         """
         self._check(source)
         self._check(target)
-        if (p0 or p1 is not None) and not self._context.kv_unified and source != target:
-            raise UnsupportedError(
-                "only a whole sequence can be copied between separate buffers: create the "
-                "Context with kv_unified=True"
-            )
+        if (p0 or p1 is not None) and source != target:
+            self._check_divisible()
         with self._context.exclusive:
             self._call(lib.llama_memory_seq_cp, source, target, *_range(p0, p1))
 
@@ -107,6 +105,17 @@ class Memory:
         """Call a function of the memory while the context is held."""
         context = self._context.ptr  # noqa: F841  the memory's pointer does not keep it alive
         return function(self.ptr, *args)
+
+    def _check_divisible(self) -> None:
+        """Raise UnsupportedError where llama.cpp would assert, or silently copy all."""
+        if not self._context.kv_unified:
+            raise UnsupportedError(
+                "only a whole sequence can be copied between separate buffers: create the "
+                "Context with kv_unified=True"
+            )
+        model = self._context.model.ptr
+        if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
+            raise UnsupportedError("a recurrent model's sequence can only be copied as a whole")
 
     def _check(self, seq_id: int) -> None:
         n_seq_max = self._context.n_seq_max

@@ -11,9 +11,21 @@ static struct _cffi_freeme_s *const large_args_free = NULL;
 
 static PyObject *llamacffi_raise(void);
 
-/* CFFI ends every call with this macro: raise what the guard caught, and do not look at the result. */
+/* CFFI begins and ends every call with these macros.
+ *
+ * At its beginning the call is Python's own, also if C called that Python: it gets a guard, since an
+ * exception must not be thrown through the interpreter's frames.  At its end, raise what the guard
+ * caught, and do not look at the result. */
+#undef Py_BEGIN_ALLOW_THREADS
+#define Py_BEGIN_ALLOW_THREADS                                                                     \
+    {                                                                                              \
+        PyThreadState *_save = PyEval_SaveThread();                                                \
+        int llamacffi_depth = llamacffi_guard.depth;                                               \
+        llamacffi_guard.depth = 0;
+
 #undef Py_END_ALLOW_THREADS
 #define Py_END_ALLOW_THREADS                                                                       \
+    llamacffi_guard.depth = llamacffi_depth;                                                       \
     PyEval_RestoreThread(_save);                                                                   \
     }                                                                                              \
     if (__builtin_expect(llamacffi_guard.message != NULL, 0)) {                                    \
@@ -23,8 +35,8 @@ static PyObject *llamacffi_raise(void);
         return llamacffi_raise();                                                                  \
     }
 
-/* Python called from C starts anew: its calls into llama.cpp have guards of their own, and an
- * exception must not be thrown through its frames. */
+/* Python called from C is outside of the guard: a failed assertion in what it calls around `lib` ends
+ * the process, as without us, instead of being thrown through its frames. */
 static void llamacffi_call_python(struct _cffi_externpy_s *trampoline, char *arguments) {
     int depth = llamacffi_guard.depth;
     llamacffi_guard.depth = 0;

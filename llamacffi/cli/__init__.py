@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: After ``--help`` or ``--version``, and for options that cannot be parsed.
     """
+    if sys.stderr is None:  # closed: print() would take stdout instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for the rest of the process
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As stderr has it: a character that the terminal lacks must not end the program.
         sys.stdout.reconfigure(errors="backslashreplace")

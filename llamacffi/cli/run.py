@@ -206,7 +206,8 @@ def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Na
                 print(token.text, end="", flush=True)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    print(flush=True)
+    finally:
+        print(flush=True)
     if not args.quiet:
         print(summary(generation, chain.seed), file=sys.stderr)
     return code

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamacffi import ArgumentError, Batch
+from llamacffi import ArgumentError, Batch, Context
 
 runs = st.tuples(
     st.lists(st.integers(0, 4), max_size=6),  # tokens
@@ -159,3 +159,16 @@ def test_a_struct_outlives_the_views_on_it():
     gc.collect()
     np.zeros(10**6)
     assert [token for token, *_ in as_c_sees(batch)] == list(range(1000))
+
+
+def test_a_token_of_several_sequences_needs_a_unified_memory(model):
+    batch = Batch(4, n_seq_max=2)
+    batch.add([300, 301], seq_ids=[0, 1])
+    with (
+        Context(model, n_ctx=256, n_seq_max=2) as context,
+        pytest.raises(ArgumentError, match="kv_unified=True"),
+    ):
+        context.decode(batch)
+    with Context(model, n_ctx=256, n_seq_max=2, kv_unified=True) as context:
+        context.decode(batch)
+        assert context.memory.pos_max(1) == 1

@@ -7,9 +7,10 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 import llamacffi
-from llamacffi import Batch, demo
+from llamacffi import Batch, LoadError, demo
 from tests.facade.oracle import close_to, logits_after
 
 
@@ -91,3 +92,25 @@ def test_generated_words_are_from_the_text(context, chain):
     spaced = text.replace(".", " . ").replace(",", " , ").split()
     assert len(spaced) > 20
     assert set(spaced) <= words
+
+
+def test_a_damaged_file_in_the_cache_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    good = demo.path()
+    content = good.read_bytes()
+    good.write_bytes(content[:-1])
+    assert demo.path().read_bytes() == content
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    with pytest.raises(LoadError, match="built-in model") as caught:
+        demo.path()
+    assert str(blocked) in str(caught.value)
+
+
+def test_a_relative_cache_is_ignored(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert demo.cache_dir().is_absolute()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 
-from llamacffi import errors
+from llamacffi import ContextFullError, LoadError, NativeError, errors
 
 BUILTINS = {
     "ArgumentError": ValueError,
@@ -81,3 +84,13 @@ def test_native_error_knows_its_function():
     with pytest.raises(errors.NativeError, match="ggml_backend_reg_get") as caught:
         lib.ggml_backend_reg_get(10**6)
     assert caught.value.function == "ggml_backend_reg_get"
+
+
+@pytest.mark.parametrize(
+    "error", [NativeError("f: failed", "f"), ContextFullError("full", 1), LoadError("x")]
+)
+def test_errors_travel_between_processes(error):
+    for copied in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert type(copied) is type(error)
+        assert str(copied) == str(error)
+        assert vars(copied) == vars(error)

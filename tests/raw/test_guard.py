@@ -237,3 +237,31 @@ def test_the_guard_costs_little():
         for function in (guarded, plain)
     }
     assert times[guarded] - times[plain] < 60, times
+
+
+def test_a_libffi_callback_is_no_gap_in_the_guard(run_python, demo_path):
+    """A plain `ffi.callback` comes around our trampolines; calls in it have guards all the same."""
+    result = run_python(
+        """
+        import sys, llamacffi
+        from llamacffi import NativeError, ffi, lib
+
+        raised = []
+
+        @ffi.callback("bool(struct ggml_tensor *, bool, void *)")
+        def on_tensor(tensor, ask, data):
+            try:
+                lib.ggml_backend_reg_get(10**6)
+            except NativeError as error:
+                raised.append(error)
+            return True
+
+        model = llamacffi.Model(sys.argv[1])
+        context = llamacffi.Context(model, n_ctx=64, n_threads=1, cb_eval=on_tensor)
+        assert len(list(llamacffi.generate(context, "The", max_tokens=2))) == 2
+        assert len(raised) > 2
+        print("alive")
+        """,
+        demo_path,
+    )
+    assert (result.returncode, result.stdout) == (0, "alive\n"), result.stderr

@@ -7,16 +7,19 @@ import subprocess
 import pytest
 
 import llamacffi
-from tests.reference.conftest import write_random_llama
 
 N_PREDICT = 48
 PROMPT = "Once upon a time, in 2026"
 
 
-@pytest.mark.parametrize("vocabulary", ["llama-spm", "gpt-2"])
-def test_greedy_text_equals_llama_completion(completion_program, llama_cpp, tmp_path, vocabulary):
-    path = tmp_path / "random.gguf"
-    write_random_llama(path, llama_cpp / "models" / f"ggml-vocab-{vocabulary}.gguf", seed=1)
+@pytest.mark.parametrize(
+    ("architecture", "vocabulary"),
+    [("llama", "llama-spm"), ("llama", "gpt-2"), ("mamba", "llama-spm")],
+)
+def test_greedy_text_equals_llama_completion(
+    completion_program, random_model, architecture, vocabulary
+):
+    path = random_model(architecture, vocabulary)
     command = [
         *(completion_program, "-m", path, "-p", PROMPT, "-n", N_PREDICT, "--temp", 0),
         *("-no-cnv", "--no-display-prompt", "--no-warmup", "-c", 256, "-t", 1),
