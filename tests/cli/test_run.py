@@ -36,8 +36,14 @@ def test_the_summary_names_the_seed_that_repeats_it(cli: Cli) -> None:
     first = cli("run", "-n", 40)
     match = SUMMARY.fullmatch(first.stderr.splitlines()[-1])
     assert match is not None
-    assert match.groups()[:3] == ("3", "40", "length")
     assert cli("run", "-q", "-n", 40, "--seed", match[4]).stdout == first.stdout
+
+
+def test_the_summary_counts(cli: Cli) -> None:
+    done = cli("run", "-n", 5, "--seed", 7)
+    match = SUMMARY.fullmatch(done.stderr.splitlines()[-1])
+    assert match is not None
+    assert match.groups() == ("3", "5", "length", "7")
 
 
 def test_the_summary_and_the_notice_go_to_stderr(cli: Cli, demo_path: Path) -> None:
