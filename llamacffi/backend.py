@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import threading
 from collections.abc import Sequence
@@ -152,7 +153,9 @@ def physical_cores() -> int:
     if sys.platform == "linux":
         allowed = os.sched_getaffinity(0)
         return max(1, len({_siblings(cpu) for cpu in allowed}))
-    return max(1, (os.cpu_count() or 2) // 2)
+    # Elsewhere nobody tells: most x86 cores have two hardware threads, others one.
+    per_core = 2 if platform.machine().lower() in ("x86_64", "amd64") else 1
+    return max(1, (os.cpu_count() or 1) // per_core)
 
 
 def _siblings(cpu: int) -> str:

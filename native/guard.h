@@ -17,7 +17,7 @@ extern "C" {
 
 /* Per thread, all zero at its start. */
 struct llamacffi_guard_state {
-    int depth;            /* guarded calls from the last Python frame to here: 0 or 1 */
+    int depth;            /* 1 inside a guarded call; 0 again in a call that Python makes from there */
     const char *function; /* where the failure was caught; static */
     char *message;        /* malloc'ed, waiting to be raised; NULL if nothing failed */
 };
