@@ -46,7 +46,7 @@ def generate(args: argparse.Namespace) -> int:
     surface = read_surface()
     api = load_api(llama_cpp(args), surface)
     package = args.package or args.out / "package"
-    for path in render.generate(api, HEADERS, args.out, package, surface["names"]):
+    for path in render.generate(api, HEADERS, args.out, package, surface):
         print(f"wrote {path}")
     return 0
 

@@ -165,7 +165,7 @@ PARAMS_SUFFIX = "_params"
 
 
 def generate(
-    api: Api, headers: Path, out: Path, package: Path, names: Mapping[str, str]
+    api: Api, headers: Path, out: Path, package: Path, surface: Mapping[str, Mapping[str, str]]
 ) -> list[Path]:
     """Write every generated file.
 
@@ -174,14 +174,16 @@ def generate(
         headers: The project's ``headers/`` directory.
         out: Directory for what is compiled.
         package: Directory for the Python that is generated into the package.
-        names: Python names that differ from the rule, by C name.
+        surface: What headers/surface.toml says: ``names`` and ``annotations``.
 
     Returns:
         The files whose text changed.
     """
     templates = headers / "templates"
     params = [one for one in api.structs if one.name.endswith(PARAMS_SUFFIX) and one.record.fields]
+    names, annotations = surface["names"], surface["annotations"]
     check_names(api, params, names)
+    check_annotations(params, annotations)
     generated = package / "_generated"
     texts = {
         out / "_llama.c": module_source(api, headers),
@@ -190,7 +192,9 @@ def generate(
         generated / "__init__.py": GENERATED_INIT,
         generated / "enums.py": render("enums.py.j2", api, templates, names),
         generated / "constants.py": render("constants.py.j2", api, templates, names),
-        generated / "params.py": render("params.py.j2", api, templates, names, structs=params),
+        generated / "params.py": render(
+            "params.py.j2", api, templates, names, structs=params, annotations=annotations
+        ),
         generated / "omitted.py": render("omitted.py.j2", api, templates, names),
     }
     return [path for path, text in texts.items() if write_if_changed(path, text)]
@@ -214,6 +218,22 @@ def check_names(api: Api, params: list[model.Struct], names: Mapping[str, str]) 
         for one in model.flat_fields(struct.record.fields):
             if keyword.iskeyword(one.name):
                 raise GeneratorError(f"{struct.c_name}.{one.name} is a keyword of Python")
+
+
+def check_annotations(params: list[model.Struct], annotations: Mapping[str, str]) -> None:
+    """Refuse an annotation in headers/surface.toml of a field that no header has.
+
+    Raises:
+        GeneratorError: The field is not there any more.
+    """
+    fields = {
+        f"{struct.name}.{one.name}"
+        for struct in params
+        for one in model.flat_fields(struct.record.fields)
+    }
+    for name in annotations:
+        if name not in fields:
+            raise GeneratorError(f"headers/surface.toml annotates {name}, which no header has")
 
 
 GENERATED_INIT = """\

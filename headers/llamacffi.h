@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -40,6 +41,13 @@ void llamacffi_abort_set(struct llamacffi_abort_flag *flag, bool requested);
 
 /* The ggml_abort_callback to go with it; `flag` is a struct llamacffi_abort_flag. */
 bool llamacffi_abort_requested(void *flag);
+
+/* Open the file behind a descriptor a second time, at `offset` from its beginning.  The two share the
+ * position in it; closing one leaves the other open.  Returns NULL and sets errno on failure. */
+FILE *llamacffi_file_open(int32_t descriptor, int64_t offset, bool writable);
+
+/* Close what llamacffi_file_open() opened.  Returns 0, or -1 and sets errno. */
+int32_t llamacffi_file_close(FILE *file);
 
 #ifdef __cplusplus
 }

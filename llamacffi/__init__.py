@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .batch import Batch as Batch
     from .context import Context as Context
     from .errors import AbortedError as AbortedError
+    from .errors import AdapterError as AdapterError
     from .errors import ArgumentError as ArgumentError
     from .errors import BackendUnavailableError as BackendUnavailableError
     from .errors import BusyError as BusyError
@@ -39,11 +40,15 @@ if TYPE_CHECKING:
     from .errors import ContextFullError as ContextFullError
     from .errors import DecodeError as DecodeError
     from .errors import ForkError as ForkError
+    from .errors import GgufError as GgufError
+    from .errors import GrammarError as GrammarError
     from .errors import InvalidBatchError as InvalidBatchError
     from .errors import LlamaError as LlamaError
     from .errors import LoadError as LoadError
     from .errors import ModelNotFoundError as ModelNotFoundError
     from .errors import NativeError as NativeError
+    from .errors import QuantizeError as QuantizeError
+    from .errors import StateError as StateError
     from .errors import TokenizeError as TokenizeError
     from .errors import UnsupportedError as UnsupportedError
     from .generation import Generation as Generation
@@ -69,9 +74,10 @@ _NAMES = {
     "batch": "Batch",
     "context": "Context",
     "errors": (
-        "AbortedError ArgumentError BackendUnavailableError BusyError ClosedError ContextError "
-        "ContextFullError DecodeError ForkError InvalidBatchError LlamaError LoadError "
-        "ModelNotFoundError NativeError TokenizeError UnsupportedError"
+        "AbortedError AdapterError ArgumentError BackendUnavailableError BusyError ClosedError "
+        "ContextError ContextFullError DecodeError ForkError GgufError GrammarError "
+        "InvalidBatchError LlamaError LoadError ModelNotFoundError NativeError QuantizeError "
+        "StateError TokenizeError UnsupportedError"
     ),
     "generation": "Generation Token generate",
     "memory": "Memory",

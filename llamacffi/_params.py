@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, TypeAlias
 
 from ._ffi import ffi
 from .errors import ArgumentError
@@ -13,7 +13,17 @@ from .errors import ArgumentError
 FLOAT_MAX = (2 - 2**-23) * 2.0**127
 
 
-def fill(struct: Any, name: str, params: Mapping[str, Any], owned: Mapping[str, str]) -> None:
+# Converts the value of a field to what C takes, and what must outlive C's use of it.
+Converter: TypeAlias = Callable[[Any], tuple[Any, object]]
+
+
+def fill(
+    struct: Any,
+    name: str,
+    params: Mapping[str, Any],
+    owned: Mapping[str, str],
+    converters: Mapping[str, Converter] | None = None,
+) -> list[object]:
     """Set the fields of ``struct`` that ``params`` gives; the others keep their defaults.
 
     Args:
@@ -21,6 +31,10 @@ def fill(struct: Any, name: str, params: Mapping[str, Any], owned: Mapping[str, 
         name: Its C name, such as ``llama_model_params``.
         params: Values by field.
         owned: Fields that the facade sets itself, each with what to use instead.
+        converters: For fields that take more than their C type says.
+
+    Returns:
+        What the fields point to, to be kept as long as C may read it.
 
     Raises:
         TypeError: A field is unknown, or its value is of another type.
@@ -28,20 +42,25 @@ def fill(struct: Any, name: str, params: Mapping[str, Any], owned: Mapping[str, 
     """
     from ._generated.params import KINDS
 
-    kinds = KINDS[name]
+    kinds, keep = KINDS[name], []
     for field, value in params.items():
         if field not in kinds:
             raise TypeError(unknown_parameter(field, [one for one in kinds if one not in owned]))
         if field in owned:
             raise TypeError(f"{field!r} cannot be given: {owned[field]}")
-        convert = CONVERTERS.get(kinds[field]) or _enum(kinds[field])
-        converted = convert(field, value)
+        if converters and field in converters:
+            converted, kept = converters[field](value)
+        else:
+            convert = CONVERTERS.get(kinds[field]) or _enum(kinds[field])
+            converted = kept = convert(field, value)
+        keep.append(kept)
         try:
             setattr(struct, field, converted)
         except OverflowError as error:
             raise ArgumentError(f"{field}={value!r} is out of range: {error}") from None
         except TypeError as error:
             raise TypeError(f"{field}={value!r}: {error}") from None
+    return keep
 
 
 def unknown_parameter(name: str, known: list[str]) -> str:

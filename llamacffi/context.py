@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import backend
 from ._ffi import ffi, lib
-from ._handle import Exclusive, Handle, own
+from ._handle import Exclusive, own
+from ._outputs import Outputs
 from ._params import fill
-from ._views import Exports, float_view
+from ._views import Exports
 from .errors import (
     AbortedError,
     ArgumentError,
@@ -22,8 +23,6 @@ from .log import drain, with_log
 from .memory import Memory
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from typing_extensions import Unpack
 
     from ._generated.params import ContextParams
@@ -37,7 +36,7 @@ OWNED = {
 }
 
 
-class Context(Handle):
+class Context(Outputs):
     """A place to compute with a `Model`, with memory for its sequences.
 
     It owns the ``struct llama_context`` and its threads, and keeps the model's weights alive.  It
@@ -45,12 +44,7 @@ class Context(Handle):
     any.
     """
 
-    __slots__ = ("_abort", "_exports", "_outputs", "_vocab", "exclusive", "kv_unified", "model")
-
-    model: Model
-    """The model that it computes with."""
-    kv_unified: bool
-    """Whether all sequences share one buffer."""
+    __slots__ = ()
 
     def __init__(self, model: Model, **params: Unpack[ContextParams]) -> None:
         """Create a context.  It is closed when ``model`` is.
@@ -72,7 +66,7 @@ class Context(Handle):
         struct = ffi.new("struct llama_context_params *")
         struct[0] = lib.llama_context_default_params()
         struct.n_threads = min(backend.physical_cores(), lib.GGML_MAX_N_THREADS)
-        fill(struct, "llama_context_params", params, OWNED)
+        keep = fill(struct, "llama_context_params", params, OWNED)
         if "n_threads_batch" not in params:
             struct.n_threads_batch = struct.n_threads
         _check_params(struct)
@@ -88,7 +82,7 @@ class Context(Handle):
         free = self.exclusive.ending(lib.llama_free, cancel)
         # C reads the flag, the pool, the model's weights and what the parameters point to until the
         # context is freed.
-        super().__init__(own(ptr, free, model.ptr, self._abort, pool, params), parent=model)
+        super().__init__(own(ptr, free, model.ptr, self._abort, pool, keep), parent=model)
         lib.llama_attach_threadpool(ptr, pool, pool)
         self.model = model
         self.kv_unified = bool(struct.kv_unified)
@@ -179,69 +173,6 @@ class Context(Handle):
         Any thread may call it.  On the CPU it takes effect within a node of the compute graph.
         """
         lib.llamacffi_abort_set(self._abort, True)
-
-    def logits(
-        self, i: int = -1, *, out: npt.NDArray[np.float32] | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Return the scores of every token to come after one token of the last batch.
-
-        Args:
-            i: Index into the batch decoded last, in tokens; -1 is the last output.
-            out: Array to fill, float32, C-contiguous, shape ``[n_vocab]``.  New if omitted.
-
-        Returns:
-            ``[n_vocab]`` float32, log-odds, not normalised.  The caller's own copy: later calls do
-            not change it.  See `logits_view` to avoid the copy.
-
-        Raises:
-            IndexError: Token ``i`` was added without an output.
-            ArgumentError: ``out`` does not fit.
-
-        Source: ``llama_get_logits_ith``.
-        """
-        import numpy as np
-
-        n_vocab = len(self._vocab)
-        if out is None:
-            out = np.empty(n_vocab, np.float32)
-        elif out.shape != (n_vocab,) or out.dtype != np.float32 or not out.flags.carray:
-            raise ArgumentError(
-                f"out must be a writeable, contiguous float32 array of shape ({n_vocab},), "
-                f"not {out.dtype} of shape {out.shape}"
-            )
-        with self.exclusive:
-            ptr = self.ptr
-            ffi.memmove(ffi.from_buffer(out), self._logits_ptr(ptr, i), out.nbytes)
-        return out
-
-    def logits_view(self, i: int = -1) -> npt.NDArray[np.float32]:
-        """Return the scores of `logits` without a copy, as a read-only array.
-
-        While it is alive, `decode` raises BufferError, since llama.cpp may move the memory.
-        """
-        with self.exclusive:
-            ptr = self.ptr
-            n_vocab = len(self._vocab)
-            return float_view(self._logits_ptr(ptr, i), (n_vocab,), ptr, self._exports)
-
-    def check_output(self, i: int) -> None:
-        """Raise IndexError unless the last batch has an output at index ``i``."""
-        outputs = self._outputs
-        if outputs is None:
-            raise IndexError("there are no outputs: decode a batch first")
-        if not (outputs.count(1) >= -i if i < 0 else outputs[i : i + 1] == b"\1"):
-            raise IndexError(
-                f"no output at index {i}: the last batch had {len(outputs)} tokens, of which "
-                f"{[j for j, output in enumerate(outputs) if output]} have outputs"
-            )
-
-    def _logits_ptr(self, ptr: Any, i: int) -> Any:
-        self.check_output(i)
-        # Through the getter each time: the first one after a decode puts the rows in order.
-        pointer = lib.llama_get_logits_ith(ptr, i)
-        if pointer == ffi.NULL:
-            raise with_log(ContextError(f"llama.cpp has no logits for output {i}"))
-        return pointer
 
     def _roll_back(self, ptr: Any, batch: Batch) -> None:
         """Remove the tokens of a batch from memory, where an exception kept llama.cpp from it."""

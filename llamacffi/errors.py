@@ -13,6 +13,11 @@ this package catches the right ones::
     │   └── ModelNotFoundError (FileNotFoundError)
     ├── ContextError (RuntimeError)         a context could not be made, or lacks something
     ├── TokenizeError (ValueError)          text that the vocabulary cannot take
+    ├── AdapterError (ValueError)           an adapter or control vector that does not fit
+    ├── StateError (ValueError)             a saved state that does not fit, or is damaged
+    ├── GrammarError (ValueError)           a grammar that cannot be parsed, or was left
+    ├── GgufError (ValueError)              data that is no GGUF, or cannot be put into one
+    ├── QuantizeError (RuntimeError)        a model could not be quantized
     ├── UnsupportedError (RuntimeError)     this model or llama.cpp cannot do that
     ├── BackendUnavailableError (RuntimeError)  no backend for what was asked
     └── DecodeError (RuntimeError)          decoding failed; finished micro-batches stay
@@ -78,6 +83,26 @@ class ContextError(LlamaError, RuntimeError):
 
 class TokenizeError(LlamaError, ValueError):
     """The vocabulary cannot tokenize the text."""
+
+
+class AdapterError(LlamaError, ValueError):
+    """An adapter or a control vector does not fit the model, or cannot be read."""
+
+
+class StateError(LlamaError, ValueError):
+    """A saved state is of another model, shape or llama.cpp, or is damaged."""
+
+
+class GrammarError(LlamaError, ValueError):
+    """A grammar cannot be parsed, or a token was accepted that it does not allow."""
+
+
+class GgufError(LlamaError, ValueError):
+    """Data is no valid GGUF, or a value cannot be stored in one."""
+
+
+class QuantizeError(LlamaError, RuntimeError):
+    """A model could not be quantized."""
 
 
 class UnsupportedError(LlamaError, RuntimeError):

@@ -68,7 +68,7 @@ class Model(Handle):
         backend.load()
         struct = ffi.new("struct llama_model_params *")
         struct[0] = lib.llama_model_default_params()
-        fill(struct, "llama_model_params", params, OWNED)
+        keep = fill(struct, "llama_model_params", params, OWNED)
         check_gguf(path)
         drain()
         # Always a callback: Python must run now and then for Ctrl-C to stop the load.
@@ -81,7 +81,7 @@ class Model(Handle):
         left_out = (name for name in ("vocab_only", "no_alloc") if params.get(name))
         self.without_weights = next(left_out, None)
         # C may read what the parameters point to as long as the model lives.
-        super().__init__(own(ptr, lib.llama_model_free, params))
+        super().__init__(own(ptr, lib.llama_model_free, keep))
         drain()
 
     def __repr__(self) -> str:

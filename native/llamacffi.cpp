@@ -3,6 +3,10 @@
 #include "native.hpp"
 
 #include <atomic>
+#include <cerrno>
+#include <cstdio>
+
+#include <unistd.h>
 
 static_assert(sizeof(std::atomic<int32_t>) == sizeof(int32_t), "the flag is a plain int32 to Python");
 
@@ -30,3 +34,26 @@ void llamacffi_abort_set(llamacffi_abort_flag *flag, bool requested) {
 bool llamacffi_abort_requested(void *flag) {
     return atomic_of(static_cast<llamacffi_abort_flag *>(flag)).load(std::memory_order_relaxed) != 0;
 }
+
+FILE *llamacffi_file_open(int32_t descriptor, int64_t offset, bool writable) {
+    const int copy = dup(descriptor);
+    if (copy < 0) {
+        return nullptr;
+    }
+    FILE *file = fdopen(copy, writable ? "r+b" : "rb");
+    if (!file) {
+        const int error = errno;
+        close(copy);
+        errno = error;
+        return nullptr;
+    }
+    if (fseeko(file, offset, SEEK_SET) != 0) {
+        const int error = errno;
+        std::fclose(file);
+        errno = error;
+        return nullptr;
+    }
+    return file;
+}
+
+int32_t llamacffi_file_close(FILE *file) { return std::fclose(file) == 0 ? 0 : -1; }

@@ -13,6 +13,7 @@ from ffigen.parse import read_api
 from ffigen.preprocess import GeneratorError, preprocess
 from ffigen.render import generate, guarded, module_source, render, write_if_changed
 
+SURFACE: dict[str, dict[str, str]] = {"names": {}, "annotations": {}}
 TEXT = '''
 // of the "kind" \\ """
 enum llama_kind { // the kind
@@ -165,7 +166,7 @@ def test_generate_is_deterministic_and_writes_only_what_changed(plant, headers, 
         tree = plant(tmp_path / "tree", text)
         api = read_api(preprocess(headers, tree), headers, tree)
         out = tmp_path / "out"
-        return {path.name for path in generate(api, headers, out, out / "package", {})}
+        return {path.name for path in generate(api, headers, out, out / "package", SURFACE)}
 
     everything = run(TEXT)
     assert everything == {
@@ -184,7 +185,7 @@ def test_the_tree_of_another_path_gives_the_same_text(plant, headers, tmp_path):
     for name in ("a", "b with spaces"):
         tree = plant(tmp_path / name, TEXT)
         api = read_api(preprocess(headers, tree), headers, tree)
-        generate(api, headers, tmp_path / name / "out", tmp_path / name / "package", {})
+        generate(api, headers, tmp_path / name / "out", tmp_path / name / "package", SURFACE)
         files = sorted((tmp_path / name).glob("[op]*/**/*"))
         texts.append([path.read_text() for path in files if path.is_file()])
     assert texts[0] == texts[1]
@@ -217,7 +218,7 @@ def test_write_if_changed(tmp_path):
 )
 def test_what_cannot_be_rendered_stops_by_name(read, headers, tmp_path, text, message):
     with pytest.raises(GeneratorError) as caught:
-        generate(read(text), headers, tmp_path, tmp_path, {})
+        generate(read(text), headers, tmp_path, tmp_path, SURFACE)
     assert message in str(caught.value)
     assert not list(tmp_path.glob("*.c"))
 
@@ -228,3 +229,18 @@ def test_a_template_with_a_misspelt_name_is_an_error(api, tmp_path):
     (tmp_path / "bad.j2").write_text("{{ apy.functions }}")
     with pytest.raises(UndefinedError, match="apy"):
         render("bad.j2", api, tmp_path)
+
+
+def test_a_field_has_the_annotation_of_surface_toml(read, headers, tmp_path):
+    text = "struct a_params { const float *split; int n; };"
+    surface = {"names": {}, "annotations": {"a_params.split": "types.Split | None"}}
+    generate(read(text), headers, tmp_path, tmp_path, surface)
+    params = (tmp_path / "_generated" / "params.py").read_text()
+    assert "    split: types.Split | None\n" in params
+    assert "    n: int\n" in params
+
+
+def test_an_annotation_of_a_field_that_is_gone_stops_by_name(read, headers, tmp_path):
+    surface = {"names": {}, "annotations": {"a_params.split": "int"}}
+    with pytest.raises(GeneratorError, match=r"annotates a_params\.split, which no header has"):
+        generate(read("struct a_params { int n; };"), headers, tmp_path, tmp_path, surface)

@@ -12,6 +12,7 @@ import pytest
 LAYERS = """
 _llama
 _ffi
+_types
 errors
 log
 _generated
@@ -21,6 +22,8 @@ vocab
 model
 batch
 memory
+_context
+_outputs
 context
 sampling
 generation
