@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-from ._llama import CData as CData
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._llama import CData as CData
