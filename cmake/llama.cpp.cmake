@@ -64,11 +64,25 @@ foreach(backend ${GGML_AVAILABLE_BACKENDS})
   endif()
 endforeach()
 
-# The programs that the tests compare with: `cmake --build DIR --target llamacffi-reference`.
-if(EXISTS "${LLAMA_CPP}/tools/completion/CMakeLists.txt")
-  add_subdirectory("${LLAMA_CPP}/tools/completion" llama.cpp/tools/completion EXCLUDE_FROM_ALL)
+# The programs that the tests compare with: `cmake --build DIR --target llamacffi-reference`.  A tree
+# without one of them, as a source distribution of a build alone may be, does without it.
+set(LLAMACFFI_REFERENCE "")
+foreach(tool completion gguf-split imatrix quantize results)
+  if(EXISTS "${LLAMA_CPP}/tools/${tool}/CMakeLists.txt")
+    add_subdirectory("${LLAMA_CPP}/tools/${tool}" llama.cpp/tools/${tool} EXCLUDE_FROM_ALL)
+    list(APPEND LLAMACFFI_REFERENCE llama-${tool})
+  endif()
+endforeach()
+# This one writes a small random model of each architecture.
+if(EXISTS "${LLAMA_CPP}/tests/test-llama-archs.cpp")
+  add_executable(test-llama-archs EXCLUDE_FROM_ALL "${LLAMA_CPP}/tests/test-llama-archs.cpp"
+    tests/reference/load_backends.cpp)
+  target_link_libraries(test-llama-archs PRIVATE llama-common)
+  list(APPEND LLAMACFFI_REFERENCE test-llama-archs)
+endif()
+if(LLAMACFFI_REFERENCE)
   # A program looks for backends in its own directory.
-  set_target_properties(llama-completion PROPERTIES
+  set_target_properties(${LLAMACFFI_REFERENCE} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
-  add_custom_target(llamacffi-reference DEPENDS llama-completion)
+  add_custom_target(llamacffi-reference DEPENDS ${LLAMACFFI_REFERENCE})
 endif()
