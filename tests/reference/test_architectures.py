@@ -1,0 +1,124 @@
+"""Every architecture that upstream's test-llama-archs writes: equal to upstream, and to itself.
+
+That program saves a small random model of each; llama-results computes the logits of a prompt.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from llamacffi import Batch, Context, Model, UnsupportedError
+
+# Longer than the sliding windows of these models, 32 tokens.
+PROMPT = "the quick brown fox jumps over the lazy dog and runs" * 4
+N_CTX = 256
+
+
+@pytest.fixture(scope="session")
+def programs(root: Path) -> Path:
+    """The directory of upstream's programs."""
+    found = sorted(root.glob("build/*/bin/test-llama-archs"))
+    if not found:
+        pytest.skip("upstream's programs are not built: run `make reference`")
+    return found[0].parent
+
+
+@pytest.fixture(scope="session")
+def models(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a model of each architecture; some 900 MB, removed at the end."""
+    directory = tmp_path_factory.mktemp("architectures")
+    command = [programs / "test-llama-archs", "-s", "1234", "-o", directory]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def upstream_logits(programs: Path, tmp_path: Path) -> Callable[[Path], tuple[list[int], Any]]:
+    """Let upstream tokenize the prompt, and compute its logits."""
+
+    def compute(path: Path) -> tuple[list[int], Any]:
+        out = tmp_path / "results.gguf"
+        command = [programs / "llama-results", "-m", path, "-p", PROMPT, "-o", out, "-t", "1"]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(out).tensors}
+        tokens = tensors["tokens"].ravel().tolist()
+        return tokens, np.array(tensors["logits"]).reshape(len(tokens), -1)
+
+    return compute
+
+
+def all_logits(context: Context, tokens: list[int], pos: int = 0) -> Any:
+    """Decode tokens in one batch and return the logits after each, ``[n, n_vocab]``."""
+    batch = Batch(len(tokens))
+    batch.add(tokens, pos=pos, logits="all")
+    context.decode(batch)
+    return np.stack([context.logits(i) for i in range(len(tokens))])
+
+
+def one_by_one(context: Context, tokens: list[int], pos: int = 0) -> Any:
+    """Decode tokens in batches of one and return the logits after each, ``[n, n_vocab]``."""
+    batch, rows = Batch(1), []
+    for i, token in enumerate(tokens):
+        batch.set_one(token, pos + i)
+        context.decode(batch)
+        rows.append(context.logits())
+    return np.stack(rows)
+
+
+def error(got: Any, expected: Any) -> float:
+    """Return the mean squared error, relative to the square of what is expected."""
+    assert np.isfinite(got).all()
+    return float(((got - expected) ** 2).sum() / (expected**2).sum())
+
+
+def check_each(models: Path, check: Callable[[Model, Path], str | None]) -> None:
+    """Check all models; fail with what is wrong with each."""
+    paths = sorted(models.iterdir())
+    assert len({path.stem.rpartition("-")[0] for path in paths}) > 100
+    wrong = {}
+    for path in paths:
+        with Model(path) as model:
+            wrong[path.stem] = check(model, path)
+    assert {name: text for name, text in wrong.items() if text} == {}
+
+
+def expect(got: Any, expected: Any, limit: float) -> str | None:
+    """Return what is wrong unless the relative error is below ``limit``."""
+    difference = error(got, expected)
+    return None if difference < limit else f"relative error {difference:.1e}"
+
+
+def test_the_logits_are_those_of_upstream(models, upstream_logits):
+    def check(model: Model, path: Path) -> str | None:
+        tokens, expected = upstream_logits(path)
+        assert model.vocab.tokenize(PROMPT, parse_special=True) == tokens
+        with Context(model, n_ctx=N_CTX, n_threads=1) as context:
+            logits = all_logits(context, tokens)
+        return expect(logits, expected, 1e-10) if logits.std() > 1e-3 else "nothing is computed"
+
+    check_each(models, check)
+
+
+def test_one_batch_is_token_by_token(models):
+    def check(model: Model, _path: Path) -> str | None:
+        tokens = model.vocab.tokenize(PROMPT)
+        with Context(model, n_ctx=N_CTX, n_threads=1) as context:
+            at_once = all_logits(context, tokens)
+            try:
+                context.memory.clear()
+            except UnsupportedError:
+                # A diffusion model sees the tokens after a token too, so here they must differ.
+                alone = error(one_by_one(context, tokens), at_once)
+                return None if alone > 1e-6 else "has no memory, but the same logits"
+            return expect(one_by_one(context, tokens), at_once, 1e-7)
+
+    check_each(models, check)
