@@ -5,4 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from io import BytesIO
+    from typing import BinaryIO, TypeAlias
+
     from ._llama import CData as CData
+
+    # What can be read from: an open binary file, a descriptor, or the bytes themselves.
+    FileSource: TypeAlias = BinaryIO | BytesIO | int | bytes | bytearray | memoryview

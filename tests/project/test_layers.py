@@ -16,14 +16,19 @@ _types
 errors
 log
 _generated
-_handle _callbacks _views _text _params
+_handle _callbacks _views _text _params _atomic _files
+_ggml_types _gguf_values
+_gguf_tensors
+_gguf_files
+gguf
 backend
+threads
 vocab
 model
 batch
 memory
 _context
-_outputs
+_outputs _threads
 context
 sampling
 generation

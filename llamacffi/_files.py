@@ -1,0 +1,206 @@
+"""What Python can read from, as a ``FILE *`` for C: an open file, a descriptor, or bytes.
+
+C gets a descriptor of its own, so that closing is nobody's surprise; it shares the position with
+the caller's, which is put back in the end.
+"""
+
+from __future__ import annotations
+
+import io
+import operator
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ._ffi import ffi, lib
+from .errors import ArgumentError, LoadError
+
+if TYPE_CHECKING:
+    from . import _types as types
+
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe, which cannot be read twice",
+    stat.S_IFSOCK: "a socket, which cannot be read twice",
+    stat.S_IFCHR: "a character device",
+}
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file that C reads, valid inside of `c_file`."""
+
+    ptr: Any
+    """The ``FILE *``, at `offset`."""
+    descriptor: int
+    offset: int
+    """Where the contents begin, in bytes from the beginning of the file."""
+    size: int
+    """Of the whole file, in bytes."""
+    name: str
+    """For messages: the path if it has one."""
+
+    def read(self, size: int) -> bytes:
+        """Return the first bytes of the contents, and move nothing."""
+        return os.pread(self.descriptor, size, self.offset)
+
+
+@contextmanager
+def c_file(source: types.FileSource, *, offset: int | None = None) -> Iterator[OpenFile]:
+    """Open what ``source`` reads a second time, for C.
+
+    Args:
+        source: A binary file object with a descriptor, at any position; a descriptor; or bytes, a
+            bytearray, a memoryview or an `io.BytesIO`, which are written to an anonymous file.
+        offset: Where the contents begin, in bytes; by default at the position of a file, and at
+            the first byte of bytes.
+
+    Yields:
+        The open file.  Afterwards ``source`` is as before, and open.
+
+    Raises:
+        TypeError: ``source`` is a path, a text file, or something else.
+        ArgumentError: It is closed, not open for reading, no regular file, or ends before
+            ``offset``.
+        LoadError: The system failed.
+    """
+    if offset is not None:
+        offset = _checked_offset(offset)
+    name = file_name(source)
+    if isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"{source!r} is a path; this takes a binary file, a descriptor or bytes")
+    descriptor = _descriptor(source)
+    if descriptor is None:
+        with _anonymous(_view(source, offset), name) as file, _open(file.fileno(), 0, name) as c:
+            yield c
+        return
+    _check_readable(descriptor, name)
+    position = _position(source, descriptor)
+    with _open(descriptor, position if offset is None else offset, name) as c:
+        yield c
+
+
+def file_name(source: Any) -> str:
+    """Return what to call ``source`` in a message."""
+    if isinstance(source, int):
+        return f"<descriptor {source}>"
+    name = getattr(source, "name", None)
+    if isinstance(name, (str, bytes)) and name:
+        return os.fsdecode(name)
+    return f"<{type(source).__name__}>"
+
+
+@contextmanager
+def _open(descriptor: int, offset: int, name: str) -> Iterator[OpenFile]:
+    """Open a descriptor for C, and put its position back afterwards."""
+    size = os.fstat(descriptor).st_size
+    if offset > size:
+        raise ArgumentError(f"offset={offset} is behind the end of {name!r}, at {size}")
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    file = lib.llamacffi_file_open(descriptor, offset, False)
+    if file == ffi.NULL:
+        raise LoadError(ffi.errno, os.strerror(ffi.errno), name)
+    try:
+        yield OpenFile(file, descriptor, offset, size, name)
+    finally:
+        lib.llamacffi_file_close(file)
+        os.lseek(descriptor, position, os.SEEK_SET)
+
+
+def _checked_offset(offset: Any) -> int:
+    try:
+        number = operator.index(offset)
+    except TypeError:
+        raise TypeError(f"offset must be an integer, not {offset!r}") from None
+    if not 0 <= number < 2**63:
+        raise ArgumentError(f"offset={number} is not a position in a file")
+    return number
+
+
+def _descriptor(source: Any) -> int | None:
+    """Return the descriptor behind a file object; None if it has none, as bytes."""
+    if isinstance(source, bool):
+        raise TypeError(f"{source!r} is no file")
+    if isinstance(source, int):
+        return source
+    if not hasattr(source, "fileno"):
+        return None
+    if source.closed:
+        raise ArgumentError(f"{file_name(source)!r} is closed")
+    if isinstance(source, io.TextIOBase) or hasattr(source, "encoding"):
+        raise TypeError(f"{file_name(source)!r} is a text file: open it in binary mode, 'rb'")
+    try:
+        return int(source.fileno())
+    except OSError:
+        return None
+
+
+def _position(source: Any, descriptor: int) -> int:
+    """Return where the caller is in the file, which need not be where Python has read to."""
+    if isinstance(source, int):
+        return os.lseek(descriptor, 0, os.SEEK_CUR)
+    if source.writable():
+        source.flush()  # C must see what was written
+    return int(source.tell())
+
+
+def _check_readable(descriptor: int, name: str) -> None:
+    """Raise unless it is open for reading and a regular file.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    import fcntl  # not everywhere, nor is this
+
+    if descriptor < 0:
+        raise ArgumentError(f"{descriptor} is no descriptor")
+    try:
+        mode = os.fstat(descriptor).st_mode
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    except OSError as error:
+        raise ArgumentError(f"{name!r} is not open: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
+        raise ArgumentError(f"{name!r} is {kind}; read it, and give the bytes")
+    if flags & os.O_ACCMODE == os.O_WRONLY:
+        raise ArgumentError(f"{name!r} is open for writing only; open it with 'rb'")
+
+
+def _view(source: Any, offset: int | None) -> memoryview:
+    """Return the bytes of ``source`` from ``offset`` on, not copied."""
+    if isinstance(source, io.BytesIO):
+        offset = source.tell() if offset is None else offset
+        source = source.getbuffer()
+    try:
+        view = memoryview(source)
+    except TypeError:
+        wanted = "a binary file with a descriptor, a descriptor, or bytes"
+        raise TypeError(f"{source!r} is not {wanted}; read it, and give the bytes") from None
+    if not view.c_contiguous:
+        raise ArgumentError("the bytes are not contiguous; give bytes(view)")
+    view = view.cast("B") if view.nbytes else memoryview(b"")
+    if (offset or 0) > len(view):
+        raise ArgumentError(f"offset={offset} is behind the end of the {len(view)} bytes")
+    return view[offset or 0 :]
+
+
+def _anonymous(view: memoryview, name: str) -> Any:
+    """Write bytes to a file without a name, which is gone when nobody has it open or mapped."""
+    try:
+        if hasattr(os, "memfd_create"):
+            file: Any = os.fdopen(os.memfd_create("llamacffi"), "r+b", buffering=0)
+        else:
+            file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  the caller closes it
+        try:
+            while view:
+                view = view[file.write(view) :]
+        except OSError:
+            file.close()
+            raise
+    except OSError as error:
+        raise LoadError(error.errno, error.strerror, name) from error
+    return file

@@ -1,0 +1,220 @@
+"""What Python can read becomes a FILE * for C, and is as before afterwards."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pathlib
+import socket
+import tempfile
+
+import numpy as np
+import pytest
+
+from llamacffi import ArgumentError, LoadError, lib
+from llamacffi._files import c_file, file_name
+
+CONTENT = bytes(range(256)) * 300  # more than a buffer
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "content.bin"
+    file.write_bytes(CONTENT)
+    return file
+
+
+def open_descriptors():
+    return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        CONTENT,
+        bytearray(CONTENT),
+        memoryview(CONTENT),
+        io.BytesIO(CONTENT),
+        np.frombuffer(CONTENT, np.uint8),
+        np.frombuffer(CONTENT, np.int32).reshape(-1, 2),
+    ],
+    ids=lambda source: type(source).__name__,
+)
+@pytest.mark.parametrize("offset", [None, 0, 1, 70_000, len(CONTENT)])
+def test_bytes(source, offset):
+    with c_file(source, offset=offset) as file:
+        assert file.read(100) == CONTENT[offset or 0 :][:100]
+        assert file.size - file.offset == len(CONTENT) - (offset or 0)
+        assert file.name == f"<{type(source).__name__}>"
+
+
+def test_bytes_io_is_read_from_its_position_and_stays_writable():
+    stream = io.BytesIO(CONTENT)
+    stream.seek(5)
+    with c_file(stream) as file:
+        assert file.read(3) == CONTENT[5:8]
+    assert stream.tell() == 5
+    stream.write(b"x" * len(CONTENT))  # no view of it is left
+
+
+@pytest.mark.parametrize("buffering", [0, -1, 16])
+@pytest.mark.parametrize("mode", ["rb", "r+b"])
+@pytest.mark.parametrize("read", [0, 1, 10, 9000])
+def test_an_open_file_at_its_position(path, buffering, mode, read):
+    with open(path, mode, buffering=buffering) as stream:
+        stream.read(read)
+        before = open_descriptors()
+        with c_file(stream) as file:
+            assert (file.offset, file.size, file.name) == (read, len(CONTENT), str(path))
+            assert file.read(5) == CONTENT[read : read + 5]
+        with c_file(stream, offset=3) as file:
+            assert file.read(5) == CONTENT[3:8]
+        assert open_descriptors() == before
+        # It is where it was, and reads on.
+        assert stream.tell() == read
+        assert stream.read(300) == CONTENT[read : read + 300]
+
+
+def test_what_was_written_is_there():
+    with tempfile.TemporaryFile() as stream:
+        stream.write(b"headGGUF")
+        stream.seek(0)
+        stream.write(b"H")
+        with c_file(stream, offset=0) as file:
+            assert file.read(8) == b"HeadGGUF"
+        assert stream.tell() == 1
+
+
+def test_a_descriptor(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.lseek(descriptor, 7, os.SEEK_SET)
+        with c_file(descriptor) as file:
+            assert (file.offset, file.name) == (7, f"<descriptor {descriptor}>")
+        with c_file(descriptor, offset=9) as file:
+            assert file.read(1) == CONTENT[9:10]
+        assert os.lseek(descriptor, 0, os.SEEK_CUR) == 7
+    finally:
+        os.close(descriptor)
+
+
+def read_in_vain(stream):
+    with c_file(stream) as file:
+        assert not lib.gguf_init_from_file_ptr(file.ptr, {"no_alloc": True})
+        raise LoadError("mine")
+
+
+def test_the_position_is_put_back_after_an_error(path):
+    with open(path, "rb") as stream:
+        stream.read(4)
+        with pytest.raises(LoadError, match="mine"):
+            read_in_vain(stream)
+        assert stream.read(4) == CONTENT[4:8]
+
+
+def test_what_cannot_be_read(path, tmp_path):
+    with (
+        open(path) as stream,
+        pytest.raises(TypeError, match="text file: open it in binary mode"),
+    ):
+        c_file(stream).__enter__()
+    with open(path, "rb") as stream:
+        pass
+    with pytest.raises(ArgumentError, match="is closed"):
+        c_file(stream).__enter__()
+    with (
+        open(tmp_path / "new", "wb") as stream,
+        pytest.raises(ArgumentError, match="open for writing only"),
+    ):
+        c_file(stream).__enter__()
+    for what in (str(path), path):
+        with pytest.raises(TypeError, match="is a path"):
+            c_file(what).__enter__()
+    for what in (None, 1.5, [1], True, io.StringIO("x"), lambda: 0):
+        with pytest.raises(TypeError):
+            c_file(what).__enter__()
+    for descriptor in (-1, 10**6):
+        with pytest.raises(ArgumentError, match="descriptor"):
+            c_file(descriptor).__enter__()
+    with pytest.raises(ArgumentError, match="not contiguous"):
+        c_file(np.zeros(10, np.uint8)[::2]).__enter__()
+
+
+def test_what_is_no_regular_file(tmp_path):
+    reader, writer = os.pipe()
+    here, there = socket.socketpair()
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for descriptor, kind in (
+            (reader, "a pipe"),
+            (here.fileno(), "a socket"),
+            (directory, "a directory"),
+        ):
+            with pytest.raises(ArgumentError, match=kind):
+                c_file(descriptor).__enter__()
+        with (
+            open(reader, "rb", closefd=False) as stream,
+            pytest.raises(ArgumentError, match="a pipe"),
+        ):
+            c_file(stream).__enter__()
+        with (
+            open("/dev/zero", "rb") as stream,
+            pytest.raises(ArgumentError, match="a character device"),
+        ):
+            c_file(stream).__enter__()
+    finally:
+        for descriptor in (reader, writer, directory):
+            os.close(descriptor)
+        here.close()
+        there.close()
+
+
+def test_a_file_that_decompresses_has_the_descriptor_of_the_compressed_one(path, tmp_path):
+    packed = tmp_path / "content.gz"
+    packed.write_bytes(gzip.compress(CONTENT))
+    with gzip.open(packed) as stream, c_file(stream) as file:
+        assert file.read(2) == b"\x1f\x8b"  # so what needs a GGUF says that this is none
+
+
+@pytest.mark.parametrize("offset", [-1, 2**63])
+def test_offsets_that_are_none(path, offset):
+    with open(path, "rb") as stream, pytest.raises(ArgumentError, match="offset="):
+        c_file(stream, offset=offset).__enter__()
+
+
+def test_offsets_behind_the_end(path):
+    with (
+        open(path, "rb") as stream,
+        pytest.raises(ArgumentError, match=f"behind the end of .*, at {len(CONTENT)}"),
+    ):
+        c_file(stream, offset=len(CONTENT) + 1).__enter__()
+    with pytest.raises(ArgumentError, match=f"behind the end of the {len(CONTENT)} bytes"):
+        c_file(CONTENT, offset=len(CONTENT) + 1).__enter__()
+    for offset in ("1", 1.0):
+        with pytest.raises(TypeError, match="offset must be an integer"):
+            c_file(CONTENT, offset=offset).__enter__()
+
+
+def test_no_descriptor_is_left_after_errors(path):
+    before = open_descriptors()
+    for offset in (0, 10**9):
+        with open(path, "rb") as stream:
+            try:
+                with c_file(stream, offset=offset):
+                    raise LoadError("x")
+            except (ArgumentError, LoadError):
+                pass
+    assert open_descriptors() == before
+
+
+def test_names():
+    assert file_name(b"") == "<bytes>"
+    assert file_name(3) == "<descriptor 3>"
+    with open(os.devnull, "rb") as stream:
+        assert file_name(stream) == os.devnull
+    with open(os.fsencode(os.devnull), "rb") as stream:
+        assert file_name(stream) == os.devnull
+    with tempfile.TemporaryFile() as stream:
+        assert file_name(stream) == "<BufferedRandom>"
+    assert file_name(pathlib.Path("x")) == "x"
