@@ -18,6 +18,7 @@ from ._ffi import lib as lib
 if TYPE_CHECKING:
     from . import backend as backend
     from . import demo as demo
+    from . import gguf as gguf
     from . import log as log
     from ._generated import constants as constants
     from ._generated import enums as enums
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from .generation import Generation as Generation
     from .generation import Token as Token
     from .generation import generate as generate
+    from .gguf import Gguf as Gguf
+    from .gguf import GgufTensor as GgufTensor
     from .memory import Memory as Memory
     from .model import Model as Model
     from .sampling import Dist as Dist
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
     from .sampling import Temp as Temp
     from .sampling import TopK as TopK
     from .sampling import TopP as TopP
+    from .threads import Threadpool as Threadpool
     from .vocab import Vocab as Vocab
 
 # Module -> the public names that it has.  A test compares this with the imports above.
@@ -80,9 +84,11 @@ _NAMES = {
         "StateError TokenizeError UnsupportedError"
     ),
     "generation": "Generation Token generate",
+    "gguf": "Gguf GgufTensor",
     "memory": "Memory",
     "model": "Model",
     "sampling": "Dist Greedy MinP Penalties Sampler SamplerChain Temp TopK TopP",
+    "threads": "Threadpool",
     "vocab": "Vocab",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
@@ -91,6 +97,7 @@ _MODULES = {
     "constants": "_generated.constants",
     "demo": "demo",
     "enums": "_generated.enums",
+    "gguf": "gguf",
     "log": "log",
 }
 

@@ -9,6 +9,7 @@ from ._handle import Exclusive, Handle
 if TYPE_CHECKING:
     from typing import Any
 
+    from ._threads import Computing
     from ._views import Exports
     from .model import Model
     from .vocab import Vocab
@@ -21,7 +22,16 @@ class ContextBase(Handle):
     own, without slots, and `Context` is all of them.
     """
 
-    __slots__ = ("_abort", "_exports", "_outputs", "_vocab", "exclusive", "kv_unified", "model")
+    __slots__ = (
+        "_abort",
+        "_computing",
+        "_exports",
+        "_outputs",
+        "_vocab",
+        "exclusive",
+        "kv_unified",
+        "model",
+    )
 
     model: Model
     """The model that it computes with."""
@@ -29,6 +39,8 @@ class ContextBase(Handle):
     """Whether all sequences share one buffer."""
     exclusive: Exclusive
     """Held during each call: a context is for one thread at a time."""
+    # What to hold while C computes, one token or several; None after `close`.
+    _computing: tuple[Computing, Computing] | None
     _vocab: Vocab
     _exports: Exports
     # Which tokens of the last batch have an output, a byte each; None before the first batch.

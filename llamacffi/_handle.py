@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._ffi import ffi
 from .errors import BusyError, ClosedError, ForkError
@@ -151,12 +151,15 @@ class Exclusive:
 
     def __enter__(self) -> None:
         if not self._lock.acquire(blocking=False):
-            if self._ended:
-                _park()
-            raise BusyError(
-                f"another thread is using this {self._name}; give each thread its own, "
-                "or hold a lock around its use"
-            )
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        if self._ended:
+            _park()
+        raise BusyError(
+            f"another thread is using this {self._name}; give each thread its own, "
+            "or hold a lock around its use"
+        )
 
     def __exit__(self, *exc_info: object) -> None:
         self._lock.release()
@@ -191,7 +194,38 @@ class Exclusive:
         return end
 
 
-def _park() -> None:
+class Together:
+    """Holds several `Exclusive` as one: all of them or none, even when it parks."""
+
+    __slots__ = ("_held", "first", "others")
+
+    def __init__(self, first: Exclusive, *others: Exclusive) -> None:
+        self.first = first
+        self.others = others
+        """For the next to come; changed only by who holds ``first``."""
+        self._held: tuple[Exclusive, ...] = ()
+
+    def __enter__(self) -> None:
+        self.first.__enter__()
+        self._held = self.others
+        for i, other in enumerate(self._held):
+            if not other._lock.acquire(blocking=False):
+                self._release(self._held[:i])
+                other._refuse()
+
+    def __exit__(self, *exc_info: object) -> None:
+        held = self._held
+        self._release(held)
+        if self.first._ended or any(other._ended for other in held):
+            _park()
+
+    def _release(self, others: tuple[Exclusive, ...]) -> None:
+        for other in others:
+            other._lock.release()
+        self.first._lock.release()
+
+
+def _park() -> NoReturn:
     """Stop this daemon thread for good, as the interpreter itself does with one at its exit."""
     while True:
         time.sleep(3600)

@@ -124,6 +124,11 @@ def _enum(name: str) -> Callable[[str, Any], int]:
     return convert
 
 
+def enum_number(enum: str, name: str, value: Any) -> int:
+    """Return the number of a member of ``enum``, which is given by member, number or name."""
+    return _enum(enum)(name, value)
+
+
 # By kind; any other kind is the name of an enum.
 CONVERTERS: Mapping[str, Callable[[str, Any], Any]] = {
     "bool": _bool,

@@ -1,4 +1,4 @@
-"""Backends and devices: loaded once, on first use; thread pools for the CPU."""
+"""Backends and devices: loaded once, on first use."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 
 from . import _ffi
 from ._ffi import ffi, lib
-from ._handle import own
-from .errors import ArgumentError, BackendUnavailableError, LoadError
+from .errors import BackendUnavailableError, LoadError
 from .log import drain, with_log
 
 _lock = threading.Lock()
@@ -166,24 +165,6 @@ def _siblings(cpu: int) -> str:
             return file.read()
     except OSError:
         return str(cpu)
-
-
-def new_threadpool(n_threads: int) -> Any:
-    """Return an owning pointer to a thread pool of the CPU backend.
-
-    Without one, ggml starts its threads anew for every graph.
-
-    Source: ``ggml_threadpool_new``.
-    """
-    load()
-    if not 1 <= n_threads <= lib.GGML_MAX_N_THREADS:
-        raise ArgumentError(f"n_threads={n_threads} is not in 1 to {lib.GGML_MAX_N_THREADS}")
-    params = ffi.new("struct ggml_threadpool_params *")
-    params[0] = lib.ggml_threadpool_params_default(n_threads)
-    pool = lib.ggml_threadpool_new(params)
-    if pool == ffi.NULL:
-        raise with_log(BackendUnavailableError(f"cannot start {n_threads} threads"))
-    return own(pool, lib.ggml_threadpool_free)
 
 
 def _text(chars: Any) -> str:

@@ -10,6 +10,7 @@ from ._ffi import ffi, lib
 from ._handle import Exclusive, own
 from ._outputs import Outputs
 from ._params import fill
+from ._threads import Computing, Pools, Threads, own_pools
 from ._views import Exports
 from .errors import (
     AbortedError,
@@ -36,7 +37,7 @@ OWNED = {
 }
 
 
-class Context(Outputs):
+class Context(Outputs, Threads):
     """A place to compute with a `Model`, with memory for its sequences.
 
     It owns the ``struct llama_context`` and its threads, and keeps the model's weights alive.  It
@@ -75,15 +76,17 @@ class Context(Outputs):
         self._abort = ffi.new("struct llamacffi_abort_flag *")
         struct.abort_callback = lib.llamacffi_abort_requested
         struct.abort_callback_data = self._abort
-        pool = backend.new_threadpool(max(struct.n_threads, struct.n_threads_batch))
+        threads = own_pools(struct.n_threads, struct.n_threads_batch)
         ptr = _create(model, struct)
         self.exclusive = Exclusive("Context")
+        pools = Pools(self.exclusive)
+        self._computing = Computing(pools, 0), Computing(pools, 1)
         cancel = functools.partial(lib.llamacffi_abort_set, self._abort, True)
         free = self.exclusive.ending(lib.llama_free, cancel)
-        # C reads the flag, the pool, the model's weights and what the parameters point to until the
-        # context is freed.
-        super().__init__(own(ptr, free, model.ptr, self._abort, pool, keep), parent=model)
-        lib.llama_attach_threadpool(ptr, pool, pool)
+        # C reads the flag, the pools, the model's weights and what the parameters point to until
+        # the context is freed.
+        super().__init__(own(ptr, free, model.ptr, self._abort, pools.held, keep), parent=model)
+        pools.attach(ptr, threads, self._abort, own=True)
         self.model = model
         self.kv_unified = bool(struct.kv_unified)
         self._vocab = model.vocab
@@ -148,9 +151,8 @@ class Context(Outputs):
         Source: ``llama_decode``.
         """
         ptr = self.ptr
-        with self.exclusive:
+        with self.computing(n := len(batch)):
             self._exports.check_none()
-            n = len(batch)
             if not 1 <= n <= lib.llama_n_batch(ptr):
                 raise ArgumentError(f"{n} tokens are not in 1 to n_batch={self.n_batch}")
             batch.check(len(self._vocab), lib.llama_n_seq_max(ptr), self.kv_unified)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamacffi import ArgumentError, LoadError, backend
+from llamacffi import LoadError, backend
 
 
 def test_the_processor_is_a_device_with_memory():
@@ -44,9 +44,3 @@ def test_one_more_backend_by_its_file(tmp_path):
     for path in (broken, tmp_path / "missing.so"):
         with pytest.raises(LoadError, match=path.name):
             backend.load_library(path)
-
-
-@pytest.mark.parametrize("n_threads", [0, -1, 513])
-def test_a_thread_pool_has_its_limits(n_threads):
-    with pytest.raises(ArgumentError, match="n_threads"):
-        backend.new_threadpool(n_threads)

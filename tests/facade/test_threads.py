@@ -1,0 +1,322 @@
+"""Thread pools: their limits, their owners, and what happens when two want one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import pytest
+
+from llamacffi import (
+    ArgumentError,
+    Batch,
+    BusyError,
+    ClosedError,
+    Context,
+    Threadpool,
+    UnsupportedError,
+    enums,
+    lib,
+)
+from llamacffi.threads import Placement
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells where a thread runs")
+
+
+def decode(context: Context, tokens=range(8), pos=0):
+    """Compute some tokens anew and return the scores after the last."""
+    context.memory.remove(0, pos)
+    batch = Batch(len(tokens))
+    batch.add(tokens, pos=pos)
+    context.decode(batch)
+    return context.logits()
+
+
+@pytest.fixture
+def pool():
+    """One thread: the one that calls."""
+    with Threadpool(1) as pool:
+        yield pool
+
+
+@pytest.fixture
+def cpus():
+    """Where this thread may run, and does again when the test is over."""
+    before = Placement.current()
+    yield sorted(before.cpus)
+    assert Placement.current() == before
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"n_threads": 0}, r"n_threads=0 is not in 1 to 512"),
+        ({"n_threads": -1}, r"n_threads=-1"),
+        ({"n_threads": 513}, r"n_threads=513"),
+        ({"n_threads": 2**40}, r"n_threads=1099511627776 is out of range"),
+        ({"poll": 101}, r"poll=101 is not in 0 to 100"),
+        ({"poll": -1}, r"poll=-1"),
+        ({"cpus": []}, r"cpus is empty"),
+        ({"cpus": [512]}, r"cpus=\[512\] are not in 0 to 511"),
+        ({"cpus": [-1, 0]}, r"cpus=\[-1\]"),
+        ({"cpus": [511]}, r"cpus=\[511\] cannot be used"),
+        ({"cpus": [0, 511]}, r"cpus=\[511\] cannot be used"),
+        ({"priority": "urgent"}, r"'urgent' is not one of GgmlSchedPriority: LOW, NORMAL"),
+        ({"priority": 7}, r"priority=7"),
+        ({"n_threads": 1, "strict_cpu": True}, r"each of 1 threads a processor, but cpus has 0"),
+        ({"n_threads": 2, "cpus": [0], "strict_cpu": True}, r"each of 2 threads"),
+    ],
+)
+def test_what_cannot_be(params, message):
+    with pytest.raises(ArgumentError, match=message):
+        Threadpool(**params)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"n_threads": 1.5}, {"cpus": ["0"]}, {"cpus": 0}, {"paused": "yes"}, {"priority": None}],
+)
+def test_what_is_of_another_type(params):
+    with pytest.raises(TypeError):
+        Threadpool(**params)
+
+
+def test_the_number_of_threads_can_change(new_context):
+    context = new_context(n_threads=1, n_threads_batch=2)
+    expected = decode(context)
+    for n_threads, n_threads_batch in ((2, 2), (3, 1), (1, 1)):
+        context.n_threads = n_threads
+        context.n_threads_batch = n_threads_batch
+        assert (context.n_threads, context.n_threads_batch) == (n_threads, n_threads_batch)
+        assert (lib.llama_n_threads(context.ptr), lib.llama_n_threads_batch(context.ptr)) == (
+            n_threads,
+            n_threads_batch,
+        )
+        assert (decode(context) == expected).all()
+    for wrong in (0, -1, 513):
+        with pytest.raises(ArgumentError, match=f"n_threads_batch={wrong} is not in 1 to 512"):
+            context.n_threads_batch = wrong
+    with pytest.raises(TypeError):
+        context.n_threads = "2"
+    assert (context.n_threads, context.n_threads_batch) == (1, 1)
+
+
+@pytest.mark.parametrize("params", [{}, {"poll": 0}, {"poll": 1}, {"paused": True}])
+def test_other_threads_compute_the_same(new_context, params):
+    context = new_context(n_threads=2)
+    expected = decode(context), decode(context, [3], 8)
+    with Threadpool(2, **params) as pool, Threadpool(2) as batch_pool:
+        for pools in ((pool,), (pool, batch_pool), (batch_pool, pool), (pool,)):
+            context.attach_threadpool(*pools)
+            assert (decode(context) == expected[0]).all()
+            assert (decode(context, [3], 8) == expected[1]).all()
+        pool.pause()
+        assert (decode(context) == expected[0]).all()  # the graph wakes the threads
+        pool.pause()
+        pool.resume()
+        context.detach_threadpool()
+        context.detach_threadpool()
+    assert (decode(context) == expected[0]).all()
+
+
+def test_a_pool_must_be_large_enough(new_context, pool):
+    context = new_context(n_threads=2, n_threads_batch=1)
+    expected = decode(context)
+    with pytest.raises(ArgumentError, match=r"n_threads=2 is more than the 1 of <Threadpool of 1>"):
+        context.attach_threadpool(pool)
+    with Threadpool(2) as larger:
+        context.attach_threadpool(larger, pool)
+        with pytest.raises(ArgumentError, match=r"n_threads_batch=2 is more than the 1"):
+            context.n_threads_batch = 2
+        with pytest.raises(ArgumentError, match=r"n_threads=3 is more than the 2"):
+            context.n_threads = 3
+        context.n_threads = 1
+        context.attach_threadpool(pool)
+        assert (decode(context) == expected).all()
+    with pytest.raises(TypeError, match="Threadpool"):
+        context.attach_threadpool(None)
+    with pytest.raises(ClosedError):
+        context.attach_threadpool(larger)
+    assert (decode(context) == expected).all()
+
+
+def test_closing_an_attached_pool_changes_nothing(new_context):
+    context = new_context(n_threads=2)
+    expected = decode(context)
+    first, second = Threadpool(2), Threadpool(2)
+    context.attach_threadpool(first)
+    decode(context)
+    first.close()
+    assert (decode(context) == expected).all()
+    context.attach_threadpool(second)  # the backend still has the first, and is about to pause it
+    second.close()
+    del first, second
+    assert (decode(context) == expected).all()
+    with pytest.raises(ArgumentError, match="closed"):
+        context.n_threads = 3
+    context.detach_threadpool()
+    assert (decode(context) == expected).all()
+
+
+def test_threads_end_with_their_context(new_context):
+    """Not with the object that once was one, nor with the pool that was there before."""
+
+    def count():
+        return len(os.listdir("/proc/self/task"))
+
+    if sys.platform != "linux":
+        pytest.skip("reads /proc")
+    before = count()
+    context = new_context(n_threads=2)
+    assert count() == before + 1
+    for n_threads in (5, 3, 2, 3):
+        context.n_threads = n_threads
+        decode(context, [1])
+        decode(context)
+    assert count() == before + 3
+    context.close()
+    assert count() == before
+    with pytest.raises(ClosedError):
+        context.n_threads = 1
+    with pytest.raises(ClosedError):
+        context.computing(1)
+
+
+def test_one_pool_runs_one_graph_at_a_time(new_context):
+    """Without a lock the graphs would be mixed up, or wait forever."""
+    busy = []
+    one, other = new_context(n_threads=2), new_context(n_threads=2)
+    expected = decode(one)
+    with Threadpool(2) as pool:
+        one.attach_threadpool(pool)
+        other.attach_threadpool(pool)
+        with one.computing(1):
+
+            def use():
+                for call in (lambda: decode(other), pool.pause, pool.resume):
+                    with pytest.raises(BusyError, match="another thread is using this Threadpool"):
+                        call()
+                    busy.append(call)
+
+            thread = threading.Thread(target=use)
+            thread.start()
+            thread.join()
+        assert len(busy) == 3
+        assert (decode(other) == expected).all()
+        # A pool that was left is still the backend's, until the next graph.
+        other.detach_threadpool()
+        with one.computing(1), pytest.raises(BusyError):
+            decode(other)
+        assert (decode(other) == expected).all()
+        with one.computing(1):
+            assert (decode(other) == expected).all()
+
+
+def test_contexts_with_pools_of_their_own_compute_at_once(model):
+    """Each thread has its own context; the model is shared."""
+    results = []
+
+    def work(seed):
+        with Threadpool(1) as pool, Context(model, n_ctx=128, n_threads=1) as context:
+            context.attach_threadpool(pool)
+            for _ in range(5):
+                results.append((seed, decode(context, [seed] * 64).tobytes()))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 15
+    assert len(set(results)) == 3
+
+
+@linux
+def test_the_caller_is_placed_only_while_it_computes(new_context, cpus):
+    context = new_context(n_threads=1)
+    expected = decode(context)
+    with Threadpool(cpus=cpus[:1], strict_cpu=True) as pool:
+        assert pool.n_threads == 1
+        assert Placement.current().cpus == set(cpus)
+        context.attach_threadpool(pool)
+        with context.computing(1):
+            assert Placement.current().cpus == {cpus[0]}
+        assert Placement.current().cpus == set(cpus)
+        assert (decode(context) == expected).all()
+        pool.pause()  # on waking it, ggml binds the thread by itself
+        assert (decode(context) == expected).all()
+        assert Placement.current().cpus == set(cpus)
+
+
+@linux
+def test_each_thread_has_its_processor(cpus):
+    """As the kernel sees the pool's other thread."""
+    if len(cpus) < 2:
+        pytest.skip("needs two processors")
+    before = set(os.listdir("/proc/self/task"))
+    with Threadpool(cpus=reversed(cpus[:2]), strict_cpu=True) as pool:
+        (other,) = set(os.listdir("/proc/self/task")) - before
+        own = pool.placement.cpus
+        assert len(own) == 1
+        wait_for(lambda: os.sched_getaffinity(int(other)) == set(cpus[:2]) - own)
+    with Threadpool(2, cpus=cpus[:1]):
+        (other,) = set(os.listdir("/proc/self/task")) - before
+        wait_for(lambda: os.sched_getaffinity(int(other)) == {cpus[0]})
+
+
+@linux
+def test_batches_have_the_place_of_their_pool(new_context, cpus):
+    if len(cpus) < 2:
+        pytest.skip("needs two processors")
+    context = new_context(n_threads=1)
+    with Threadpool(cpus=cpus[:1]) as pool, Threadpool(cpus=cpus[1:2]) as batch_pool:
+        context.attach_threadpool(pool, batch_pool)
+        for n_tokens, cpu in ((1, cpus[0]), (2, cpus[1])):
+            with context.computing(n_tokens):
+                assert Placement.current().cpus == {cpu}
+
+
+@linux
+@pytest.mark.parametrize("priority", ["low", enums.GgmlSchedPriority.HIGH, "REALTIME"])
+def test_priorities_are_had_or_refused(new_context, priority, cpus):
+    before = Placement.current()
+    try:
+        pool = Threadpool(1, priority=priority)
+    except UnsupportedError:
+        assert os.geteuid(), "the superuser may have any"
+        return
+    with pool:
+        context = new_context(n_threads=1)
+        context.attach_threadpool(pool)
+        with context.computing(1):
+            assert Placement.current()[1:] != before[1:]
+        decode(context)
+
+
+@linux
+def test_a_priority_that_is_refused(run_python):
+    """Without the privilege ggml only warns, and goes on with another priority."""
+    result = run_python("""
+        import os, resource, llamacffi
+        llamacffi.Threadpool(1, priority="low").close()  # while all can still be imported
+        resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
+        if not os.geteuid():
+            os.setuid(65534)
+        try:
+            llamacffi.Threadpool(1, priority="high")
+        except llamacffi.UnsupportedError as error:
+            assert "CAP_SYS_NICE" in str(error)
+            llamacffi.Threadpool(1, priority="low").close()
+            print("refused")
+    """)
+    assert (result.returncode, result.stdout) == (0, "refused\n"), result
+
+
+def wait_for(condition):
+    """Wait for what another thread does at its start."""
+    for _ in range(1000):
+        if condition():
+            return
+        os.sched_yield()
+    assert condition()
