@@ -49,6 +49,93 @@ FILE *llamacffi_file_open(int32_t descriptor, int64_t offset, bool writable);
 /* Close what llamacffi_file_open() opened.  Returns 0, or -1 and sets errno. */
 int32_t llamacffi_file_close(FILE *file);
 
+/* What the graph of a context shows, and no function of llama.h tells. */
+struct llamacffi_graph {
+    bool has_logits;     /* it computes logits: the getter returns a pointer even where it does not */
+    int64_t n_pooled;    /* the width of the pooled embedding of a sequence; 0 if it pools none */
+    int64_t n_positions; /* the rows of a table of learned positions, which end there; 0 without one */
+};
+
+/* Build the graph for so many tokens, sequences and outputs, and look at it.  It is built as when the
+ * context was created, and computes nothing. */
+void llamacffi_graph_describe(struct llama_context *context, uint32_t n_tokens, uint32_t n_seqs,
+                              uint32_t n_outputs, struct llamacffi_graph *graph);
+
+/* The devices of a model, as llama.cpp has chosen them; NULL for an `i` that there is not. */
+int32_t llamacffi_model_n_devices(const struct llama_model *model);
+struct ggml_backend_device *llamacffi_model_device(const struct llama_model *model, int32_t i);
+
+/* The tensors of a model, valid as long as it is; NULL for an `i` that there is not.  One that is
+ * used in two places may be there twice. */
+int32_t llamacffi_model_n_tensors(const struct llama_model *model);
+const struct ggml_tensor *llamacffi_model_tensor(const struct llama_model *model, int32_t i);
+
+/* Whether the data of a tensor can be read back: some buffers keep it in a layout of their own. */
+bool llamacffi_tensor_readable(const struct ggml_tensor *tensor);
+
+/* Fail unless it is a regular expression as llama.cpp matches the names of tensors with. */
+void llamacffi_check_regex(const char *pattern);
+
+/* What went wrong where a token was to be chosen or accepted; 0 and above is no failure. */
+#define LLAMACFFI_SAMPLE_NONE (-1)      /* no sampler has chosen, or no candidate was left */
+#define LLAMACFFI_SAMPLE_RULED_OUT (-2) /* all that was left is ruled out: its score is no number */
+#define LLAMACFFI_SAMPLE_NAN (-3)       /* a score is not a number, or infinitely high */
+#define LLAMACFFI_SAMPLE_LOGITS (-4)    /* the context has no scores for that output */
+#define LLAMACFFI_SAMPLE_ID (-5)        /* a candidate is not in the vocabulary */
+#define LLAMACFFI_SAMPLE_FAILED (-6)    /* a sampler written in Python raised */
+#define LLAMACFFI_SAMPLE_GRAMMAR (-7)   /* a grammar does not allow the token */
+#define LLAMACFFI_SAMPLE_TRIGGER (-8)   /* the text that triggers a grammar does not begin it */
+
+/* A sampler of a chain that is a grammar. */
+struct llamacffi_grammar {
+    struct llama_sampler *sampler;
+    bool lazy;
+};
+
+/* A chain, and what choosing with it needs.  Memory of the caller. */
+struct llamacffi_chain {
+    struct llama_sampler *sampler;      /* the chain */
+    struct llamacffi_grammar *grammars; /* those of its samplers, in order */
+    int32_t n_grammars;
+    bool grammar_first;            /* false: choose without the grammars, and ask them then */
+    bool failed;                   /* a callback sets it to say that it raised */
+    struct llama_token_data *data; /* room for n_vocab candidates */
+    int32_t n_vocab;
+    bool timed;                    /* measure what the chain does not measure itself: */
+    int64_t t_sample_us;
+};
+
+/* Copy what output `i` of the last batch has into `data`, which has room for `n_vocab` candidates.
+ * Returns how many there are, or what went wrong. */
+int32_t llamacffi_candidates(struct llama_context *context, int32_t i, struct llama_token_data *data,
+                             int32_t n_vocab);
+
+/* Returns 0 if every candidate is a token of a vocabulary of that size and has a number as its score,
+ * which may be infinitely low; else what is wrong. */
+int32_t llamacffi_candidates_check(const struct llama_token_data_array *candidates, int32_t n_vocab);
+
+/* As llama_sampler_sample(), but nothing is accepted that a grammar does not allow, or that is ruled
+ * out.  Returns the token, or what went wrong. */
+int32_t llamacffi_chain_sample(struct llamacffi_chain *chain, struct llama_context *context, int32_t i);
+
+/* Run the chain over candidates.  Returns 0, or what is wrong with those or with the chosen one. */
+int32_t llamacffi_chain_apply(struct llamacffi_chain *chain, struct llama_token_data_array *candidates);
+
+/* Accept a token, unless a grammar does not allow it.  Returns 0, or what went wrong; then nothing has
+ * changed. */
+int32_t llamacffi_chain_accept(struct llamacffi_chain *chain, int32_t token);
+
+/* Tell the samplers of the tokens before the first that is chosen; grammars and the count of
+ * llamacffi_sampler_init_min_tokens() leave these out. */
+void llamacffi_chain_accept_prompt(struct llamacffi_chain *chain, const int32_t *tokens, int32_t n_tokens);
+
+/* A sampler that rules out the tokens that end a generation, until `n` tokens were accepted. */
+struct llama_sampler *llamacffi_sampler_init_min_tokens(const struct llama_vocab *vocab, int32_t n);
+
+/* A sampler that says that the candidates are in no order: for after one that changes scores, but does
+ * not say so. */
+struct llama_sampler *llamacffi_sampler_init_unsorted(void);
+
 #ifdef __cplusplus
 }
 #endif
