@@ -25,6 +25,7 @@ class ContextBase(Handle):
     __slots__ = (
         "_abort",
         "_computing",
+        "_drafts",
         "_exports",
         "_outputs",
         "_vocab",
@@ -43,6 +44,8 @@ class ContextBase(Handle):
     _computing: tuple[Computing, Computing] | None
     _vocab: Vocab
     _exports: Exports
+    # Whether it reads embeddings beside tokens: a draft model's, from the state of its target.
+    _drafts: bool
     # Which tokens of the last batch have an output, a byte each; None before the first batch.
     _outputs: bytes | None
     # The struct llamacffi_abort_flag that C polls.

@@ -1,70 +1,120 @@
-"""Tokens on their way into a context."""
+"""Tokens and embeddings on their way into a context."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._ffi import ffi
-from .errors import ArgumentError
+from ._batch_ext import process
+from ._batch_input import (
+    INT32,
+    SECTIONS,
+    embedding_rows,
+    output_flags,
+    pointer,
+    position_array,
+    section_rows,
+    sequence_ids,
+    token_array,
+)
+from ._ffi import ffi, lib
+from .errors import ArgumentError, BusyError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from typing_extensions import Self
 
-    Tokens: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+    from ._batch_input import Logits, Positions, Tokens
 
-INT32 = np.iinfo(np.int32)
+# What the entries of a batch are: all the same, as llama.cpp wants it.
+TOKENS, EMBEDDINGS, BOTH = "tokens", "embeddings", "tokens with embeddings"
 
 
 class Batch:
     """Up to ``capacity`` tokens, each with its position, its sequences and its output flag.
 
-    The arrays belong to Python and the ``struct llama_batch`` points into them, so there is nothing
-    to close.  A batch can be cleared and used again.
+    Instead of tokens it can have embeddings, or both for a draft model that reads the hidden state
+    of its target too.  The arrays belong to Python and C reads them, so there is nothing to close.
+    A batch can be cleared and used again.  It is for one thread at a time.
     """
 
     __slots__ = (
-        *("_arrays", "_logits", "_n_seq_id", "_pos", "_seq_id", "_struct", "_token"),
-        *("_n_seq_id_max", "_seq_id_max", "_token_max", "_token_min"),
+        *("_content", "_embd", "_lock", "_logits", "_n_seq_id", "_pos", "_rows", "_sections"),
+        *("_seq_id", "_struct", "_token", "_value", "n_embd"),
+        *("_n_seq_id_max", "_seq_id_max", "_token_range"),
     )
 
-    def __init__(self, capacity: int, n_seq_max: int = 1) -> None:
+    _embd: npt.NDArray[np.float32]
+    _pos: npt.NDArray[np.int32]
+    _sections: npt.NDArray[np.int32] | None
+    _token: npt.NDArray[np.int32]
+    _token_range: tuple[int, int] | None  # least and greatest; None if they are not known
+    n_embd: int
+    """How wide the embeddings are; 0 for a batch of tokens alone."""
+
+    def __init__(self, capacity: int, n_seq_max: int = 1, n_embd: int = 0) -> None:
         """Make an empty batch.
 
         Args:
             capacity: How many tokens fit, at least 1.
             n_seq_max: To how many sequences one token may belong, at least 1.
+            n_embd: The width of embeddings, `Model.n_embd` for most models; 0 for tokens alone.
         """
-        if capacity < 1 or n_seq_max < 1:
+        if not (1 <= capacity <= INT32.max and 1 <= n_seq_max <= INT32.max):
             raise ArgumentError(
-                f"capacity={capacity} and n_seq_max={n_seq_max} must both be at least 1"
+                f"capacity={capacity} and n_seq_max={n_seq_max} must both be at least 1, and fit "
+                "32 bits"
             )
+        if n_embd < 0:
+            raise ArgumentError(f"n_embd={n_embd} must be at least 0")
+        self.n_embd = n_embd
         self._token = np.zeros(capacity, np.int32)
         self._pos = np.zeros(capacity, np.int32)
         self._n_seq_id = np.zeros(capacity, np.int32)
         self._seq_id = np.zeros((capacity, n_seq_max), np.int32)
         self._logits = np.zeros(capacity, np.int8)
-        # Kept while adding, so that `check` need not look at each token.
-        self._token_min = self._token_max = self._seq_id_max = self._n_seq_id_max = 0
+        self._embd = np.zeros((capacity, n_embd), np.float32)
+        self._sections = None  # made for the first that needs it
+        # A pointer for each row of _seq_id.
+        first, step = self._seq_id.ctypes.data, self._seq_id.strides[0]
+        self._rows = np.arange(first, first + capacity * step, step, dtype=np.uintp)
+        self._lock = threading.Lock()  # held while C reads the arrays
+        self._content = ""
         self._struct = ffi.new("struct llama_batch *")
-        rows = ffi.new("llama_seq_id *[]", [_ptr(row) for row in self._seq_id])
-        pointers = {
-            "token": _ptr(self._token),
-            "pos": _ptr(self._pos),
-            "n_seq_id": _ptr(self._n_seq_id),
-            "logits": ffi.cast("int8_t *", self._logits.ctypes.data),
-            "seq_id": rows,
-        }
-        for field, pointer in pointers.items():
-            setattr(self._struct, field, pointer)
-        self._arrays = rows  # the struct points into it; the numpy arrays are attributes
+        self._value = self._struct[0]  # the same memory, as C's functions take it
+        self._value.pos = pointer("llama_pos *", self._pos)
+        self._value.n_seq_id = pointer("int32_t *", self._n_seq_id)
+        self._value.seq_id = pointer("llama_seq_id **", self._rows)
+        self._value.logits = pointer("int8_t *", self._logits)
+        self.clear()
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: Tokens,
+        pos: Positions = 0,
+        seq_ids: Iterable[int] = (0,),
+        logits: Logits = "last",
+    ) -> Self:
+        """Make a batch of exactly these tokens; the arguments are those of `add`.
+
+        To go on where a sequence ends, give ``pos=context.memory.next_pos(seq_id)``.
+        """
+        ids, array = tuple(seq_ids), token_array(tokens)
+        batch = cls(max(len(array), 1), max(len(ids), 1))
+        batch.add(array, pos, ids, logits)
+        return batch
 
     @property
     def ptr(self) -> Any:
-        """The ``struct llama_batch *``, valid as long as this object."""
+        """The ``struct llama_batch *``, valid as long as this object.
+
+        Positions with sections are not in it: C has another place for those.
+        """
         return self._struct
 
     @property
@@ -73,88 +123,173 @@ class Batch:
         return len(self._token)
 
     @property
+    def n_left(self) -> int:
+        """How many more fit."""
+        return len(self._token) - len(self)
+
+    @property
     def n_seq_max(self) -> int:
         """To how many sequences one token may belong."""
         return int(self._seq_id.shape[1])
 
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """A copy of the tokens; empty for embeddings alone."""
+        return np.array(self._token[: 0 if self._content == EMBEDDINGS else len(self)], np.int32)
+
+    @property
+    def embeddings(self) -> npt.NDArray[np.float32]:
+        """A copy of the embeddings: ``[len(batch), n_embd]``, without rows for tokens alone."""
+        return np.array(self._embd[: 0 if self._content == TOKENS else len(self)], np.float32)
+
+    @property
+    def positions(self) -> npt.NDArray[np.int32]:
+        """A copy of the positions, of those with sections the first."""
+        return np.array(self._pos[: len(self)], np.int32)
+
+    @property
+    def seq_ids(self) -> list[list[int]]:
+        """The sequences of each token."""
+        counts = self._n_seq_id[: len(self)].tolist()
+        return [ids[:n] for n, ids in zip(counts, self._seq_id.tolist(), strict=False)]
+
     def __len__(self) -> int:
-        return int(self._struct.n_tokens)
+        return int(self._value.n_tokens)
 
     def __repr__(self) -> str:
-        return f"<Batch of {len(self)} of {self.capacity} tokens>"
+        return f"<Batch of {len(self)} of {self.capacity} {self._content}>"
 
     def add(
         self,
         tokens: Tokens,
-        pos: int = 0,
+        pos: Positions = 0,
         seq_ids: Iterable[int] = (0,),
-        logits: Literal["last", "all", "none"] = "last",
+        logits: Logits = "last",
+        *,
+        embeddings: npt.ArrayLike | None = None,
     ) -> range:
-        """Append tokens at consecutive positions.  If it raises, the batch is as before.
+        """Append tokens.  If it raises, the batch is as before.
 
         Args:
             tokens: Token ids; an integer array is the fastest.
-            pos: The position of the first.
+            pos: The position of the first, and the others follow; or an array of all positions.
             seq_ids: The sequences that they all belong to, 1 to `n_seq_max`.
-            logits: Which of them get an output.
+            logits: Which of them get an output: the last, all, none; or a mask of booleans; or
+                indices into ``tokens``.
+            embeddings: The hidden state of each, ``[len(tokens), n_embd]``: for the contexts of
+                draft models (``ctx_type="mtp"``, or ``ctx_other``) alone.
 
         Returns:
             Their indices in the batch, for `Context.logits`.
 
         Raises:
-            ArgumentError: They do not fit, or a value is out of range.
-            TypeError: ``tokens``, ``pos`` or ``seq_ids`` are no integers.
+            ArgumentError: They do not fit, a value is out of range, or the batch has embeddings
+                alone.
+            TypeError: ``tokens``, ``pos`` or ``seq_ids`` are no integers, or ``embeddings`` no
+                floats.
+            BusyError: Another thread is decoding the batch.
         """
-        ids, pos = sorted(set(map(operator.index, seq_ids))), operator.index(pos)
-        array = _token_array(tokens)
-        start, stop = len(self), len(self) + len(array)
-        if stop > self.capacity:
-            raise ArgumentError(
-                f"{len(array)} tokens do not fit: {self.capacity - start} of {self.capacity} left"
-            )
-        if not 1 <= len(ids) <= self.n_seq_max or not 0 <= ids[0] <= ids[-1] <= INT32.max:
-            raise ArgumentError(f"seq_ids must be 1 to {self.n_seq_max} ids >= 0, not {ids}")
-        if not 0 <= pos <= INT32.max - len(array):
-            raise ArgumentError(f"pos={pos} is out of range: 0 to {INT32.max - len(array)}")
-        if logits not in ("last", "all", "none"):
-            raise ArgumentError(f"logits must be 'last', 'all' or 'none', not {logits!r}")
+        array = token_array(tokens)
+        rows = None if embeddings is None else embedding_rows(embeddings, self.n_embd)
+        if rows is not None and len(rows) != len(array):
+            raise ArgumentError(f"{len(array)} tokens with {len(rows)} embeddings")
+        start, stop = self._place(
+            len(array), TOKENS if rows is None else BOTH, pos, seq_ids, logits
+        )
         self._token[start:stop] = array
-        self._pos[start:stop] = np.arange(pos, pos + len(array), dtype=np.int32)
-        self._n_seq_id[start:stop] = len(ids)
-        self._seq_id[start:stop, : len(ids)] = ids
-        self._logits[start:stop] = logits == "all"
-        if logits == "last" and stop > start:
-            self._logits[stop - 1] = 1
-        if stop > start:
-            self._token_min = min(self._token_min, int(array.min()))
-            self._token_max = max(self._token_max, int(array.max()))
-            self._seq_id_max = max(self._seq_id_max, ids[-1])
-            self._n_seq_id_max = max(self._n_seq_id_max, len(ids))
-        self._struct.n_tokens = stop
+        self._token_range = None
+        if rows is not None:
+            self._embd[start:stop] = rows
+        self._value.n_tokens = stop
         return range(start, stop)
 
+    def add_embeddings(
+        self,
+        embeddings: npt.ArrayLike,
+        pos: Positions = 0,
+        seq_ids: Iterable[int] = (0,),
+        logits: Logits = "last",
+    ) -> range:
+        """Append embeddings in place of tokens, as of a picture.  If it raises, nothing changes.
+
+        Args:
+            embeddings: ``[n, n_embd]``, floats; float32 is copied as it is.  All must be finite:
+                one that is not would spoil every sequence that shares its memory.
+            pos: The position of the first, and the others follow; or an array of all; or, for a
+                model with M-RoPE, ``[4, n]``: time, height, width and one that is 0.
+            seq_ids: The sequences that they all belong to, 1 to `n_seq_max`.
+            logits: Which of them get an output, as in `add`.
+
+        Returns:
+            Their indices in the batch, for `Context.logits`.
+
+        Raises:
+            ArgumentError: They do not fit, a value is out of range or not finite, or the batch has
+                tokens.
+            TypeError: The embeddings are no floats, or ``pos`` or ``seq_ids`` no integers.
+            BusyError: Another thread is decoding the batch.
+        """
+        rows = embedding_rows(embeddings, self.n_embd)
+        start, stop = self._place(len(rows), EMBEDDINGS, pos, seq_ids, logits)
+        self._embd[start:stop] = rows
+        self._value.n_tokens = stop
+        return range(start, stop)
+
+    def truncate(self, n: int) -> None:
+        """Keep only the first ``n`` entries."""
+        if not 0 <= operator.index(n) <= len(self):
+            raise ArgumentError(f"{n} is not in 0 to {len(self)}, the length of the batch")
+        if n == 0:
+            return self.clear()
+        self._check_free()
+        counts = self._n_seq_id[:n]
+        used = np.arange(self.n_seq_max) < counts[:, None]
+        self._n_seq_id_max = int(counts.max())
+        self._seq_id_max = int(self._seq_id[:n][used].max())
+        self._token_range = None
+        self._value.n_tokens = n
+
     def clear(self) -> None:
-        """Remove all tokens."""
-        self._struct.n_tokens = 0
-        self._token_min = self._token_max = self._seq_id_max = self._n_seq_id_max = 0
+        """Remove all entries."""
+        self._check_free()
+        self._value.n_tokens = 0
+        self._seq_id_max = self._n_seq_id_max = 0
+        self._token_range = (0, 0)
+        self._sections = None
+        self._set_content(TOKENS)
 
     def set_one(self, token: int, pos: int, seq_id: int = 0) -> None:
         """Make the batch one token with an output: `clear` and `add`, for a loop over tokens.
 
         The values must fit int32, as those that `Context` and `SamplerChain` return do.
         """
+        if self._content != TOKENS or self._lock.locked():
+            self.clear()
         self._token[0] = token
         self._pos[0] = pos
         self._n_seq_id[0] = 1
         self._seq_id[0, 0] = seq_id
         self._logits[0] = 1
-        self._token_min = self._token_max = token
+        self._token_range = token, token
         self._seq_id_max, self._n_seq_id_max = seq_id, 1
-        self._struct.n_tokens = 1
+        self._value.n_tokens = 1
 
-    def check(self, n_vocab: int, n_seq_max: int, kv_unified: bool = True) -> None:
-        """Raise `ArgumentError` unless all tokens and sequences can exist in a context."""
-        if self._token_min < 0 or self._token_max >= n_vocab:
+    def check(
+        self, n_vocab: int, n_seq_max: int, kv_unified: bool = True, drafts: bool = True
+    ) -> None:
+        """Raise `ArgumentError` unless all tokens and sequences can exist in a context.
+
+        Args:
+            n_vocab: How many tokens its vocabulary has.
+            n_seq_max: How many sequences it has.
+            kv_unified: Whether its sequences share one buffer.
+            drafts: Whether it reads embeddings beside tokens, as the models that draft do.
+        """
+        if self._token_range is None:
+            tokens = self._token[: len(self)]
+            self._token_range = int(tokens.min()), int(tokens.max())
+        least, most = self._token_range
+        if (least < 0 or most >= n_vocab) and self._content != EMBEDDINGS:
             tokens = self._token[: len(self)]
             i = int(np.argmax((tokens < 0) | (tokens >= n_vocab)))
             raise ArgumentError(f"token {tokens[i]} at index {i} is not in 0 to {n_vocab - 1}")
@@ -163,39 +298,118 @@ class Batch:
                 f"seq_id {self._seq_id_max} is not in 0 to {n_seq_max - 1}: "
                 "create the Context with a larger n_seq_max"
             )
-
         if self._n_seq_id_max > 1 and not kv_unified:
             raise ArgumentError(
                 f"a token belongs to {self._n_seq_id_max} sequences, which have separate buffers: "
                 "create the Context with kv_unified=True"
             )
+        if self._content == BOTH and not drafts:
+            raise ArgumentError(
+                "this context would read the tokens and ignore their embeddings: only one of a "
+                'draft model (ctx_type="mtp", or ctx_other) reads both'
+            )
+
+    def submit(self, context: Any, encode: bool = False) -> int:
+        """Have C compute the batch; `Context.decode` and `Context.encode` call it.
+
+        Args:
+            context: The ``struct llama_context *``, for which the batch was checked.
+            encode: By the encoder.
+
+        Returns:
+            C's return code.
+
+        Raises:
+            ArgumentError: The embeddings or positions do not suit the model; nothing was computed.
+            BusyError: Another thread is decoding the batch.
+
+        Source: ``llama_decode``, ``llama_encode``; with embeddings ``llama_process``.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise _busy()
+        try:
+            if self._content is not TOKENS:
+                return self._process(context, encode)
+            run = lib.llama_encode if encode else lib.llama_decode
+            code: int = run(context, self._value)
+            return code
+        finally:
+            self._lock.release()
 
     def starts(self) -> dict[int, int]:
         """Return the sequences of the batch, each with its first position."""
         starts: dict[int, int] = {}
-        for i in range(len(self)):
-            for seq_id in self._seq_id[i, : self._n_seq_id[i]].tolist():
-                starts[seq_id] = min(int(self._pos[i]), starts.get(seq_id, INT32.max))
+        for pos, ids in zip(self.positions.tolist(), self.seq_ids, strict=True):
+            for seq_id in ids:
+                starts[seq_id] = min(pos, starts.get(seq_id, pos))
         return starts
 
     def outputs(self) -> bytes:
         """Return which tokens have an output: for each token a byte, 1 or 0."""
         return self._logits[: len(self)].tobytes()
 
+    def _place(
+        self, n: int, content: str, pos: Positions, seq_ids: Iterable[int], logits: Logits
+    ) -> tuple[int, int]:
+        """Check what all kinds of entries have, and write it behind the last entry.
 
-def _token_array(tokens: Tokens) -> npt.NDArray[np.integer[Any]]:
-    """Return token ids as an array whose values fit int32."""
-    array = np.asarray(tokens)
-    if array.size == 0:
-        return np.empty(0, np.int32)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(f"tokens must be a sequence of integers, not {tokens!r}")
-    # Assigning a wider array to an int32 one would wrap silently.
-    if array.dtype != np.int32 and not INT32.min <= array.min() <= array.max() <= INT32.max:
-        raise ArgumentError(f"tokens do not fit 32 bits: {array.min()} to {array.max()}")
-    return array
+        Returns:
+            The place of the new entries, which exist only when the caller counts them.
+        """
+        self._check_free()
+        start, stop = len(self), len(self) + n
+        if stop > self.capacity:
+            raise ArgumentError(f"{n} tokens do not fit: {self.n_left} of {self.capacity} left")
+        if start and content != self._content:
+            raise ArgumentError(f"the batch has {self._content}, and cannot have {content} too")
+        ids = sequence_ids(seq_ids, self.n_seq_max)
+        positions = position_array(pos, n, content == EMBEDDINGS)
+        flags = output_flags(logits, n)
+        if not n:
+            return start, stop
+        self._set_content(content)
+        if positions.ndim == 2 and self._sections is None:
+            self._sections = np.zeros((self.capacity, SECTIONS), np.int32)
+            self._sections[:start] = section_rows(self._pos[:start])
+        if self._sections is not None:
+            self._sections[start:stop] = section_rows(positions)
+        self._pos[start:stop] = positions if positions.ndim == 1 else positions[0]
+        self._n_seq_id[start:stop] = len(ids)
+        self._seq_id[start:stop, : len(ids)] = ids
+        self._logits[start:stop] = 0 if flags is None else flags
+        if flags is None:
+            self._logits[stop - 1] = 1
+        self._seq_id_max = max(self._seq_id_max, ids[-1])
+        self._n_seq_id_max = max(self._n_seq_id_max, len(ids))
+        return start, stop
+
+    def _set_content(self, content: str) -> None:
+        """Say what the entries are, to C too."""
+        if content != self._content:
+            self._content = content
+            token, embd = content != EMBEDDINGS, content != TOKENS
+            self._value.token = pointer("llama_token *", self._token) if token else ffi.NULL
+            self._value.embd = pointer("float *", self._embd) if embd else ffi.NULL
+
+    def _process(self, context: Any, encode: bool) -> int:
+        """Compute a batch with embeddings."""
+        n, sections = len(self), self._sections
+        rope = lib.llama_model_rope_type(lib.llama_get_model(context))
+        if sections is None:
+            sections = section_rows(self._pos[:n])
+        elif rope not in (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE):
+            raise ArgumentError(
+                f"{SECTIONS} positions for each embedding are for models with M-RoPE; this one "
+                "takes one"
+            )
+        tokens = None if self._content == EMBEDDINGS else self._token[:n].tolist()
+        rows = self._embd[:n]
+        return process(context, tokens, rows, sections[:n], self.seq_ids, self.outputs(), encode)
+
+    def _check_free(self) -> None:
+        if self._lock.locked():
+            raise _busy()
 
 
-def _ptr(array: npt.NDArray[np.int32]) -> Any:
-    """Return a pointer to the data of an array, which the caller keeps alive."""
-    return ffi.cast("int32_t *", array.ctypes.data)
+def _busy() -> BusyError:
+    return BusyError("another thread is decoding this batch; give each thread its own")

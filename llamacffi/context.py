@@ -89,6 +89,8 @@ class Context(Outputs, Threads):
         pools.attach(ptr, threads, self._abort, own=True)
         self.model = model
         self.kv_unified = bool(struct.kv_unified)
+        mtp = struct.ctx_type == lib.LLAMA_CONTEXT_TYPE_MTP
+        self._drafts = mtp or struct.ctx_other != ffi.NULL
         self._vocab = model.vocab
         self._exports = Exports()
         self._outputs: bytes | None = None
@@ -155,11 +157,14 @@ class Context(Outputs, Threads):
             self._exports.check_none()
             if not 1 <= n <= lib.llama_n_batch(ptr):
                 raise ArgumentError(f"{n} tokens are not in 1 to n_batch={self.n_batch}")
-            batch.check(len(self._vocab), lib.llama_n_seq_max(ptr), self.kv_unified)
-            self._outputs = None
+            batch.check(len(self._vocab), lib.llama_n_seq_max(ptr), self.kv_unified, self._drafts)
             self._check_cancelled()
+            before, self._outputs = self._outputs, None
             try:
-                code = lib.llama_decode(ptr, batch.ptr[0])
+                code = batch.submit(ptr)
+            except ArgumentError:  # nothing was computed
+                self._outputs = before
+                raise
             except NativeError:
                 self._roll_back(ptr, batch)
                 raise

@@ -153,3 +153,18 @@ def decode_error(code: int) -> DecodeError:
     """Return the error that a return code of ``llama_decode`` other than 0 stands for."""
     error, message = DECODE_ERRORS.get(code, (DecodeError, "decoding failed"))
     return error(f"{message} (llama_decode returned {code})", code)
+
+
+# Source: the comment on llama_batch_ext_add() in llama.h.
+BATCH_ERRORS: Mapping[int, str] = MappingProxyType(
+    {
+        -1: "does not fit: the batch has n_batch entries",
+        -2: "does not suit the model: its log below tells the width that it reads",
+        -3: "belongs to a sequence that the context does not have",
+    }
+)
+
+
+def batch_error(code: int, what: str) -> ArgumentError:
+    """Return the error for an entry that ``llama_batch_ext`` refused with a code."""
+    return ArgumentError(f"{what}, {BATCH_ERRORS.get(code, 'was refused')} (llama.cpp said {code})")

@@ -18,13 +18,14 @@ log
 _generated
 _handle _callbacks _views _text _params _atomic _files
 _ggml_types _gguf_values
-_gguf_tensors
+_gguf_metadata _gguf_tensors
 _gguf_files
 gguf
 backend
 threads
 vocab
 model
+_batch_ext _batch_input
 batch
 memory
 _context
