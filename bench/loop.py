@@ -1,0 +1,118 @@
+"""The loop of generation against the same loop in C: the same library, context and thread pool.
+
+Question: how much of the speed of C does a decode-sample-detokenize loop through the facade keep,
+when the model is so small that Python shows, and when it is of a usual size?
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llamacffi
+from llamacffi import ffi
+from llamacffi.backend import library_dir
+
+from .measure import PAIRS, alternately, ratio, row
+from .models import random_llama
+
+HERE = Path(__file__).parent
+
+
+def run() -> dict[str, float]:
+    """Print and return the ratios, for a tiny model and for one of 130 million weights."""
+    with tempfile.TemporaryDirectory() as directory:
+        loop = compile_loop(Path(directory))
+        return {
+            what: measure(loop, what, n_tokens, pairs, **shape)
+            for what, n_tokens, pairs, shape in (
+                ("2 layers of 64", 256, PAIRS, {"n_layer": 2, "n_embd": 64, "n_ff": 160}),
+                ("130M weights", 24, 9, {"n_layer": 12, "n_embd": 768, "n_ff": 2048}),
+            )
+        }
+
+
+def compile_loop(directory: Path) -> Any:
+    """Compile loop.c against the libraries of the package; return its function."""
+    from ffigen.vendor import ensure_tree
+
+    tree, libraries, out = ensure_tree(HERE.parent).path, library_dir(), directory / "loop.so"
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    command = [compiler, "-O2", "-shared", "-fPIC", HERE / "loop.c", "-o", out]
+    command += [f"-I{tree}/include", f"-I{tree}/ggml/include"]
+    command += [f"-L{libraries}", "-lllama", f"-Wl,-rpath,{libraries}"]
+    subprocess.run(command, check=True)
+    loop = ctypes.CDLL(str(out)).bench_loop
+    loop.restype = ctypes.c_double
+    pointer = ctypes.c_void_p
+    loop.argtypes = (pointer, pointer, ctypes.c_int32, pointer, pointer)
+    return loop
+
+
+def measure(loop: Any, what: str, n_tokens: int, pairs: int, **shape: int) -> float:
+    """Compare the loops on a random model with a vocabulary of 32,000; return the ratio."""
+    with (
+        random_llama(**shape) as model,
+        llamacffi.Context(model, n_ctx=512, n_threads=1) as context,
+        llamacffi.SamplerChain(llamacffi.Greedy()) as greedy,
+    ):
+        prompt = model.vocab.tokenize("The llama")
+        texts: dict[str, list[int]] = {}
+
+        def timed(name: str, function: Callable[..., tuple[float, list[int]]]) -> float:
+            context.memory.clear()
+            seconds, tokens = function(context, greedy, prompt, n_tokens)
+            if texts.setdefault(name, tokens) != tokens or texts["C"][:n_tokens] != tokens:
+                raise RuntimeError("the loops did not do the same")
+            return seconds / n_tokens * 1e6
+
+        def in_c() -> float:
+            return timed("C", lambda *args: c_loop(loop, *args))
+
+        in_c()  # warms up, and is what the others must equal
+        c, facade = alternately(in_c, lambda: timed("facade", facade_loop), pairs)
+        row(f"{what}: C loop", c, "us/token")
+        row(f"{what}: generate()", facade, "us/token")
+        return ratio(f"{what}: generate(), speed of C", c, facade)
+
+
+def c_loop(
+    loop: Any,
+    context: llamacffi.Context,
+    greedy: llamacffi.SamplerChain,
+    prompt: list[int],
+    n: int,
+) -> tuple[float, list[int]]:
+    """Generate in C; return the seconds and the tokens."""
+    batch = llamacffi.Batch(len(prompt))
+    batch.add(prompt)
+    context.decode(batch)
+    tokens, n_bytes = ffi.new("llama_token[]", n), ffi.new("int64_t *")
+    seconds = loop(*map(_address, (context.ptr, greedy.ptr)), n, *map(_address, (tokens, n_bytes)))
+    if seconds < 0:
+        raise RuntimeError("the C loop failed")
+    return seconds, ffi.unpack(tokens, n)
+
+
+def facade_loop(
+    context: llamacffi.Context, greedy: llamacffi.SamplerChain, prompt: list[int], n: int
+) -> tuple[float, list[int]]:
+    """Generate with the facade, the prompt excluded; return the seconds and the tokens.
+
+    One more token than in C is chosen, and one less decoded before the first: as many of each.
+    """
+    generation = llamacffi.generate(context, prompt, sampler=greedy, max_tokens=n + 1)
+    tokens = [next(generation).id]
+    began = time.perf_counter()
+    tokens += [token.id for token in generation]
+    return time.perf_counter() - began, tokens[:n]
+
+
+def _address(pointer: Any) -> int:
+    return int(ffi.cast("uintptr_t", pointer))

@@ -1,0 +1,34 @@
+"""The facade survives hostile calls: documented exceptions, no signal, no hang."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOSTILE = Path(__file__).with_name("hostile.py")
+# More for a longer hunt: LLAMACFFI_FUZZ_SEEDS=1000:1100 pytest tests/fuzz
+FIRST, LAST = map(int, os.environ.get("LLAMACFFI_FUZZ_SEEDS", "0:6").split(":"))
+CALLS = 1500
+
+
+@pytest.mark.parametrize("seed", range(FIRST, LAST))
+def test_hostile_calls(seed, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", HOSTILE, str(seed), str(CALLS)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=600,
+        check=False,
+    )
+    log = tmp_path / "calls.log"
+    last = log.read_text(errors="replace") if log.exists() else "before the first call"
+    assert done.returncode == 0, f"after {last}\n{done.stderr[-4000:]}"
+    calls, functions = map(int, re.findall(r"(\d+) calls of (\d+) functions", done.stdout)[0])
+    assert calls == CALLS
+    assert functions > 100
