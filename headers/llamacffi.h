@@ -23,10 +23,30 @@ void llamacffi_install(void);
 /* The number of lines logged so far, over all threads. */
 uint64_t llamacffi_log_count(void);
 
+/* The same; and the next failure of the calling thread begins there. */
+uint64_t llamacffi_log_checkpoint(void);
+
+/* What that returned last in the calling thread; 0 at first. */
+uint64_t llamacffi_log_since(void);
+
+/* A number for the calling thread, which no other thread of the process gets, not even a later one. */
+int32_t llamacffi_log_thread(void);
+
+/* Where a line came from. */
+struct llamacffi_log_info {
+    int32_t level;  /* enum ggml_log_level */
+    int32_t thread; /* llamacffi_log_thread() of the thread that logged it */
+    double time;    /* when it began, in seconds since 1970 */
+};
+
 /* Copy line `number` (from 0), without its newline and without a terminating zero.
  * Returns its length in bytes, even if more than `size`; -1 if the ring has forgotten it, or if
  * there is no such line yet. */
-int32_t llamacffi_log_line(uint64_t number, int32_t *level, char *text, size_t size);
+int32_t llamacffi_log_line(uint64_t number, struct llamacffi_log_info *info, char *text, size_t size);
+
+/* Lines below this enum ggml_log_level are dropped where they are logged; at first none. */
+void llamacffi_log_set_level(int32_t level);
+int32_t llamacffi_log_get_level(void);
 
 /* How many lines the ring remembers. */
 #define LLAMACFFI_LOG_CAPACITY 2048
@@ -135,6 +155,46 @@ struct llama_sampler *llamacffi_sampler_init_min_tokens(const struct llama_vocab
 /* A sampler that says that the candidates are in no order: for after one that changes scores, but does
  * not say so. */
 struct llama_sampler *llamacffi_sampler_init_unsorted(void);
+
+/* llama_tokenize() on a stack that suffices for any text: llama.cpp recurses for each character of a word.
+ * Fails if the vocabulary has no token for a part of the text. */
+int32_t llamacffi_tokenize(const struct llama_vocab *vocab, const char *text, int64_t length,
+                           int32_t *tokens, int32_t size, bool add_special, bool parse_special);
+
+/* llama_detokenize(), which also returns INT32_MIN if the text does not fit an int32. */
+int32_t llamacffi_detokenize(const struct llama_vocab *vocab, const int32_t *tokens, int64_t n_tokens,
+                             char *text, int32_t size, bool remove_special, bool unparse_special);
+
+/* The index of the first token that is not in the vocabulary, or -1. */
+int64_t llamacffi_token_outside(const struct llama_vocab *vocab, const int32_t *tokens, int64_t n_tokens);
+
+/* Sequences of tokens, or of bytes. */
+struct llamacffi_sequences;
+
+/* Tokenize many texts, with up to `n_threads` threads: text i is at starts[i] to starts[i + 1].
+ * Returns tokens, to be freed. */
+struct llamacffi_sequences *llamacffi_tokenize_all(const struct llama_vocab *vocab, const char *text,
+                                                   const int64_t *starts, int64_t n_texts,
+                                                   bool add_special, bool parse_special,
+                                                   int32_t n_threads);
+
+/* The same the other way round.  Returns bytes, to be freed. */
+struct llamacffi_sequences *llamacffi_detokenize_all(const struct llama_vocab *vocab,
+                                                     const int32_t *tokens, const int64_t *starts,
+                                                     int64_t n_sequences, bool remove_special,
+                                                     bool unparse_special, int32_t n_threads);
+
+/* The first that failed, and why; or -1.  If one has failed, there may be nothing of the others. */
+int64_t llamacffi_sequences_failed(const struct llamacffi_sequences *sequences);
+const char *llamacffi_sequences_error(const struct llamacffi_sequences *sequences);
+
+/* How many tokens or bytes they are together. */
+int64_t llamacffi_sequences_size(const struct llamacffi_sequences *sequences);
+
+/* Copy them: the elements one after the other, and where each sequence begins and the last ends. */
+void llamacffi_sequences_copy(const struct llamacffi_sequences *sequences, void *elements, int64_t *starts);
+
+void llamacffi_sequences_free(struct llamacffi_sequences *sequences);
 
 #ifdef __cplusplus
 }

@@ -21,6 +21,27 @@ struct Enter {
     ~Enter() { --llamacffi_guard.depth; }
 };
 
+// Runs `body` under a guard: what it throws is left for the Python frame that made the call, in the
+// name of `function`, and the result means nothing.
+template <typename Body> auto guarded(const char *function, const Body &body) -> decltype(body()) {
+    if (llamacffi_guard.depth > 0) {
+        return body(); // C calls back into C: the guard further out catches
+    }
+    try {
+        Enter enter;
+        return body();
+#if __has_include(<cxxabi.h>)
+    } catch (abi::__forced_unwind &) {
+        throw; // a thread is being ended, which nobody may stop
+#endif
+    } catch (const std::exception &error) {
+        set_failure(function, error.what());
+    } catch (...) {
+        set_failure(function, "an exception of unknown type");
+    }
+    return decltype(body())();
+}
+
 template <typename Function, typename Signature> struct Guarded;
 
 template <typename Function, typename Result, typename... Arguments>
@@ -28,22 +49,7 @@ struct Guarded<Function, Result(Arguments...)> {
     using Pointer = Result (*)(Arguments...);
 
     static Result call(Arguments... arguments) {
-        if (llamacffi_guard.depth > 0) {
-            return target()(arguments...); // C calls back into C: the guard further out catches
-        }
-        try {
-            Enter enter;
-            return target()(arguments...);
-#if __has_include(<cxxabi.h>)
-        } catch (abi::__forced_unwind &) {
-            throw; // a thread is being ended, which nobody may stop
-#endif
-        } catch (const std::exception &error) {
-            set_failure(Function::name, error.what());
-        } catch (...) {
-            set_failure(Function::name, "an exception of unknown type");
-        }
-        return Result();
+        return guarded(Function::name, [&] { return target()(arguments...); });
     }
 
     // The reference to the function is weak: it is null if the function is in a backend, which is

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <string>
@@ -16,19 +17,46 @@
 namespace {
 
 struct Line {
-    int32_t level;
+    llamacffi_log_info info = {};
     std::string text;
 };
+
+struct PerThread {
+    int32_t number;       // 0: none yet
+    ggml_log_level level; // of its last message, which one of level CONT goes on with
+    uint64_t checkpoint;  // the number of lines when it last asked for them
+};
+
+thread_local PerThread here = {};
+
+double now() {
+    const auto since_1970 = std::chrono::system_clock::now().time_since_epoch();
+    return std::chrono::duration<double>(since_1970).count();
+}
+
+// What has no level of its own, llama.cpp means to be read.
+int32_t rank(ggml_log_level level) {
+    return level > GGML_LOG_LEVEL_NONE && level < GGML_LOG_LEVEL_CONT ? level : GGML_LOG_LEVEL_INFO;
+}
 
 class Ring {
   public:
     // Text comes in pieces: a line ends at its newline, and a message of level CONT goes on with the
-    // line before it.
+    // line before it, unless another thread has begun one in between.
     void write(ggml_log_level level, const char *text) {
-        std::lock_guard<std::mutex> lock(mutex);
         if (level != GGML_LOG_LEVEL_CONT) {
+            here.level = level;
+        }
+        if (rank(here.level) < minimum.load(std::memory_order_relaxed)) {
+            return;
+        }
+        const llamacffi_log_info info = {here.level, llamacffi::log_thread(), now()};
+        std::lock_guard<std::mutex> lock(mutex);
+        if (level != GGML_LOG_LEVEL_CONT || open.info.thread != info.thread) {
             end_line();
-            open.level = level;
+        }
+        if (open.text.empty()) {
+            open.info = info;
         }
         for (const char *start = text; *start;) {
             const char *newline = std::strchr(start, '\n');
@@ -43,16 +71,18 @@ class Ring {
     // Without the lock: a forked child asks too, and the lock may have been another thread's.
     uint64_t count() const { return written.load(std::memory_order_acquire); }
 
-    int32_t read(uint64_t number, int32_t *level, char *text, size_t size) {
+    int32_t read(uint64_t number, llamacffi_log_info *info, char *text, size_t size) {
         std::lock_guard<std::mutex> lock(mutex);
         if (number >= written || number + lines.size() < written) {
             return -1;
         }
         const Line &line = lines[number % lines.size()];
-        *level = line.level;
+        *info = line.info;
         std::memcpy(text, line.text.data(), std::min(size, line.text.size()));
         return static_cast<int32_t>(line.text.size());
     }
+
+    std::atomic<int32_t> minimum{GGML_LOG_LEVEL_NONE};
 
   private:
     static constexpr size_t max_line = 1 << 16; // bounds the memory of a writer without newlines
@@ -60,7 +90,7 @@ class Ring {
     void end_line() {
         if (!open.text.empty()) {
             Line &line = lines[written % lines.size()];
-            line.level = open.level; // which the next line of the same message has too
+            line.info = open.info; // which the next line of the same message has too
             std::swap(line.text, open.text);
             open.text.clear();
             ++written;
@@ -69,7 +99,7 @@ class Ring {
 
     std::mutex mutex;
     std::array<Line, LLAMACFFI_LOG_CAPACITY> lines;
-    Line open = {GGML_LOG_LEVEL_NONE, {}};
+    Line open;
     std::atomic<uint64_t> written{0};
 };
 
@@ -90,10 +120,30 @@ void install_log_callbacks() {
     mtmd_helper_log_set(on_log, nullptr);
 }
 
+int log_thread() {
+    static std::atomic<int32_t> last{0};
+    if (here.number == 0) {
+        here.number = ++last;
+    }
+    return here.number;
+}
+
+void log_as(int thread) { here.number = thread; }
+
 } // namespace llamacffi
 
 uint64_t llamacffi_log_count(void) { return ring().count(); }
 
-int32_t llamacffi_log_line(uint64_t number, int32_t *level, char *text, size_t size) {
-    return ring().read(number, level, text, size);
+uint64_t llamacffi_log_checkpoint(void) { return here.checkpoint = ring().count(); }
+
+uint64_t llamacffi_log_since(void) { return here.checkpoint; }
+
+int32_t llamacffi_log_thread(void) { return llamacffi::log_thread(); }
+
+int32_t llamacffi_log_line(uint64_t number, llamacffi_log_info *info, char *text, size_t size) {
+    return ring().read(number, info, text, size);
 }
+
+void llamacffi_log_set_level(int32_t level) { ring().minimum = level; }
+
+int32_t llamacffi_log_get_level(void) { return ring().minimum; }

@@ -6,4 +6,8 @@ namespace llamacffi {
 void install_abort_callback(); // guard.cpp
 void install_log_callbacks();  // log.cpp
 
+// The number of the calling thread in the log; a thread that works for another takes on its number.
+int log_thread(); // log.cpp
+void log_as(int thread);
+
 } // namespace llamacffi

@@ -1,0 +1,135 @@
+// Threads whose stack is as large as what they run needs.
+#include "stack.hpp"
+
+#include "guard.hpp"
+#include "native.hpp"
+
+#include <csignal>
+#include <cstdint>
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#ifndef MAP_STACK
+#define MAP_STACK 0 // macOS has none
+#endif
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+
+namespace {
+
+// For what is on the stack besides the recursion, and what pthread keeps at its end.
+constexpr size_t margin = 128 * 1024;
+
+struct Bounds {
+    const char *low = nullptr, *high = nullptr;
+};
+
+Bounds bounds_of_this_thread() {
+    Bounds bounds;
+#if defined(__APPLE__)
+    bounds.high = static_cast<const char *>(pthread_get_stackaddr_np(pthread_self()));
+    bounds.low = bounds.high - pthread_get_stacksize_np(pthread_self());
+#else
+    pthread_attr_t attributes;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+        void *address = nullptr;
+        size_t size = 0;
+        if (pthread_attr_getstack(&attributes, &address, &size) == 0) {
+            bounds.low = static_cast<const char *>(address);
+            bounds.high = bounds.low + size;
+        }
+        pthread_attr_destroy(&attributes);
+    }
+#endif
+    return bounds;
+}
+
+// Signals are for Python's threads: these only compute.  Those that a fault raises stay as they are.
+sigset_t asynchronous_signals() {
+    sigset_t signals;
+    sigfillset(&signals);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS}) {
+        sigdelset(&signals, fault);
+    }
+    return signals;
+}
+
+} // namespace
+
+namespace llamacffi {
+
+size_t stack_left() {
+    static thread_local const Bounds bounds = bounds_of_this_thread();
+    const char *here = static_cast<const char *>(__builtin_frame_address(0));
+    if (here <= bounds.low || here > bounds.high) {
+        return 0; // unknown, or a stack that somebody has switched to
+    }
+    const size_t left = static_cast<size_t>(here - bounds.low);
+    return left > margin ? left - margin : 0;
+}
+
+Thread::Thread(size_t stack, std::function<void()> run_this)
+    : body(std::move(run_this)), log_thread(llamacffi::log_thread()) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    size = (stack + margin + page - 1) / page * page + page;
+    // Address space: memory is used only as far as the stack grows.
+    memory = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+    if (memory == MAP_FAILED) {
+        throw std::runtime_error("no address space for a stack of " + std::to_string(size >> 20) +
+                                 " MiB");
+    }
+    const sigset_t signals = asynchronous_signals();
+    sigset_t before;
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    mprotect(memory, page, PROT_NONE); // an overflow must not reach what is below
+    pthread_attr_setstack(&attributes, static_cast<char *>(memory) + page, size - page);
+    pthread_sigmask(SIG_BLOCK, &signals, &before);
+    const int failed = pthread_create(&thread, &attributes, run, this);
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    pthread_attr_destroy(&attributes);
+    if (failed) {
+        munmap(memory, size);
+        throw std::runtime_error("the system has no thread left");
+    }
+}
+
+Thread::~Thread() {
+    pthread_join(thread, nullptr);
+    munmap(memory, size);
+}
+
+void *Thread::run(void *self) {
+    Thread &thread = *static_cast<Thread *>(self);
+    log_as(thread.log_thread);
+    Enter enter;
+    thread.body();
+    return nullptr;
+}
+
+void with_stack(size_t bytes, const std::function<void()> &body) {
+    if (stack_left() >= bytes) {
+        return body();
+    }
+    std::exception_ptr thrown;
+    {
+        Thread thread(bytes, [&] {
+            try {
+                body();
+            } catch (...) {
+                thrown = std::current_exception();
+            }
+        });
+    }
+    if (thrown) {
+        std::rethrow_exception(thrown);
+    }
+}
+
+} // namespace llamacffi

@@ -1,0 +1,257 @@
+// Tokens from texts and texts from tokens, on stacks that suffice, one or many at once.
+#include "guard.hpp"
+#include "llamacffi.h"
+#include "stack.hpp"
+
+#include "llama.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+using llamacffi::guarded;
+
+namespace {
+
+constexpr int32_t too_long = std::numeric_limits<int32_t>::min(); // llama_tokenize's own sign for it
+
+// A BPE vocabulary splits a text by std::regex, which in libstdc++ recurses for each character of a
+// match: 320 bytes of stack each were measured, and a word may be as long as the text.
+#if defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__)
+constexpr size_t stack_per_byte = 1024;
+#else
+constexpr size_t stack_per_byte = 8192;
+#endif
+constexpr size_t stack_base = 256 * 1024;
+
+// A thread costs about as much as tokenizing so many bytes.
+constexpr int64_t bytes_per_thread = 16 * 1024;
+
+size_t stack_for(const llama_vocab *vocab, int64_t length) {
+    const bool recurses = llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_BPE;
+    return stack_base + (recurses ? static_cast<size_t>(length) * stack_per_byte : 0);
+}
+
+int32_t tokenize(const llama_vocab *vocab, const char *text, int64_t length, llama_token *tokens,
+                 int32_t size, bool add_special, bool parse_special) {
+    if (length > std::numeric_limits<int32_t>::max()) {
+        return too_long;
+    }
+    const int32_t n = llama_tokenize(vocab, text, static_cast<int32_t>(length), tokens, size, add_special,
+                                     parse_special);
+    // A vocabulary without a token for the unknown gives LLAMA_TOKEN_NULL instead.
+    if (n > 0 && llamacffi_token_outside(vocab, tokens, n) >= 0) {
+        throw std::runtime_error("the vocabulary has no token for a part of the text");
+    }
+    return n;
+}
+
+// llama_detokenize adds up the lengths in an int32.
+bool fits(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens) {
+    int64_t total = 0;
+    for (int32_t i = 0; i < n_tokens; ++i) {
+        total -= std::min(llama_token_to_piece(vocab, tokens[i], nullptr, 0, 0, true), 0);
+    }
+    return total <= std::numeric_limits<int32_t>::max();
+}
+
+int32_t detokenize(const llama_vocab *vocab, const llama_token *tokens, int64_t n_tokens, char *text,
+                   int32_t size, bool remove_special, bool unparse_special) {
+    if (n_tokens > std::numeric_limits<int32_t>::max() ||
+        !fits(vocab, tokens, static_cast<int32_t>(n_tokens))) {
+        return too_long;
+    }
+    return llama_detokenize(vocab, tokens, static_cast<int32_t>(n_tokens), text, size, remove_special,
+                            unparse_special);
+}
+
+} // namespace
+
+// Each worker appends what it makes to an arena of its own.
+struct llamacffi_sequences {
+    struct Place {
+        size_t worker, start, size; // in bytes
+    };
+
+    explicit llamacffi_sequences(size_t width, int64_t n) : width(width), places(n) {}
+
+    void fail(int64_t i, const char *what) {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (i < failed) {
+            failed = i;
+            error = what;
+        }
+    }
+
+    const size_t width; // bytes of an element
+    std::vector<Place> places;
+    std::vector<std::vector<char>> arenas;
+    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> failed{std::numeric_limits<int64_t>::max()};
+    std::string error;
+    std::mutex mutex;
+};
+
+namespace {
+
+// Makes sequences until there are none left, or one has failed.  They are taken in order, so the one
+// that is reported is the first that fails.
+template <typename Element, typename Room, typename Make>
+void work(llamacffi_sequences &all, size_t worker, const Room &room, const Make &make) {
+    std::vector<char> &arena = all.arenas[worker];
+    std::vector<Element> buffer;
+    const int64_t n = static_cast<int64_t>(all.places.size());
+    for (int64_t i = all.next++; i < n && i < all.failed; i = all.next++) {
+        try {
+            const int64_t wanted = std::min<int64_t>(room(i), std::numeric_limits<int32_t>::max());
+            buffer.resize(std::max(buffer.size(), static_cast<size_t>(wanted)));
+            int32_t made = make(i, buffer.data(), static_cast<int32_t>(buffer.size()));
+            if (made < 0 && made != too_long) {
+                buffer.resize(-static_cast<int64_t>(made));
+                made = make(i, buffer.data(), static_cast<int32_t>(buffer.size()));
+            }
+            if (made < 0) {
+                throw std::length_error("it is too long");
+            }
+            const char *data = reinterpret_cast<const char *>(buffer.data());
+            all.places[i] = {worker, arena.size(), made * sizeof(Element)};
+            arena.insert(arena.end(), data, data + made * sizeof(Element));
+        } catch (const std::exception &error) {
+            all.fail(i, error.what());
+        } catch (...) {
+            all.fail(i, "an exception of unknown type");
+        }
+    }
+}
+
+// `room(i)` is how many elements sequence i will probably have, at most.
+template <typename Element, typename Room, typename Make>
+llamacffi_sequences *make_all(int64_t n, int64_t n_threads, size_t stack, const Room &room,
+                              const Make &make) {
+    auto all = std::make_unique<llamacffi_sequences>(sizeof(Element), n);
+    const size_t workers = static_cast<size_t>(std::clamp<int64_t>(n_threads, 1, std::max<int64_t>(n, 1)));
+    all->arenas.resize(workers);
+    if (workers == 1) {
+        llamacffi::with_stack(stack, [&] { work<Element>(*all, 0, room, make); });
+        return all.release();
+    }
+    std::vector<std::unique_ptr<llamacffi::Thread>> threads;
+    for (size_t i = 0; i < workers; ++i) {
+        try {
+            threads.push_back(std::make_unique<llamacffi::Thread>(
+                stack, [&all, i, &room, &make] { work<Element>(*all, i, room, make); }));
+        } catch (const std::runtime_error &) {
+            if (threads.empty()) {
+                throw;
+            }
+            break; // those that there are do the work
+        }
+    }
+    threads.clear(); // waits
+    return all.release();
+}
+
+} // namespace
+
+int64_t llamacffi_token_outside(const llama_vocab *vocab, const llama_token *tokens, int64_t n_tokens) {
+    const uint32_t size = static_cast<uint32_t>(llama_vocab_n_tokens(vocab));
+    bool outside = false;
+    for (int64_t i = 0; i < n_tokens; ++i) { // without a branch, so that it is vectorized
+        outside |= static_cast<uint32_t>(tokens[i]) >= size;
+    }
+    if (!outside) {
+        return -1;
+    }
+    return std::find_if(tokens, tokens + n_tokens,
+                        [&](llama_token one) { return static_cast<uint32_t>(one) >= size; }) -
+           tokens;
+}
+
+int32_t llamacffi_tokenize(const llama_vocab *vocab, const char *text, int64_t length, llama_token *tokens,
+                           int32_t size, bool add_special, bool parse_special) {
+    return guarded("llamacffi_tokenize", [&] {
+        int32_t n = 0;
+        llamacffi::with_stack(stack_for(vocab, length), [&] {
+            n = tokenize(vocab, text, length, tokens, size, add_special, parse_special);
+        });
+        return n;
+    });
+}
+
+int32_t llamacffi_detokenize(const llama_vocab *vocab, const llama_token *tokens, int64_t n_tokens,
+                             char *text, int32_t size, bool remove_special, bool unparse_special) {
+    return guarded("llamacffi_detokenize", [&] {
+        return detokenize(vocab, tokens, n_tokens, text, size, remove_special, unparse_special);
+    });
+}
+
+llamacffi_sequences *llamacffi_tokenize_all(const llama_vocab *vocab, const char *text,
+                                            const int64_t *starts, int64_t n_texts, bool add_special,
+                                            bool parse_special, int32_t n_threads) {
+    return guarded("llamacffi_tokenize_all", [&] {
+        int64_t longest = 0;
+        for (int64_t i = 0; i < n_texts; ++i) {
+            longest = std::max(longest, starts[i + 1] - starts[i]);
+        }
+        const int64_t useful = 1 + (starts[n_texts] - starts[0]) / bytes_per_thread;
+        const auto room = [&](int64_t i) { return starts[i + 1] - starts[i] + 8; };
+        const auto make = [&](int64_t i, llama_token *tokens, int32_t size) {
+            return tokenize(vocab, text + starts[i], starts[i + 1] - starts[i], tokens, size, add_special,
+                            parse_special);
+        };
+        return make_all<llama_token>(n_texts, std::min<int64_t>(n_threads, useful),
+                                     stack_for(vocab, longest), room, make);
+    });
+}
+
+llamacffi_sequences *llamacffi_detokenize_all(const llama_vocab *vocab, const llama_token *tokens,
+                                              const int64_t *starts, int64_t n_sequences,
+                                              bool remove_special, bool unparse_special,
+                                              int32_t n_threads) {
+    return guarded("llamacffi_detokenize_all", [&] {
+        const int64_t useful = 1 + (starts[n_sequences] - starts[0]) / bytes_per_thread;
+        const auto room = [&](int64_t i) { return 8 * (starts[i + 1] - starts[i]) + 64; };
+        const auto make = [&](int64_t i, char *text, int32_t size) {
+            return detokenize(vocab, tokens + starts[i], starts[i + 1] - starts[i], text, size,
+                              remove_special, unparse_special);
+        };
+        return make_all<char>(n_sequences, std::min<int64_t>(n_threads, useful), stack_base, room, make);
+    });
+}
+
+int64_t llamacffi_sequences_failed(const llamacffi_sequences *sequences) {
+    const int64_t failed = sequences->failed;
+    return failed == std::numeric_limits<int64_t>::max() ? -1 : failed;
+}
+
+const char *llamacffi_sequences_error(const llamacffi_sequences *sequences) {
+    return sequences->error.c_str();
+}
+
+int64_t llamacffi_sequences_size(const llamacffi_sequences *sequences) {
+    int64_t size = 0;
+    for (const auto &arena : sequences->arenas) {
+        size += static_cast<int64_t>(arena.size() / sequences->width);
+    }
+    return size;
+}
+
+void llamacffi_sequences_copy(const llamacffi_sequences *sequences, void *elements, int64_t *starts) {
+    char *target = static_cast<char *>(elements);
+    for (const auto &place : sequences->places) {
+        *starts++ = (target - static_cast<char *>(elements)) / static_cast<int64_t>(sequences->width);
+        if (place.size) {
+            std::memcpy(target, sequences->arenas[place.worker].data() + place.start, place.size);
+        }
+        target += place.size;
+    }
+    *starts = (target - static_cast<char *>(elements)) / static_cast<int64_t>(sequences->width);
+}
+
+void llamacffi_sequences_free(llamacffi_sequences *sequences) { delete sequences; }
