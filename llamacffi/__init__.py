@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from ._generated.params import ContextParams as ContextParams
     from ._generated.params import ModelParams as ModelParams
     from ._generated.params import QuantizeParams as QuantizeParams
+    from .adapter import Adapter as Adapter
     from .backend import Device as Device
     from .backend import cpu_features as cpu_features
     from .backend import devices as devices
     from .backend import system_info as system_info
     from .batch import Batch as Batch
     from .context import Context as Context
+    from .control_vector import ControlVector as ControlVector
     from .errors import AbortedError as AbortedError
     from .errors import AdapterError as AdapterError
     from .errors import ArgumentError as ArgumentError
@@ -74,9 +76,11 @@ if TYPE_CHECKING:
 # Module -> the public names that it has.  A test compares this with the imports above.
 _NAMES = {
     "_generated.params": "ContextParams ModelParams QuantizeParams",
+    "adapter": "Adapter",
     "backend": "Device cpu_features devices system_info",
     "batch": "Batch",
     "context": "Context",
+    "control_vector": "ControlVector",
     "errors": (
         "AbortedError AdapterError ArgumentError BackendUnavailableError BusyError ClosedError "
         "ContextError ContextFullError DecodeError ForkError GgufError GrammarError "

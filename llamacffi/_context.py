@@ -9,6 +9,7 @@ from ._handle import Exclusive, Handle
 if TYPE_CHECKING:
     from typing import Any
 
+    from ._adapters import Applied
     from ._threads import Computing
     from ._views import Exports
     from .model import Model
@@ -24,10 +25,13 @@ class ContextBase(Handle):
 
     __slots__ = (
         "_abort",
+        "_applied",
         "_computing",
         "_drafts",
         "_exports",
         "_outputs",
+        "_params",
+        "_snapshots",
         "_vocab",
         "exclusive",
         "kv_unified",
@@ -50,3 +54,9 @@ class ContextBase(Handle):
     _outputs: bytes | None
     # The struct llamacffi_abort_flag that C polls.
     _abort: Any
+    # The struct llama_context_params that it was created with.
+    _params: Any
+    # The adapters and the control vector in use.
+    _applied: Applied
+    # What of each sequence is kept on its device: who has asked for it last.
+    _snapshots: dict[int, object]

@@ -28,6 +28,21 @@ def read_bytes(write: Callable[[Any, int], int], size: int = 256) -> bytes:
     return bytes(ffi.buffer(buffer, max(length, 0)))
 
 
+def read_metadata(
+    ptr: Any,
+    count: Callable[[Any], int],
+    key: Callable[..., int],
+    value: Callable[..., int],
+) -> dict[str, str]:
+    """Return the scalar metadata of a C object, by the three functions that tell them."""
+
+    def text(function: Callable[..., int], i: int) -> str:
+        raw = read_bytes(lambda buffer, size: function(ptr, i, buffer, size))
+        return raw.decode(errors="replace")
+
+    return {text(key, i): text(value, i) for i in range(count(ptr))}
+
+
 def c_path(path: str | os.PathLike[str]) -> bytes:
     """Return a path as C's file functions take it."""
     return os.fsencode(path)

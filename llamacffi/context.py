@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from . import backend
+from ._adapters import Adapters, Applied
 from ._ffi import ffi, lib
 from ._handle import Exclusive, own
 from ._outputs import Outputs
@@ -37,7 +38,7 @@ OWNED = {
 }
 
 
-class Context(Outputs, Threads):
+class Context(Outputs, Threads, Adapters):
     """A place to compute with a `Model`, with memory for its sequences.
 
     It owns the ``struct llama_context`` and its threads, and keeps the model's weights alive.  It
@@ -83,9 +84,11 @@ class Context(Outputs, Threads):
         self._computing = Computing(pools, 0), Computing(pools, 1)
         cancel = functools.partial(lib.llamacffi_abort_set, self._abort, True)
         free = self.exclusive.ending(lib.llama_free, cancel)
-        # C reads the flag, the pools, the model's weights and what the parameters point to until
-        # the context is freed.
-        super().__init__(own(ptr, free, model.ptr, self._abort, pools.held, keep), parent=model)
+        self._params, self._applied, self._snapshots = struct, Applied(), {}
+        # C reads the flag, the pools, the model's weights, the adapters and what the parameters
+        # point to until the context is freed.
+        kept = model.ptr, self._abort, pools.held, self._applied, keep
+        super().__init__(own(ptr, free, *kept), parent=model)
         pools.attach(ptr, threads, self._abort, own=True)
         self.model = model
         self.kv_unified = bool(struct.kv_unified)

@@ -14,7 +14,7 @@ from ._callbacks import bridged
 from ._ffi import ffi, lib
 from ._handle import Handle, own
 from ._params import fill
-from ._text import c_path, read_bytes
+from ._text import c_path, read_bytes, read_metadata
 from .errors import LoadError, ModelNotFoundError, NativeError
 from .log import drain, with_log
 from .vocab import Vocab
@@ -154,18 +154,12 @@ class Metadata(Mapping[str, str]):
     """The metadata of a model: read from C once, then independent of it."""
 
     def __init__(self, model: Model) -> None:
-        ptr = model.ptr
-
-        def text(function: Callable[..., int], i: int) -> str:
-            raw = read_bytes(lambda buffer, size: function(ptr, i, buffer, size))
-            return raw.decode(errors="replace")
-
-        self._values = {
-            text(lib.llama_model_meta_key_by_index, i): text(
-                lib.llama_model_meta_val_str_by_index, i
-            )
-            for i in range(lib.llama_model_meta_count(ptr))
-        }
+        self._values = read_metadata(
+            model.ptr,
+            lib.llama_model_meta_count,
+            lib.llama_model_meta_key_by_index,
+            lib.llama_model_meta_val_str_by_index,
+        )
 
     def __getitem__(self, key: str) -> str:
         return self._values[key]

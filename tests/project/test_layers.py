@@ -21,15 +21,17 @@ _ggml_types _gguf_values
 _gguf_metadata _gguf_tensors
 _gguf_files
 gguf
+_sources _weights
 backend
-threads
+tensor threads
 vocab
 model
 _batch_ext _batch_input
 batch
 memory
+adapter control_vector
 _context
-_outputs _threads
+_adapters _outputs _threads
 context
 sampling
 generation

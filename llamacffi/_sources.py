@@ -1,0 +1,85 @@
+"""Files that are given by path or open, and what identifies them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ._files import OpenFile, c_file
+from .errors import LoadError, ModelNotFoundError
+from .gguf import Gguf
+
+if TYPE_CHECKING:
+    from . import _types as types
+
+# What `sample_digest` reads: a file of this size or less is read as a whole.
+N_SAMPLES, SAMPLE_BYTES = 64, 4096
+
+
+@contextlib.contextmanager
+def opened(source: str | os.PathLike[str] | types.FileSource) -> Iterator[OpenFile]:
+    """Open a path, or what `c_file` takes, for C.
+
+    Raises:
+        ModelNotFoundError: There is no such file.
+        LoadError: It cannot be read.
+        ArgumentError: It is no regular file.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        with c_file(source) as file:
+            yield file
+        return
+    name = os.fspath(source)
+    try:
+        # Else opening a pipe waits for somebody who writes to it.
+        stream = open(name, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115
+    except FileNotFoundError:
+        raise ModelNotFoundError(errno.ENOENT, "there is no such file", name) from None
+    except OSError as error:
+        raise LoadError(error.errno, error.strerror, name) from None
+    with stream, c_file(stream) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def gguf_of(file: OpenFile) -> Iterator[Gguf]:
+    """Read the GGUF in an open file; C can read it too, afterwards.
+
+    Raises:
+        GgufError: It is none, or damaged.
+    """
+    position = os.lseek(file.descriptor, 0, os.SEEK_CUR)
+    try:
+        with open(file.descriptor, "rb", buffering=0, closefd=False) as stream:
+            stream.seek(file.offset)
+            with Gguf.from_file(stream) as gguf:
+                yield gguf
+    finally:
+        os.lseek(file.descriptor, position, os.SEEK_SET)  # where C believes it to be
+
+
+def sample_digest(descriptor: int, offset: int, size: int) -> str:
+    """Return what tells a file from others of its kind: a hash of its size and of samples.
+
+    It takes well below a millisecond, whatever the size, and finds out other weights, but not every
+    change of a byte.
+
+    Args:
+        descriptor: The open file; its position stays.
+        offset: Where the contents begin.
+        size: Where they end.
+    """
+    digest = hashlib.blake2b((size - offset).to_bytes(8, "little"), digest_size=16)
+    step = max(SAMPLE_BYTES, (size - offset - SAMPLE_BYTES) // (N_SAMPLES - 1))
+    for i in range(N_SAMPLES):
+        if offset + i * step < size:
+            digest.update(os.pread(descriptor, min(SAMPLE_BYTES, size), offset + i * step))
+    return digest.hexdigest()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,0 +1,276 @@
+"""LoRA adapters: small changes of a model's weights, switched on and off in its contexts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from . import backend
+from ._ffi import ffi, lib
+from ._handle import Handle, own
+from ._sources import gguf_of, opened, sample_digest
+from ._text import read_metadata
+from ._weights import weight_shapes
+from .errors import AdapterError, GgufError, NativeError, UnsupportedError
+from .log import drain, with_log
+
+if TYPE_CHECKING:
+    from . import _types as types
+    from ._batch_input import Tokens
+    from ._files import OpenFile
+    from .gguf import Gguf, GgufTensor
+    from .model import Model
+
+    Shape = tuple[int, ...]
+
+PART = re.compile(r"(.+)\.lora_([ab])")
+# Its rows are chosen, and not multiplied with: its two parts are flipped.
+EMBEDDING = "token_embd.weight"
+ALPHA = "adapter.lora.alpha"
+INVOCATION = "adapter.alora.invocation_tokens"
+
+
+class Adapter(Handle):
+    """A LoRA adapter, loaded for one model.
+
+    It owns the ``struct llama_adapter_lora`` and keeps the model's weights alive; any number of
+    contexts of the model can use it at once, each with a scale of its own: see `Context.adapters`.
+    It is closed when the model is.  A context that uses it keeps the C object until it is given
+    other adapters, so closing one that is in use takes nothing away.
+
+    Load and close adapters while no other thread creates a context of the model, or decodes for the
+    first time after it has set adapters: llama.cpp keeps a list of a model's adapters without a
+    lock.
+    """
+
+    __slots__ = (
+        "_digest",
+        "_metadata",
+        "_name",
+        "alpha",
+        "invocation_tokens",
+        "model",
+    )
+
+    model: Model
+    """The model that it is for."""
+    alpha: float | None
+    """What its matrices are multiplied with, divided by their rank; None: with 1."""
+    invocation_tokens: tuple[int, ...]
+    """The tokens that switch on an activated adapter (aLoRA); empty for other adapters."""
+
+    def __init__(self, model: Model, source: str | os.PathLike[str] | types.FileSource) -> None:
+        """Load an adapter from a GGUF file.
+
+        Args:
+            model: The model that it was made for.
+            source: A path; or an open binary file, whose contents begin at its position, a
+                descriptor, or bytes.
+
+        Raises:
+            ModelNotFoundError: There is no such file.
+            LoadError: It cannot be read.
+            AdapterError: It is no adapter, is damaged, or does not fit the model.
+            UnsupportedError: The model was loaded without its weights.
+
+        Source: ``llama_adapter_lora_init_from_file_ptr``.
+        """
+        model_ptr = model.ptr
+        if model.without_weights:
+            raise UnsupportedError(f"{model!r} was loaded with {model.without_weights}=True")
+        with opened(source) as file:
+            self._name = file.name
+            self.alpha = _check(file, model)
+            self._digest = sample_digest(file.descriptor, file.offset, file.size)
+            ptr = _load(model_ptr, file)
+        # llama.cpp frees a model's adapters with it: this one must be gone by then.
+        super().__init__(own(ptr, lib.llama_adapter_lora_free, model_ptr), parent=model)
+        self.model = model
+        self._metadata: Mapping[str, str] | None = None
+        n = lib.llama_adapter_get_alora_n_invocation_tokens(ptr)
+        tokens = lib.llama_adapter_get_alora_invocation_tokens(ptr)
+        self.invocation_tokens = tuple(ffi.unpack(tokens, n)) if n else ()
+        drain()
+
+    def __repr__(self) -> str:
+        return f"<Adapter {self._name!r}{' closed' if self.closed else ''}>"
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The scalar metadata of the file, as text.
+
+        Source: ``llama_adapter_meta_key_by_index``, ``llama_adapter_meta_val_str_by_index``.
+        """
+        if self._metadata is None:
+            values = read_metadata(
+                self.ptr,
+                lib.llama_adapter_meta_count,
+                lib.llama_adapter_meta_key_by_index,
+                lib.llama_adapter_meta_val_str_by_index,
+            )
+            self._metadata = MappingProxyType(values)
+        return self._metadata
+
+    @property
+    def task_name(self) -> str | None:
+        """What it was made for, if its file says so."""
+        return self.metadata.get("adapter.lora.task_name")
+
+    @property
+    def prompt_prefix(self) -> str | None:
+        """What a prompt for it begins with, if its file says so."""
+        return self.metadata.get("adapter.lora.prompt_prefix")
+
+    def invocation_start(self, tokens: Tokens) -> int | None:
+        """Return where an activated adapter (aLoRA) takes effect in a prompt.
+
+        The tokens before are computed without the adapter, so their memory can be shared with other
+        adapters and with the model alone; from there on with it::
+
+            start = adapter.invocation_start(tokens)
+            context.adapters = {}
+            ...  # decode tokens[:start]
+            context.adapters = {adapter: 1.0}
+            ...  # decode tokens[start:]
+
+        Returns:
+            The index at which `invocation_tokens` are found last; None if they are not found, or
+            there are none.
+        """
+        import numpy as np
+
+        wanted = np.array(self.invocation_tokens, np.int64)
+        given = np.asarray(tokens, np.int64)
+        if not 0 < len(wanted) <= len(given):
+            return None
+        windows = np.lib.stride_tricks.sliding_window_view(given, len(wanted))
+        found = np.flatnonzero((windows == wanted).all(axis=1))
+        return int(found[-1]) if len(found) else None
+
+
+def _load(model_ptr: Any, file: OpenFile) -> Any:
+    """Load an adapter and return the pointer that nobody owns yet."""
+    failure = f"cannot load the adapter {file.name!r}"
+    drain()
+    try:
+        ptr = lib.llama_adapter_lora_init_from_file_ptr(model_ptr, file.ptr)
+    except NativeError as error:
+        raise with_log(AdapterError(f"{failure}: {error}")) from error
+    if ptr == ffi.NULL:
+        raise with_log(AdapterError(failure))
+    return ptr
+
+
+def _check(file: OpenFile, model: Model) -> float | None:
+    """Raise AdapterError unless a file holds an adapter for ``model``; return its alpha.
+
+    llama.cpp checks a part of this, and the rest only when it computes.
+    """
+    try:
+        with gguf_of(file) as gguf:
+            _check_kind(gguf, file.name, model)
+            _check_tensors(gguf, file.name, model)
+            alpha = gguf.get(ALPHA)
+    except GgufError as error:
+        raise AdapterError(f"{file.name!r} is no adapter: {error}") from error
+    if alpha is not None and not isinstance(alpha, float):
+        raise AdapterError(f"{file.name!r} is damaged: its {ALPHA} is {alpha!r}, and no number")
+    return alpha
+
+
+def _check_kind(gguf: Gguf, name: str, model: Model) -> None:
+    """Check that it is a LoRA for the model's architecture."""
+    for key, wanted, what in (
+        ("general.type", "adapter", "is no adapter"),
+        ("adapter.type", "lora", "is no LoRA"),
+        (
+            "general.architecture",
+            model.metadata["general.architecture"],
+            f"is not for {model!r}",
+        ),
+    ):
+        found = gguf.get(key)
+        if found != wanted:
+            raise AdapterError(f"{name!r} {what}: its {key} is {found!r}, and not {wanted!r}")
+    n_vocab = len(model.vocab)
+    if INVOCATION in gguf:
+        tokens = gguf[INVOCATION]
+        if isinstance(tokens, (str, int, float)) or not all(
+            isinstance(token, int) and 0 <= token < n_vocab for token in list(tokens)
+        ):
+            raise AdapterError(
+                f"{name!r} is not for {model!r}: {INVOCATION} is {tokens!r}, and its tokens are "
+                f"0 to {n_vocab - 1}"
+            )
+
+
+def _check_tensors(gguf: Gguf, name: str, model: Model) -> None:
+    """Check that each pair of matrices fits the weights that it changes."""
+    shapes, shared = weight_shapes(model.ptr)
+    n_pairs = 0
+    for weight, a, b in _pairs(gguf, name):
+        n_pairs += 1
+        shape = shapes.get(weight)
+        if shape is None:
+            raise AdapterError(f"{name!r} is not for {model!r}, which has no {weight!r}")
+        if weight == EMBEDDING and weight in shared:
+            raise AdapterError(
+                f"{name!r} changes {weight!r}, which {model!r} uses for its output too: llama.cpp "
+                "cannot compute that"
+            )
+        _check_types(name, a, b)
+        if not _fits(shape, _ggml_shape(a), _ggml_shape(b), flipped=weight == EMBEDDING):
+            raise AdapterError(
+                f"{name!r} is not for {model!r}: {weight!r} is {_text(shape)}, and the parts are "
+                f"lora_a {_text(_ggml_shape(a))} and lora_b {_text(_ggml_shape(b))}"
+            )
+    if not n_pairs:
+        raise AdapterError(f"{name!r} changes nothing: it has no lora_a and lora_b")
+
+
+def _pairs(gguf: Gguf, name: str) -> Iterator[tuple[str, GgufTensor, GgufTensor]]:
+    """Yield the weights that are changed, each with its two matrices."""
+    pairs: dict[str, dict[str, GgufTensor]] = {}
+    for tensor in gguf.tensors.values():
+        match = PART.fullmatch(tensor.name)
+        if match:
+            pairs.setdefault(match[1], {})[match[2]] = tensor
+        elif not tensor.name.endswith("_norm.weight"):  # llama.cpp passes over those
+            raise AdapterError(f"{name!r} is no LoRA: it has a tensor {tensor.name!r}")
+    for weight, parts in pairs.items():
+        if len(parts) < 2:
+            missing = "lora_b" if "a" in parts else "lora_a"
+            raise AdapterError(f"{name!r} is damaged: {weight!r} has no {missing}")
+        yield weight, parts["a"], parts["b"]
+
+
+def _check_types(name: str, *parts: GgufTensor) -> None:
+    """Check that llama.cpp can multiply with them: where it cannot, it ends the process."""
+    backend.load()
+    for part in parts:
+        if lib.ggml_get_type_traits_cpu(part.type).vec_dot == ffi.NULL:
+            raise AdapterError(
+                f"{name!r} is damaged: {part.name!r} is {part.type.name}, which is no type of "
+                "weights"
+            )
+
+
+def _fits(weight: Shape, a: Shape, b: Shape, *, flipped: bool) -> bool:
+    """Return whether ``b @ a`` has the shape of a weight; all in ggml's order."""
+    if flipped:
+        return a[0] == b[0] and (b[1], a[1], *a[2:]) == weight and a[2:] == b[2:]
+    return a[1] == b[0] and (a[0], b[1], *a[2:]) == weight and a[2:] == b[2:]
+
+
+def _ggml_shape(tensor: GgufTensor) -> Shape:
+    shape = tuple(reversed(tensor.shape))
+    return shape + (1,) * (lib.GGML_MAX_DIMS - len(shape))
+
+
+def _text(shape: Shape) -> str:
+    """Return a shape without the dimensions that it has not got."""
+    n = max((i for i, size in enumerate(shape, start=1) if size != 1), default=1)
+    return " x ".join(map(str, shape[: max(n, 2)]))
