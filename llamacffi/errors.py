@@ -114,17 +114,23 @@ class BackendUnavailableError(LlamaError, RuntimeError):
 
 
 class DecodeError(LlamaError, RuntimeError):
-    """Decoding failed.  Micro-batches that were finished stay in memory."""
+    """Decoding failed.  Micro-batches that were finished stay in memory: `pos_max` tells."""
 
     code: int
     """What llama.cpp returned."""
+    pos_max: Mapping[int, int | None]
+    """Where each sequence of the batch ends in memory now: the position of its last token, None if
+    it has none.  To go on, decode what comes after."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(
+        self, message: str, code: int, pos_max: Mapping[int, int | None] | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
+        self.pos_max = {} if pos_max is None else pos_max
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.args[0], self.code), self.__dict__
+        return type(self), (self.args[0], self.code, self.pos_max), self.__dict__
 
 
 class InvalidBatchError(DecodeError, ValueError):
@@ -149,10 +155,18 @@ DECODE_ERRORS: Mapping[int, tuple[type[DecodeError], str]] = MappingProxyType(
 )
 
 
-def decode_error(code: int) -> DecodeError:
-    """Return the error that a return code of ``llama_decode`` other than 0 stands for."""
+def decode_error(
+    code: int, pos_max: Mapping[int, int | None] | None = None, function: str = "llama_decode"
+) -> DecodeError:
+    """Return the error that a return code of ``llama_decode`` other than 0 stands for.
+
+    Args:
+        code: The code.
+        pos_max: Where the sequences of the batch end now.
+        function: The function that returned it, if it is another with the same codes.
+    """
     error, message = DECODE_ERRORS.get(code, (DecodeError, "decoding failed"))
-    return error(f"{message} (llama_decode returned {code})", code)
+    return error(f"{message} ({function} returned {code})", code, pos_max)
 
 
 # Source: the comment on llama_batch_ext_add() in llama.h.
