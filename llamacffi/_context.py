@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._adapters import Applied
+    from ._lineage import Lineage
     from ._threads import Computing
     from ._views import Exports
     from .model import Model
@@ -29,6 +30,7 @@ class ContextBase(Handle):
         "_computing",
         "_drafts",
         "_exports",
+        "_lineage",
         "_outputs",
         "_params",
         "_snapshots",
@@ -48,6 +50,7 @@ class ContextBase(Handle):
     _computing: tuple[Computing, Computing] | None
     _vocab: Vocab
     _exports: Exports
+    _lineage: Lineage
     # Whether it reads embeddings beside tokens: a draft model's, from the state of its target.
     _drafts: bool
     # Which tokens of the last batch have an output, a byte each; None before the first batch.

@@ -153,6 +153,11 @@ class Batch:
         counts = self._n_seq_id[: len(self)].tolist()
         return [ids[:n] for n, ids in zip(counts, self._seq_id.tolist(), strict=False)]
 
+    @property
+    def is_coupled(self) -> bool:
+        """Whether a token belongs to several sequences."""
+        return self._n_seq_id_max > 1
+
     def __len__(self) -> int:
         return int(self._value.n_tokens)
 

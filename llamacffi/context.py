@@ -9,6 +9,7 @@ from . import backend
 from ._adapters import Adapters, Applied
 from ._ffi import ffi, lib
 from ._handle import Exclusive, own
+from ._lineage import Lineage
 from ._outputs import Outputs
 from ._params import fill
 from ._threads import Computing, Pools, Threads, own_pools
@@ -94,6 +95,11 @@ class Context(Outputs, Threads, Adapters):
         self.kv_unified = bool(struct.kv_unified)
         mtp = struct.ctx_type == lib.LLAMA_CONTEXT_TYPE_MTP
         self._drafts = mtp or struct.ctx_other != ffi.NULL
+        self._lineage = Lineage(
+            struct.n_seq_max,
+            recurrent=lib.llama_model_is_recurrent(model.ptr),
+            rolls_back=lib.llama_n_rs_seq(ptr) > 0,
+        )
         self._vocab = model.vocab
         self._exports = Exports()
         self._outputs: bytes | None = None
@@ -173,8 +179,11 @@ class Context(Outputs, Threads, Adapters):
                 raise
             if code:
                 lib.llamacffi_abort_set(self._abort, False)
+                if code not in (1, -1):  # with those, memory is as before
+                    self._interrupted(ptr, batch)
                 raise with_log(decode_error(code))
             self._outputs = batch.outputs()
+            self._lineage.decoded(batch)
         drain()
 
     def cancel(self) -> None:
@@ -190,6 +199,14 @@ class Context(Outputs, Threads, Adapters):
         for seq_id, pos in batch.starts().items() if memory != ffi.NULL else ():
             if not lib.llama_memory_seq_rm(memory, seq_id, pos, -1):
                 lib.llama_memory_seq_rm(memory, seq_id, -1, -1)  # a whole one can always go
+        self._interrupted(ptr, batch)
+
+    def _interrupted(self, ptr: Any, batch: Batch) -> None:
+        """Remove the sequences whose keys may have been spoilt, when they were to be turned."""
+        memory = lib.llama_get_memory(ptr)
+        for seq_id in self._lineage.interrupted(batch) if memory != ffi.NULL else ():
+            lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
+            self._lineage.removed(seq_id, 0)
 
     def _check_cancelled(self) -> None:
         if self._abort.requested:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
 from typing import TYPE_CHECKING, Any
 
 from ._ffi import ffi, lib
+from ._held_memory import HeldMemory
+from ._lineage import END
 from .errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -13,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Memory:
-    """The memory of a `Context`: a KV cache, or the state of a recurrent model.
+    """The memory of a `Context`: a KV cache, or the state of a recurrent model, or both.
 
     It belongs to its context and is usable as long as that is open.  Sequences are numbered 0 to
     ``n_seq_max - 1``; positions count tokens from 0.  A range ``p0`` to ``p1`` is without ``p1``; a
-    missing end is open.
+    missing end is open.  Nothing happens where a sequence is empty.
     """
 
     def __init__(self, context: Context) -> None:
@@ -36,6 +38,19 @@ class Memory:
             raise UnsupportedError("this model has no memory: it sees one batch at a time")
         return ptr
 
+    @property
+    def can_shift(self) -> bool:
+        """Whether positions can be changed, by `shift` and `divide`.
+
+        They cannot with M-RoPE, nor with a sliding window that is stored apart
+        (``swa_full=False``).
+
+        Source: ``llama_memory_can_shift``.
+        """
+        with self._context.exclusive:
+            memory = HeldMemory(self._context)
+            return bool(lib.llama_memory_can_shift(memory.ptr))
+
     def clear(self, *, data: bool = True) -> None:
         """Forget all sequences.
 
@@ -45,10 +60,21 @@ class Memory:
         Source: ``llama_memory_clear``.
         """
         with self._context.exclusive:
-            self._call(lib.llama_memory_clear, data)
+            memory = HeldMemory(self._context)
+            lib.llama_memory_clear(memory.ptr, data)
+            self._context._lineage.cleared()
 
     def remove(self, seq_id: int = -1, p0: int | None = None, p1: int | None = None) -> bool:
         """Forget the tokens of a sequence at positions ``p0`` to ``p1``.
+
+        A whole sequence can always be removed.  A part of one cannot
+
+        * if the model is recurrent, or partly so, since it has no more than a state; but the last
+          tokens of its last batch can, up to ``n_rs_seq`` of them;
+        * if it is the end, and the model has sliding windows (with ``swa_full=False``) that have
+          lost what came before: the tokens to come would look into a hole.
+
+        Then remove the whole sequence and decode again what is to stay.
 
         Args:
             seq_id: The sequence; -1 means every one.
@@ -56,82 +82,172 @@ class Memory:
             p1: The position after the last; None means to the end.
 
         Returns:
-            False if nothing was removed because this memory cannot forget a part of a sequence,
-            as that of recurrent models.  A whole sequence can always be removed.
+            Whether no such token is left.  If False, nothing was removed.
 
         Source: ``llama_memory_seq_rm``.
         """
-        if seq_id != -1:
-            self._check(seq_id)
+        every = operator.index(seq_id) == -1
         with self._context.exclusive:
-            return bool(self._call(lib.llama_memory_seq_rm, seq_id, *_range(p0, p1)))
+            memory = HeldMemory(self._context)
+            start, end = _range(p0, p1)
+            seq_ids = range(memory.n_seq_max) if every else [memory.check(seq_id)]
+            found = [one for one in seq_ids if memory.has(one, start, end)]
+            if not all(memory.can_remove(one, start, end) for one in found):
+                return False
+            return all([memory.remove(one, start, end) for one in found])
+
+    def keep(self, seq_id: int) -> None:
+        """Forget all sequences but one.
+
+        Source: ``llama_memory_seq_keep``.
+        """
+        with self._context.exclusive:
+            memory = HeldMemory(self._context)
+            memory.check(seq_id)
+            lib.llama_memory_seq_keep(memory.ptr, seq_id)
+            for other in range(memory.n_seq_max):  # those with buffers of their own are still there
+                if other != seq_id:
+                    memory.remove(other, 0, END)
 
     def copy(self, source: int, target: int, p0: int | None = None, p1: int | None = None) -> None:
         """Make the tokens of one sequence at positions ``p0`` to ``p1`` belong to another too.
 
+        The target keeps what it had, if the sequences share one buffer; else, and with recurrent
+        models, it is replaced.  See `fork` for a target that is the same as the source.
+
         Raises:
             UnsupportedError: A part was asked for, and only a whole sequence can be copied: the
-                sequences have separate buffers (``kv_unified=False``), or the model is recurrent
-                and has one state for each.
+                sequences have separate buffers (``kv_unified=False``), the model is recurrent
+                and has one state for each, or its sliding windows have lost what precedes the end
+                of the part.  Or the source is recurrent and its end was just removed.
 
         Source: ``llama_memory_seq_cp``.
         """
-        self._check(source)
-        self._check(target)
-        if (p0 or p1 is not None) and source != target:
-            self._check_divisible()
         with self._context.exclusive:
-            self._call(lib.llama_memory_seq_cp, source, target, *_range(p0, p1))
+            memory = HeldMemory(self._context)
+            start, end = _range(p0, p1)
+            memory.check(source)
+            memory.check(target)
+            if source != target and memory.has(source, start, end):
+                memory.copy(source, target, start, end)
+
+    def fork(self, source: int, target: int) -> None:
+        """Make a sequence the same as another: what it had is forgotten.
+
+        From there on each goes its own way.  Where the sequences share one buffer
+        (``kv_unified=True``) it costs no room, as long as neither is moved by `shift`.
+
+        Raises:
+            UnsupportedError: The source is recurrent and its end was just removed: decode a token
+                first.
+
+        Source: ``llama_memory_seq_rm``, ``llama_memory_seq_cp``.
+        """
+        with self._context.exclusive:
+            memory = HeldMemory(self._context)
+            memory.check(source)
+            memory.check(target)
+            if source == target:
+                return
+            memory.check_state(source)
+            memory.remove(target, 0, END)
+            if memory.pos_max(source) >= 0:
+                memory.copy(source, target, 0, END)
+
+    def shift(self, seq_id: int, delta: int, p0: int | None = None, p1: int | None = None) -> None:
+        """Add ``delta`` to the positions ``p0`` to ``p1`` of a sequence.
+
+        The keys in the cache are turned to their new positions before the next batch.  The state of
+        a recurrent model knows no positions: it only counts on from another.
+
+        Raises:
+            ArgumentError: A position would be below 0, or not fit 32 bits.
+            UnsupportedError: Not `can_shift`; or tokens of the range may belong to other sequences,
+                after `copy` or `fork`, and would move in those too.
+
+        Source: ``llama_memory_seq_add``.
+        """
+        delta = operator.index(delta)
+        with self._context.exclusive:
+            memory = HeldMemory(self._context)
+            found = memory.movable(seq_id, *_range(p0, p1))
+            if found is None or not delta:
+                return
+            least, most = found
+            if least + delta < 0 or most + delta >= END:
+                raise ArgumentError(
+                    f"positions {least} to {most} cannot be moved by {delta}: they would not be in "
+                    f"0 to {END - 1}; remove such tokens first, or give p0 and p1"
+                )
+            memory.add(seq_id, least, most + 1, delta)
+
+    def divide(self, seq_id: int, d: int, p0: int | None = None, p1: int | None = None) -> None:
+        """Divide the positions ``p0`` to ``p1`` of a sequence by ``d``, rounding down.
+
+        With `shift` it makes room for positions that the model was not trained for: several tokens
+        then have the same one (self-extend, or grouped attention).
+
+        Raises:
+            ArgumentError: ``d`` is not positive, or the range has more positions than n_ctx.
+            UnsupportedError: As for `shift`.
+
+        Source: ``llama_memory_seq_add`` for each position.  llama.cpp's own
+            ``llama_memory_seq_div`` turns the keys the wrong way: it tells the rotation the way
+            back.
+        """
+        if operator.index(d) < 1:
+            raise ArgumentError(f"d={d} must be at least 1")
+        with self._context.exclusive:
+            memory = HeldMemory(self._context)
+            found = memory.movable(seq_id, *_range(p0, p1))
+            if found is None or d == 1:
+                return
+            least, most = found
+            if most - least >= lib.llama_n_ctx(memory.context):
+                raise ArgumentError(
+                    f"positions {least} to {most} are more than n_ctx, so most are empty: divide "
+                    "the parts that are not"
+                )
+            # From below: what has moved is below all that will.
+            for pos in range(least, most + 1):
+                memory.add(seq_id, pos, pos + 1, pos // d - pos)
 
     def pos_min(self, seq_id: int = 0) -> int | None:
-        """Return the first position that is present of a sequence; None if it is empty.
+        """Return the first position of a sequence from which all is there; None if it is empty.
+
+        With sliding windows it is the first that they still hold; of a recurrent model, the last,
+        whose state it is.
 
         Source: ``llama_memory_seq_pos_min``.
         """
-        self._check(seq_id)
         with self._context.exclusive:
-            return _position(self._call(lib.llama_memory_seq_pos_min, seq_id))
+            memory = HeldMemory(self._context)
+            return _position(memory.pos_min(memory.check(seq_id)))
 
     def pos_max(self, seq_id: int = 0) -> int | None:
         """Return the last position that is present of a sequence; None if it is empty.
 
         Source: ``llama_memory_seq_pos_max``.
         """
-        self._check(seq_id)
         with self._context.exclusive:
-            return _position(self._call(lib.llama_memory_seq_pos_max, seq_id))
+            memory = HeldMemory(self._context)
+            return _position(memory.pos_max(memory.check(seq_id)))
 
-    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function of the memory while the context is held."""
-        context = self._context.ptr  # noqa: F841  the memory's pointer does not keep it alive
-        return function(self.ptr, *args)
-
-    def _check_divisible(self) -> None:
-        """Raise UnsupportedError where llama.cpp would assert, or silently copy all."""
-        if not self._context.kv_unified:
-            raise UnsupportedError(
-                "only a whole sequence can be copied between separate buffers: create the "
-                "Context with kv_unified=True"
-            )
-        model = self._context.model.ptr
-        if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
-            raise UnsupportedError("a recurrent model's sequence can only be copied as a whole")
-
-    def _check(self, seq_id: int) -> None:
-        n_seq_max = self._context.n_seq_max
-        if not 0 <= seq_id < n_seq_max:
-            raise ArgumentError(
-                f"seq_id {seq_id} is not in 0 to {n_seq_max - 1}: create the Context with a "
-                "larger n_seq_max"
-            )
+    def next_pos(self, seq_id: int = 0) -> int:
+        """Return the position of the next token of a sequence: that after `pos_max`, or 0."""
+        with self._context.exclusive:
+            memory = HeldMemory(self._context)
+            return memory.pos_max(memory.check(seq_id)) + 1
 
 
 def _range(p0: int | None, p1: int | None) -> tuple[int, int]:
-    """Return a range as C has it, where -1 is open."""
-    for name, value in (("p0", p0), ("p1", p1)):
-        if value is not None and not 0 <= value < 2**31:
-            raise ArgumentError(f"{name}={value} is not a position: 0 to {2**31 - 1}, or None")
-    return (-1 if p0 is None else p0, -1 if p1 is None else p1)
+    """Return a range with both ends."""
+    start = 0 if p0 is None else operator.index(p0)
+    end = END if p1 is None else operator.index(p1)
+    for name, value in (("p0", start), ("p1", end)):
+        if not 0 <= value <= END:
+            raise ArgumentError(f"{name}={value} is not a position: 0 to {END}, or None")
+    return start, end
 
 
 def _position(position: int) -> int | None:

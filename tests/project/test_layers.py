@@ -27,7 +27,8 @@ tensor threads
 vocab
 model
 _batch_ext _batch_input
-batch
+batch _lineage
+_held_memory
 memory
 adapter control_vector
 _context
