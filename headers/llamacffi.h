@@ -81,6 +81,14 @@ struct llamacffi_graph {
 void llamacffi_graph_describe(struct llama_context *context, uint32_t n_tokens, uint32_t n_seqs,
                               uint32_t n_outputs, struct llamacffi_graph *graph);
 
+/* Plan now the memory for the graphs of a context, if it has put that off until the next decode, as it
+ * does when its adapters or samplers change. */
+void llamacffi_reserve(struct llama_context *context);
+
+/* Do now what the memory of a context has put off until the next decode: to turn keys that were moved
+ * to other positions, and to copy sequences from buffer to buffer.  A saved state would lack it. */
+void llamacffi_memory_update(struct llama_context *context);
+
 /* The devices of a model, as llama.cpp has chosen them; NULL for an `i` that there is not. */
 int32_t llamacffi_model_n_devices(const struct llama_model *model);
 struct ggml_backend_device *llamacffi_model_device(const struct llama_model *model, int32_t i);
