@@ -9,10 +9,14 @@ extern "Python" void llamacffi_on_tensor_data(struct ggml_tensor *tensor, void *
 /* llama_context_params.cb_eval; user_data is a Bridge handle, valid as long as the context. */
 extern "Python" bool llamacffi_on_eval(struct ggml_tensor *tensor, bool ask, void *user_data);
 
-/* The llama_sampler_i of a sampler written in Python; its `ctx` is a handle, valid until `free`. */
+/* The llama_sampler_i of a sampler written in Python; its `ctx` is a handle, kept by who owns the chain
+ * (llamacffi/custom.py), so there is nothing to free. */
+extern "Python" const char *llamacffi_on_sampler_name(const struct llama_sampler *sampler);
 extern "Python" void llamacffi_on_sampler_accept(struct llama_sampler *sampler, llama_token token);
 extern "Python" void llamacffi_on_sampler_apply(struct llama_sampler *sampler,
                                                 llama_token_data_array *candidates);
 extern "Python" void llamacffi_on_sampler_reset(struct llama_sampler *sampler);
 extern "Python" struct llama_sampler *llamacffi_on_sampler_clone(const struct llama_sampler *sampler);
-extern "Python" void llamacffi_on_sampler_free(struct llama_sampler *sampler);
+
+/* Of llamacffi_quantize(); user_data is a Bridge handle, valid during the call. */
+extern "Python" bool llamacffi_on_quantize(const char *text, void *user_data);

@@ -113,11 +113,15 @@ void llamacffi_check_regex(const char *pattern);
 #define LLAMACFFI_SAMPLE_FAILED (-6)    /* a sampler written in Python raised */
 #define LLAMACFFI_SAMPLE_GRAMMAR (-7)   /* a grammar does not allow the token */
 #define LLAMACFFI_SAMPLE_TRIGGER (-8)   /* the text that triggers a grammar does not begin it */
+#define LLAMACFFI_SAMPLE_WAITED (-9)    /* the text without a trigger is too long to be searched */
 
 /* A sampler of a chain that is a grammar. */
 struct llamacffi_grammar {
     struct llama_sampler *sampler;
+    const struct llama_vocab *vocab;
     bool lazy;
+    int32_t n_waited;     /* how many bytes of text a lazy one has searched for its trigger */
+    int32_t n_waited_max; /* from here on the search could need more stack than there is */
 };
 
 /* A chain, and what choosing with it needs.  Memory of the caller. */
@@ -203,6 +207,18 @@ int64_t llamacffi_sequences_size(const struct llamacffi_sequences *sequences);
 void llamacffi_sequences_copy(const struct llamacffi_sequences *sequences, void *elements, int64_t *starts);
 
 void llamacffi_sequences_free(struct llamacffi_sequences *sequences);
+
+/* Told of each piece of text that a call logs as information; it returns false to stop the call. */
+typedef bool (*llamacffi_message_callback)(const char *text, void *user_data);
+
+/* llama_model_quantize(), which logs each tensor, and can be stopped between two of them. */
+uint32_t llamacffi_quantize(const char *source, const char *target,
+                            const struct llama_model_quantize_params *params,
+                            llamacffi_message_callback on_message, void *user_data);
+
+/* The enum ggml_type of most tensors in a file of that enum llama_ftype; GGML_TYPE_COUNT if nothing can
+ * be quantized to it. */
+int32_t llamacffi_ftype_type(int32_t ftype);
 
 #ifdef __cplusplus
 }

@@ -19,11 +19,22 @@ from .errors import LoadError
 class Bridge:
     """One callable on its way through a C ``void *user_data``."""
 
-    __slots__ = ("__weakref__", "error", "function")
+    __slots__ = ("__weakref__", "error", "function", "on_error")
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], on_error: Callable[[], object] | None = None
+    ) -> None:
         self.function = function
+        self.on_error = on_error
+        """Called when there is an error, for what the value that the trampoline returns cannot
+        do."""
         self.error: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Keep an error for who made the call of C."""
+        self.error = error
+        if self.on_error is not None:
+            self.on_error()
 
 
 @contextmanager
@@ -45,7 +56,7 @@ def bridged(function: Callable[..., Any]) -> Iterator[Any]:
 def _on_entry(_type: Any, error: BaseException, traceback: Any) -> None:
     """Store what was raised before the `try` of a trampoline: by the handler of a signal."""
     bridge: Bridge = ffi.from_handle(traceback.tb_frame.f_locals["args"][-1])
-    bridge.error = error
+    bridge.fail(error)
 
 
 def trampoline(*, stop: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -60,7 +71,7 @@ def trampoline(*, stop: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
             try:
                 return target(bridge.function, *args[:-1])
             except BaseException as error:  # KeyboardInterrupt must stop the load too
-                bridge.error = error
+                bridge.fail(error)
                 return stop
 
         ffi.def_extern(name=target.__name__, error=stop, onerror=_on_entry)(guarded)
@@ -74,4 +85,17 @@ def llamacffi_on_progress(function: Callable[[float], object], progress: float) 
     """Go on loading unless the user's function returns False."""
     if function(progress) is False:
         raise LoadError(f"the load was stopped at {progress:.0%}: progress returned False")
+    return True
+
+
+@trampoline(stop=None)
+def llamacffi_on_tensor_data(function: Callable[[Any], None], tensor: Any) -> None:
+    """Set the data of a tensor of a model that is made in memory."""
+    function(tensor)
+
+
+@trampoline(stop=False)
+def llamacffi_on_quantize(function: Callable[[bytes], object], text: Any) -> bool:
+    """Go on quantizing."""
+    function(ffi.string(text))
     return True

@@ -109,7 +109,10 @@ Ring &ring() {
     return *one;
 }
 
-void on_log(ggml_log_level level, const char *text, void *) { ring().write(level, text); }
+void on_log(ggml_log_level level, const char *text, void *) {
+    ring().write(level, text);
+    llamacffi::watch_log(level, text);
+}
 
 } // namespace
 

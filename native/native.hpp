@@ -10,4 +10,7 @@ void install_log_callbacks();  // log.cpp
 int log_thread(); // log.cpp
 void log_as(int thread);
 
+// Tells who watches the calling thread of what it logs; may throw then.
+void watch_log(int level, const char *text); // quantize.cpp
+
 } // namespace llamacffi

@@ -1,0 +1,57 @@
+// Quantization that can be watched and stopped, by what llama.cpp logs meanwhile.
+#include "ggml.h"
+#include "guard.hpp"
+#include "llama-ext.h" // the type of a file's tensors: exported, but not in llama.h yet
+#include "llama.h"
+#include "llamacffi.h"
+#include "native.hpp"
+
+#include <stdexcept>
+
+namespace {
+
+struct Watch {
+    llamacffi_message_callback on_message;
+    void *user_data;
+};
+
+thread_local const Watch *watch = nullptr;
+
+// Sets `watch` as long as it lives.
+struct Watching {
+    explicit Watching(const Watch *one) : before(watch) { watch = one; }
+    ~Watching() { watch = before; }
+    const Watch *before;
+};
+
+} // namespace
+
+namespace llamacffi {
+
+void watch_log(int level, const char *text) {
+    // Warnings may come out of a destructor, which must not throw.
+    if (!watch || level != GGML_LOG_LEVEL_INFO) {
+        return;
+    }
+    const Watch *told = watch;
+    watch = nullptr; // for what the callback logs, and for what is logged while the exception passes
+    if (!told->on_message(text, told->user_data)) {
+        throw std::runtime_error("stopped");
+    }
+    watch = told;
+}
+
+} // namespace llamacffi
+
+uint32_t llamacffi_quantize(const char *source, const char *target, const llama_model_quantize_params *params,
+                            llamacffi_message_callback on_message, void *user_data) {
+    return llamacffi::guarded("llama_model_quantize", [&] {
+        const Watch told = {on_message, user_data};
+        Watching watching(&told);
+        return llama_model_quantize(source, target, params);
+    });
+}
+
+int32_t llamacffi_ftype_type(int32_t ftype) {
+    return llama_ftype_get_default_type(static_cast<llama_ftype>(ftype));
+}
