@@ -10,7 +10,8 @@ this package catches the right ones::
     ├── BusyError (RuntimeError)            two threads used one object at once
     ├── NativeError (RuntimeError)          llama.cpp threw, or one of its assertions failed
     ├── LoadError (OSError)                 a file could not be loaded
-    │   └── ModelNotFoundError (FileNotFoundError)
+    │   ├── ModelNotFoundError (FileNotFoundError)
+    │   └── LibraryNotFoundError (FileNotFoundError)
     ├── ContextError (RuntimeError)         a context could not be made, or lacks something
     ├── TokenizeError (ValueError)          text that the vocabulary cannot take
     ├── AdapterError (ValueError)           an adapter or control vector that does not fit
@@ -77,12 +78,26 @@ class ModelNotFoundError(LoadError, FileNotFoundError):
     """There is no file of that name."""
 
 
+class LibraryNotFoundError(LoadError, FileNotFoundError):
+    """There is no library of that name."""
+
+
 class ContextError(LlamaError, RuntimeError):
     """A context could not be created, or has not got what was asked for."""
 
 
 class TokenizeError(LlamaError, ValueError):
     """The vocabulary cannot tokenize the text."""
+
+    index: int | None
+    """Which text it was, if several were given at once."""
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.args[0], self.index), self.__dict__
 
 
 class AdapterError(LlamaError, ValueError):

@@ -220,12 +220,7 @@ def with_log(error: _Error) -> _Error:
     Returns:
         ``error``, so that it can be raised in the same statement.
     """
-    thread, since = lib.llamacffi_log_thread(), lib.llamacffi_log_since()
-    lines = [
-        line.text
-        for _, line in _lines(since, lib.llamacffi_log_count())
-        if line.thread == thread and line.level >= logging.WARNING
-    ]
+    lines = recent(logging.WARNING)
     handled = sys.exc_info()[1]
     notes = list(getattr(handled, "__notes__", [])) if isinstance(handled, NativeError) else []
     if lines:
@@ -239,6 +234,16 @@ def with_log(error: _Error) -> _Error:
             error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
     drain()
     return error
+
+
+def recent(level: int) -> list[str]:
+    """Return the lines of at least ``level`` that this thread has logged since its last `drain`."""
+    thread, since = lib.llamacffi_log_thread(), lib.llamacffi_log_since()
+    return [
+        line.text
+        for _, line in _lines(since, lib.llamacffi_log_count())
+        if line.thread == thread and line.level >= level
+    ]
 
 
 def native_error(function: str, message: str) -> NativeError:

@@ -2,64 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ._entries import INT32_MAX, Entries
 from ._ffi import ffi, lib
-from ._text import new_uncleared, read_bytes
+from ._sequences import (
+    SequenceError,
+    detokenize_all,
+    join_tokens,
+    split,
+    thread_count,
+    tokenize_all,
+)
+from ._text import new_uncleared
+from ._tokens import outside, token_array
 from .errors import ArgumentError, NativeError, TokenizeError
+from .log import drain, with_log
 
 if TYPE_CHECKING:
-    from ._generated.enums import TokenAttr, VocabType
-    from .model import Model
+    import numpy as np
+    import numpy.typing as npt
 
-# llama_tokenize's answer when the number of tokens does not fit its result.
-INT32_MIN = -(2**31)
+    from ._tokens import TokenIds
+
+Text: TypeAlias = "str | bytes | bytearray | memoryview"
+
+# What llama_tokenize returns if the number of tokens does not fit its result.
+INT32_MIN = -INT32_MAX - 1
 
 
-class Vocab:
+class Vocab(Entries):
     """The vocabulary of a `Model`: `tokenize`, `detokenize`, and what is known of each token.
 
-    It belongs to its model and is usable as long as that is open, from many threads at once.
-    ``len(vocab)`` is the number of tokens; ids are ``0`` to ``len(vocab) - 1``.
+    It belongs to its model and is usable as long as that is open, from many threads at once; a call
+    that is running when the model is closed is completed.  ``len(vocab)`` is the number of tokens;
+    ids are ``0`` to ``len(vocab) - 1``.
+
+    A text is str, or UTF-8 in bytes, a bytearray or a memoryview.  Whether ``detokenize(tokenize(
+    text)) == text`` is up to the vocabulary: some normalize the text or lack tokens for some bytes.
     """
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._size: int = lib.llama_vocab_n_tokens(self.ptr)
-
-    @property
-    def ptr(self) -> Any:
-        """The ``const struct llama_vocab *``, valid while the model is open.
-
-        Raises:
-            ClosedError: The model is closed.
-        """
-        return lib.llama_model_get_vocab(self._model.ptr)
-
-    @property
-    def model(self) -> Model:
-        """The model that it belongs to."""
-        return self._model
-
-    def __len__(self) -> int:
-        return self._size
 
     def __repr__(self) -> str:
         return f"<Vocab of {self._size} tokens>"
 
-    @property
-    def type(self) -> VocabType:
-        """The kind of tokenizer.
-
-        Source: ``llama_vocab_type``.
-        """
-        from ._generated.enums import VocabType
-
-        return VocabType(self._call(lib.llama_vocab_type))
-
     def tokenize(
-        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
+        self, text: Text, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
         """Split text into tokens.
 
@@ -74,41 +64,94 @@ class Vocab:
             Token ids, an empty list for an empty text without special tokens.
 
         Raises:
-            TokenizeError: The text is no valid Unicode, or this vocabulary cannot tokenize.
+            TokenizeError: The text is no valid Unicode, or this vocabulary cannot tokenize it.
             ClosedError: The model is closed.
 
         Source: ``llama_tokenize``.
         """
-        data = _encode(text)
-        model = self._model.ptr  # held while C works on the vocabulary
-        vocab = lib.llama_model_get_vocab(model)
-        size = len(data) // 2 + 8
-        while True:
-            buffer = new_uncleared("llama_token[]", size)
-            try:
-                n = lib.llama_tokenize(
-                    vocab, data, len(data), buffer, size, add_special, parse_special
-                )
-            except NativeError as error:
-                raise TokenizeError(f"cannot tokenize this text: {error}") from error
-            if n >= 0:
-                return ffi.unpack(buffer, n)  # type: ignore[no-any-return]
-            if n == INT32_MIN:
-                raise TokenizeError(f"the text is too long: {len(data)} bytes")
-            size = -n
+        buffer, n = self._tokens_of(text, add_special, parse_special)
+        return ffi.unpack(buffer, n)  # type: ignore[no-any-return]
+
+    def tokenize_array(
+        self, text: Text, *, add_special: bool = True, parse_special: bool = False
+    ) -> npt.NDArray[np.int32]:
+        """Split text into tokens, see `tokenize`; the quickest way into `Batch.add`.
+
+        Returns:
+            Token ids, shape ``[n]``, int32, the caller's own.
+        """
+        import numpy as np
+
+        buffer, n = self._tokens_of(text, add_special, parse_special)
+        return np.array(np.frombuffer(ffi.buffer(buffer), np.int32, n))
+
+    def n_tokens(self, text: Text, *, add_special: bool = True, parse_special: bool = False) -> int:
+        """Count the tokens of a text, see `tokenize`, without making them.
+
+        Source: ``llama_tokenize``.
+        """
+        return abs(self._tokenize(_encode(text), ffi.NULL, 0, add_special, parse_special))
+
+    def tokenize_batch(
+        self,
+        texts: Iterable[Text],
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        n_threads: int | None = None,
+    ) -> list[list[int]]:
+        """Split many texts into tokens at once, see `tokenize`, with several threads in C.
+
+        Python's other threads run meanwhile; Ctrl-C takes effect when it is done.
+
+        Args:
+            texts: Small or large, in any number.
+            add_special: See `tokenize`.
+            parse_special: See `tokenize`.
+            n_threads: How many threads at most; by default one for each physical core.
+
+        Returns:
+            The tokens of each text, in order.
+
+        Raises:
+            TokenizeError: A text cannot be tokenized; ``error.index`` tells which is the first.
+            ClosedError: The model is closed.
+
+        Source: ``llama_tokenize``.
+        """
+        flat, starts = self._tokens_of_all(texts, add_special, parse_special, n_threads)
+        return split(flat.tolist(), starts)
+
+    def tokenize_batch_array(
+        self,
+        texts: Iterable[Text],
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        n_threads: int | None = None,
+    ) -> list[npt.NDArray[np.int32]]:
+        """Split many texts into tokens at once, see `tokenize_batch`, as arrays.
+
+        Returns:
+            The tokens of each text, shape ``[n]``, int32: parts of one array.
+        """
+        return split(*self._tokens_of_all(texts, add_special, parse_special, n_threads))
 
     def detokenize(
-        self, tokens: Iterable[int], *, remove_special: bool = False, unparse_special: bool = False
+        self, tokens: TokenIds, *, remove_special: bool = False, unparse_special: bool = False
     ) -> str:
         """Return the text of tokens; bytes that are no UTF-8 become U+FFFD.
 
         Args:
-            tokens: Token ids.
+            tokens: Token ids; a contiguous array of int32 is not copied.
             remove_special: Leave out the special tokens that `tokenize` adds around a text.
             unparse_special: Write special tokens as their texts instead of leaving them out.
 
+        Returns:
+            The text, empty for a model without a vocabulary.
+
         Raises:
-            ArgumentError: A token is not in the vocabulary.
+            ArgumentError: A token is not in the vocabulary, or the text would exceed 2 GiB.
             ClosedError: The model is closed.
 
         Source: ``llama_detokenize``.
@@ -119,156 +162,185 @@ class Vocab:
         return text.decode(errors="replace")
 
     def detokenize_bytes(
-        self, tokens: Iterable[int], *, remove_special: bool = False, unparse_special: bool = False
+        self, tokens: TokenIds, *, remove_special: bool = False, unparse_special: bool = False
     ) -> bytes:
         """Return the text of tokens as bytes, exactly; see `detokenize`."""
-        ids = self.check(tokens)
-        model = self._model.ptr
-        vocab = lib.llama_model_get_vocab(model)
-        array = ffi.new("llama_token[]", ids)
-        size = 4 * len(ids) + 16
+        array, count = token_array(tokens, self._size)
+        model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
+        self._check_array(array, count)
+        if self._type == lib.LLAMA_VOCAB_TYPE_NONE:
+            return b""
+        flags = bool(remove_special), bool(unparse_special)
+        size = min(8 * count + 64, INT32_MAX)
         while True:
             buffer = new_uncleared("char[]", size)
-            n = lib.llama_detokenize(
-                vocab, array, len(ids), buffer, size, remove_special, unparse_special
-            )
+            n = lib.llamacffi_detokenize(self._vocab, array, count, buffer, size, *flags)
             if n >= 0:
-                return bytes(ffi.buffer(buffer, n))
+                return ffi.unpack(buffer, n)  # type: ignore[no-any-return]
+            if n == INT32_MIN:
+                raise ArgumentError(f"the text of {count} tokens exceeds 2 GiB: give fewer at once")
             size = -n
 
-    def piece(self, token: int, *, special: bool = True) -> bytes:
-        """Return the text of one token: not always whole characters.
+    def detokenize_batch(
+        self,
+        sequences: Iterable[TokenIds],
+        *,
+        remove_special: bool = False,
+        unparse_special: bool = False,
+        n_threads: int | None = None,
+    ) -> list[str]:
+        """Return the texts of many sequences of tokens at once: the opposite of `tokenize_batch`.
 
         Args:
-            token: Its id.
-            special: Write a special token as its text; else it is empty.
+            sequences: Token ids, see `detokenize`.
+            remove_special: See `detokenize`.
+            unparse_special: See `detokenize`.
+            n_threads: How many threads at most; by default one for each physical core.
 
-        Source: ``llama_token_to_piece``.
+        Raises:
+            ArgumentError: A token is not in the vocabulary, or a text would exceed 2 GiB.
+            ClosedError: The model is closed.
+
+        Source: ``llama_detokenize``.
         """
-        self.check_one(token)
-        model = self._model.ptr
-        vocab = lib.llama_model_get_vocab(model)
+        threads = thread_count(n_threads)
+        lengths, tokens = join_tokens(sequences, self._size)
+        model = self._model.ptr  # noqa: F841
+        self._check_array(ffi.from_buffer("llama_token[]", tokens), len(tokens))
+        if self._type == lib.LLAMA_VOCAB_TYPE_NONE:
+            return [""] * len(lengths)
+        flags = bool(remove_special), bool(unparse_special)
+        try:
+            text, starts = detokenize_all(self._vocab, tokens, lengths, flags, threads)
+        except SequenceError as error:
+            reason = f"the text of sequence {error.index} cannot be made: {error}"
+            raise with_log(ArgumentError(reason)) from None
+        return [one.decode(errors="replace") for one in split(text, starts)]
 
-        def write(buffer: Any, size: int) -> int:
-            return abs(lib.llama_token_to_piece(vocab, token, buffer, size, 0, special))
+    def check(self, tokens: TokenIds) -> Sequence[int] | npt.NDArray[np.int32]:
+        """Return tokens as a sequence, or as the array that they are.
 
-        return read_bytes(write, 64)
-
-    def text(self, token: int) -> str:
-        """Return the entry of the vocabulary, in its own notation (such as ``▁`` for a blank).
-
-        Source: ``llama_vocab_get_text``.
+        Raises:
+            ArgumentError: One is not in the vocabulary.
+            TypeError: One is no integer.
         """
-        self.check_one(token)
-        model = self._model.ptr  # the text is the model's
-        chars = lib.llama_vocab_get_text(lib.llama_model_get_vocab(model), token)
-        return ffi.string(chars).decode(errors="replace")  # type: ignore[no-any-return]
+        ids = tokens if isinstance(tokens, list | tuple) or hasattr(tokens, "dtype") else [*tokens]
+        array, count = token_array(ids, self._size)
+        model = self._model.ptr  # noqa: F841
+        self._check_array(array, count)
+        return ids  # type: ignore[return-value]
 
-    def score(self, token: int) -> float:
-        """Return the score of a token, whose meaning depends on the tokenizer.
+    def warn_of_second_bos(self, tokens: Sequence[int], *, stacklevel: int = 2) -> None:
+        """Warn if a text that has become ``tokens`` began with BOS, and `tokenize` put one before.
 
-        Source: ``llama_vocab_get_score``.
+        Args:
+            tokens: What `tokenize` has returned.
+            stacklevel: Whose line the warning shows, as for `warnings.warn`.
         """
-        self.check_one(token)
-        return float(self._call(lib.llama_vocab_get_score, token))
+        bos = self.bos
+        if len(tokens) > 1 and tokens[0] == tokens[1] == bos and self.add_bos:
+            warnings.warn(
+                f"the text begins with {self.piece(bos).decode(errors='replace')!r}, and one more "
+                "was put before it, as the model's metadata says: leave it out of the text",
+                stacklevel=stacklevel + 1,
+            )
 
-    def attr(self, token: int) -> TokenAttr:
-        """Return the attributes of a token.
+    def _tokens_of(self, text: Text, add_special: bool, parse_special: bool) -> tuple[Any, int]:
+        """Return a C array with the tokens of a text, and how many they are."""
+        data = _encode(text)
+        size = len(data) + 8  # seldom are there more; what is not used is not touched
+        while True:
+            buffer = new_uncleared("llama_token[]", size)
+            n = self._tokenize(data, buffer, size, add_special, parse_special)
+            if n >= 0:
+                return buffer, n
+            size = -n
 
-        Source: ``llama_vocab_get_attr``.
-        """
-        from ._generated.enums import TokenAttr
+    def _tokenize(
+        self, data: bytes, buffer: Any, size: int, add_special: bool, parse_special: bool
+    ) -> int:
+        """Return the number of tokens, or less than 0 if they do not fit the buffer."""
+        model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
+        self._check_text(data)
+        flags = bool(add_special), bool(parse_special)
+        size = min(size, INT32_MAX)
+        try:
+            n: int = lib.llamacffi_tokenize(self._vocab, data, len(data), buffer, size, *flags)
+        except NativeError as error:
+            raise with_log(TokenizeError(self._reason(str(error), add_special))) from error
+        if n == INT32_MIN:
+            raise TokenizeError(f"the text has too many tokens: it has {len(data)} bytes")
+        return n
 
-        self.check_one(token)
-        return TokenAttr(self._call(lib.llama_vocab_get_attr, token))
+    def _tokens_of_all(
+        self, texts: Iterable[Text], add_special: bool, parse_special: bool, n_threads: int | None
+    ) -> tuple[npt.NDArray[np.int32], list[int]]:
+        """Return the tokens of all texts, and where each begins and the last ends."""
+        threads, data = thread_count(n_threads), _encode_all(texts)
+        model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
+        for i, one in enumerate(data):
+            self._check_text(one, i)
+        try:
+            made = tokenize_all(
+                self._vocab, data, (bool(add_special), bool(parse_special)), threads
+            )
+        except SequenceError as error:
+            reason = f"text {error.index}: {self._reason(str(error), add_special)}"
+            raise with_log(TokenizeError(reason, error.index)) from None
+        drain()
+        return made
 
-    def is_eog(self, token: int) -> bool:
-        """Tell whether a token ends a generation.
+    def _check_array(self, array: Any, count: int) -> None:
+        """Raise `ArgumentError` unless all tokens are in the vocabulary."""
+        i = lib.llamacffi_token_outside(self._vocab, array, count)
+        if i >= 0:
+            raise ArgumentError(f"{outside(array[i], self._size)} (at index {i})")
 
-        Source: ``llama_vocab_is_eog``.
-        """
-        self.check_one(token)
-        return bool(self._call(lib.llama_vocab_is_eog, token))
+    def _check_text(self, data: bytes, index: int | None = None) -> None:
+        """Raise `TokenizeError` for what C must not be given."""
+        where = "" if index is None else f"text {index}: "
+        if self._type == lib.LLAMA_VOCAB_TYPE_NONE:
+            raise TokenizeError("the model has no vocabulary: it takes tokens, but no text")
+        if len(data) > INT32_MAX:
+            raise TokenizeError(
+                f"{where}the text is too long: {len(data)} bytes exceed {INT32_MAX}", index
+            )
+        if self._endless and (found := self._endless.intersection(data)):
+            raise TokenizeError(
+                f"{where}the vocabulary has tokens that begin with byte {min(found):#04x}, but "
+                "none that is this byte: llama.cpp would not come to an end",
+                index,
+            )
 
-    def is_control(self, token: int) -> bool:
-        """Tell whether a token is a control token, which has no text of its own.
+    @cached_property
+    def _endless(self) -> frozenset[int]:
+        """The bytes over which llama.cpp's tokenizer for RWKV can loop forever."""
+        if self._type != lib.LLAMA_VOCAB_TYPE_RWKV:
+            return frozenset()
+        pieces = [self.piece(token) for token in range(self._size)]
+        return frozenset(piece[0] for piece in pieces if piece) - {
+            piece[0] for piece in pieces if len(piece) == 1
+        }
 
-        Source: ``llama_vocab_is_control``.
-        """
-        self.check_one(token)
-        return bool(self._call(lib.llama_vocab_is_control, token))
-
-    @property
-    def bos(self) -> int | None:
-        """The token that begins a text."""
-        return self._special(lib.llama_vocab_bos)
-
-    @property
-    def eos(self) -> int | None:
-        """The token that ends a text."""
-        return self._special(lib.llama_vocab_eos)
-
-    @property
-    def eot(self) -> int | None:
-        """The token that ends a turn."""
-        return self._special(lib.llama_vocab_eot)
-
-    @property
-    def sep(self) -> int | None:
-        """The token between two sentences."""
-        return self._special(lib.llama_vocab_sep)
-
-    @property
-    def nl(self) -> int | None:
-        """The token of a newline."""
-        return self._special(lib.llama_vocab_nl)
-
-    @property
-    def pad(self) -> int | None:
-        """The token that fills up."""
-        return self._special(lib.llama_vocab_pad)
-
-    @property
-    def mask(self) -> int | None:
-        """The token that stands for one to be guessed."""
-        return self._special(lib.llama_vocab_mask)
-
-    @property
-    def add_bos(self) -> bool:
-        """Whether `tokenize` adds `bos`, as the model's metadata says."""
-        return bool(self._call(lib.llama_vocab_get_add_bos))
-
-    @property
-    def add_eos(self) -> bool:
-        """Whether `tokenize` adds `eos`, as the model's metadata says."""
-        return bool(self._call(lib.llama_vocab_get_add_eos))
-
-    def check_one(self, token: int) -> None:
-        """Raise `ArgumentError` unless ``token`` is in the vocabulary."""
-        if not 0 <= token < self._size:
-            raise ArgumentError(f"token {token} is not in the vocabulary: 0 to {self._size - 1}")
-
-    def check(self, tokens: Iterable[int]) -> Sequence[int]:
-        """Return tokens as a sequence; raise `ArgumentError` unless all are in the vocabulary."""
-        ids = tokens if isinstance(tokens, list | tuple) else list(tokens)
-        if ids and not (min(ids) >= 0 and max(ids) < self._size):
-            self.check_one(min(ids))
-            self.check_one(max(ids))
-        return ids
-
-    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function of the vocabulary while the model is held."""
-        model = self._model.ptr
-        return function(lib.llama_model_get_vocab(model), *args)
-
-    def _special(self, function: Callable[..., int]) -> int | None:
-        token: int = self._call(function)
-        return None if token == lib.LLAMA_TOKEN_NULL else token
+    def _reason(self, failure: str, add_special: bool) -> str:
+        """Say why a text could not be tokenized."""
+        bert = self._type == lib.LLAMA_VOCAB_TYPE_WPM
+        wanted = {"bos": bert or self.add_bos, "sep": bert, "eos": self.add_eos and not bert}
+        lacking = [name for name, want in wanted.items() if want and getattr(self, name) is None]
+        if add_special and lacking:
+            return (
+                f"a text of this model is to have the token {lacking[0]!r}, which its vocabulary "
+                "does not have: give add_special=False"
+            )
+        return f"cannot tokenize this text: {failure}"
 
 
-def _encode(text: str | bytes) -> bytes:
+def _encode(text: Text) -> bytes:
+    """Return a text as UTF-8."""
     if isinstance(text, bytes):
         return text
+    if isinstance(text, bytearray | memoryview):
+        return bytes(text)  # a copy, which nobody changes while C reads it
     if not isinstance(text, str):
         raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
     try:
@@ -278,3 +350,16 @@ def _encode(text: str | bytes) -> bytes:
             f"the text has a lone surrogate at index {error.start}, which UTF-8 cannot encode; "
             "give bytes, or clean it with text.encode('utf-8', 'replace')"
         ) from None
+
+
+def _encode_all(texts: Iterable[Text]) -> list[bytes]:
+    """Return texts as UTF-8; an error says which it is about."""
+    if isinstance(texts, str | bytes | bytearray | memoryview):
+        raise TypeError("texts must be several texts; tokenize() takes one")
+    data: list[bytes] = []
+    try:
+        for text in texts:
+            data.append(_encode(text))
+    except TokenizeError as error:
+        raise TokenizeError(f"text {len(data)}: {error}", len(data)) from None
+    return data
