@@ -162,12 +162,17 @@ def quantize_array(array: Array, type_: AnyType, *, imatrix: npt.ArrayLike | Non
     floats = np.ascontiguousarray(array, np.float32)
     n_bytes = row_bytes(type_, array.shape[-1])
     # Some quantizers search a grid for the nearest point, and to nan none is near.
-    if not np.isfinite(floats).all():
+    if type_ != GgmlType.BF16 and not np.isfinite(floats).all():
         raise GgufError(f"there are numbers that are not finite; they cannot be {type_.name}")
     weights = _weights(floats, type_, imatrix)
     out = np.empty((*array.shape[:-1], n_bytes), np.uint8)
     if out.size:
         _quantize(floats, type_, weights, out)
+        if type_ != GgmlType.BF16 and not lib.ggml_validate_row_data(
+            type_, ffi.from_buffer(out), out.nbytes
+        ):
+            largest = max(floats.max(), -floats.min())
+            raise GgufError(f"numbers as large as {largest:.4g} do not fit {type_.name}")
     return out.view(np.uint16) if type_ == GgmlType.BF16 else out
 
 
@@ -177,7 +182,14 @@ def _as_plain(array: Array, type_: GgmlType) -> Array:
         raise GgufError(f"an array of {array.dtype} cannot be {type_.name}; convert it first")
     if array.dtype.kind not in "biuf":
         raise GgufError(f"an array of {array.dtype} cannot be {type_.name}: give numbers")
-    return np.ascontiguousarray(array, dtype)
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(array, dtype)
+    if (
+        dtype.itemsize < array.dtype.itemsize
+        and not (np.isfinite(converted) | ~np.isfinite(array)).all()
+    ):
+        raise GgufError(f"there are numbers that are too large for {type_.name}")
+    return converted
 
 
 def _weights(floats: Floats, type_: GgmlType, imatrix: Any) -> Floats | None:
@@ -196,7 +208,21 @@ def _weights(floats: Floats, type_: GgmlType, imatrix: Any) -> Floats | None:
         )
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ArgumentError("an imatrix has finite numbers from 0 up")
-    return weights.reshape(-1, n)
+    weights = weights.reshape(-1, n)
+    if not weights.any(axis=1).all():
+        raise ArgumentError("an imatrix cannot be all zeros: ones say that all columns matter")
+    return scaled_weights(weights)
+
+
+def scaled_weights(weights: Floats) -> Floats:
+    """Return an imatrix with numbers up to 1.
+
+    Only their ratios count; but C computes with powers of them, and has assertions against results
+    that are not finite.
+    """
+    # By a power of two: exact but for what vanishes.
+    scaled: Floats = np.ldexp(weights, -np.frexp(weights.max(initial=0))[1])
+    return scaled
 
 
 def _quantize(floats: Floats, type_: GgmlType, weights: Floats | None, out: Array) -> None:

@@ -221,5 +221,7 @@ def make_tensor(
         raise GgufError(
             f"{name!r} has {array.ndim} dimensions; a tensor has at most {lib.GGML_MAX_DIMS}"
         )
+    if not array.size:
+        raise GgufError(f"{name!r} has no elements: llama.cpp cannot store its shape")
     shape = stored_shape(shape_of(array, type_))
     return GgufTensor(name, type_, shape, array.reshape(*shape[:-1], array.shape[-1]))

@@ -315,6 +315,9 @@ class Gguf(GgufMetadata):
         with self._lock:
             ptr = self.ptr
             tensors = list(self._tensors.values())
+            for tensor in tensors:
+                if not tensor.nbytes:
+                    raise GgufError(f"{tensor.name!r} has no elements: C cannot store its shape")
             alignment = lib.gguf_get_alignment(ptr)
             head = serialize(ptr)
         yield head
