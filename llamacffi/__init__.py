@@ -20,15 +20,23 @@ if TYPE_CHECKING:
     from . import demo as demo
     from . import gguf as gguf
     from . import log as log
+    from . import rpc as rpc
     from ._generated import constants as constants
     from ._generated import enums as enums
     from ._generated.params import ContextParams as ContextParams
     from ._generated.params import ModelParams as ModelParams
     from ._generated.params import QuantizeParams as QuantizeParams
     from .adapter import Adapter as Adapter
+    from .backend import BufferType as BufferType
+    from .backend import Capabilities as Capabilities
     from .backend import Device as Device
+    from .backend import DeviceMemory as DeviceMemory
+    from .backend import buffer_types as buffer_types
+    from .backend import capabilities as capabilities
     from .backend import cpu_features as cpu_features
+    from .backend import device as device
     from .backend import devices as devices
+    from .backend import numa_init as numa_init
     from .backend import system_info as system_info
     from .batch import Batch as Batch
     from .context import Context as Context
@@ -46,6 +54,7 @@ if TYPE_CHECKING:
     from .errors import GgufError as GgufError
     from .errors import GrammarError as GrammarError
     from .errors import InvalidBatchError as InvalidBatchError
+    from .errors import LibraryNotFoundError as LibraryNotFoundError
     from .errors import LlamaError as LlamaError
     from .errors import LoadError as LoadError
     from .errors import ModelNotFoundError as ModelNotFoundError
@@ -59,8 +68,11 @@ if TYPE_CHECKING:
     from .generation import generate as generate
     from .gguf import Gguf as Gguf
     from .gguf import GgufTensor as GgufTensor
+    from .log import capture_logs as capture_logs
     from .memory import Memory as Memory
     from .model import Model as Model
+    from .perf import ContextPerf as ContextPerf
+    from .rpc import RpcServer as RpcServer
     from .sampling import Dist as Dist
     from .sampling import Greedy as Greedy
     from .sampling import MinP as MinP
@@ -70,6 +82,7 @@ if TYPE_CHECKING:
     from .sampling import Temp as Temp
     from .sampling import TopK as TopK
     from .sampling import TopP as TopP
+    from .tensor import TensorView as TensorView
     from .threads import Threadpool as Threadpool
     from .vocab import Vocab as Vocab
 
@@ -77,21 +90,28 @@ if TYPE_CHECKING:
 _NAMES = {
     "_generated.params": "ContextParams ModelParams QuantizeParams",
     "adapter": "Adapter",
-    "backend": "Device cpu_features devices system_info",
+    "backend": (
+        "BufferType Capabilities Device DeviceMemory buffer_types capabilities cpu_features device "
+        "devices numa_init system_info"
+    ),
     "batch": "Batch",
     "context": "Context",
     "control_vector": "ControlVector",
     "errors": (
         "AbortedError AdapterError ArgumentError BackendUnavailableError BusyError ClosedError "
         "ContextError ContextFullError DecodeError ForkError GgufError GrammarError "
-        "InvalidBatchError LlamaError LoadError ModelNotFoundError NativeError QuantizeError "
-        "StateError TokenizeError UnsupportedError"
+        "InvalidBatchError LibraryNotFoundError LlamaError LoadError ModelNotFoundError "
+        "NativeError QuantizeError StateError TokenizeError UnsupportedError"
     ),
     "generation": "Generation Token generate",
     "gguf": "Gguf GgufTensor",
+    "log": "capture_logs",
     "memory": "Memory",
     "model": "Model",
+    "perf": "ContextPerf",
+    "rpc": "RpcServer",
     "sampling": "Dist Greedy MinP Penalties Sampler SamplerChain Temp TopK TopP",
+    "tensor": "TensorView",
     "threads": "Threadpool",
     "vocab": "Vocab",
 }
@@ -103,6 +123,7 @@ _MODULES = {
     "enums": "_generated.enums",
     "gguf": "gguf",
     "log": "log",
+    "rpc": "rpc",
 }
 
 __all__ = sorted([*_HOMES, *_MODULES, "ffi", "lib"])

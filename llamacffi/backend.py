@@ -1,23 +1,36 @@
-"""Backends and devices: loaded once, on first use."""
+"""Backends: loaded once, on first use; what they have, and what this llama.cpp can."""
 
 from __future__ import annotations
 
 import os
-import platform
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _ffi
+from ._cores import physical_cores
+from ._devices import BufferType, Device, DeviceMemory, extension, new_device, text
 from ._ffi import ffi, lib
-from .errors import BackendUnavailableError, LoadError
+from ._handle import live_objects
+from ._params import enum_number
+from .errors import (
+    ArgumentError,
+    BackendUnavailableError,
+    LibraryNotFoundError,
+    LoadError,
+    UnsupportedError,
+)
 from .log import drain, with_log
 
-_lock = threading.Lock()
+if TYPE_CHECKING:
+    from ._generated.enums import GgmlNumaStrategy
+
+# ggml's lists of backends and devices have no lock of their own.
+_lock = threading.RLock()
 _loaded = False
+_numa_strategy: int | None = None
 
 
 def library_dir() -> Path:
@@ -42,7 +55,7 @@ def load() -> None:
         if _loaded:
             return
         lib.ggml_backend_load_all_from_path(os.fsencode(library_dir()))
-        if lib.ggml_backend_dev_by_type(lib.GGML_BACKEND_DEVICE_TYPE_CPU) == ffi.NULL:
+        if _cpu() == ffi.NULL:
             raise with_log(
                 BackendUnavailableError(
                     f"no CPU backend for this machine in {library_dir()}: reinstall llamacffi, or "
@@ -57,60 +70,71 @@ def load() -> None:
 def load_library(path: str | os.PathLike[str]) -> str:
     """Load one more backend, from a file.
 
+    It must be of this llama.cpp: ggml compares only the version of its interface.
+
     Returns:
         The name of the backend.
 
     Raises:
+        LibraryNotFoundError: There is no such file.
         LoadError: The file is no backend for this machine and this ggml.
 
     Source: ``ggml_backend_load``.
     """
     load()
-    reg = lib.ggml_backend_load(os.fsencode(path))
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise LibraryNotFoundError(f"there is no file {name!r}")
+    with _lock:
+        # As a path: the loader searches for a bare name elsewhere.
+        reg = lib.ggml_backend_load(os.fsencode(os.path.abspath(name)))
     if reg == ffi.NULL:
-        raise with_log(LoadError(f"cannot load a backend from {os.fspath(path)!r}"))
+        raise with_log(LoadError(f"cannot load a backend from {name!r}"))
     drain()
-    return _text(lib.ggml_backend_reg_name(reg))
+    return text(lib.ggml_backend_reg_name(reg))
 
 
-@dataclass(frozen=True)
-class Device:
-    """A device that computes: a processor or an accelerator.
+def register(reg: Any) -> None:
+    """Make a ``ggml_backend_reg_t`` and its devices known.
 
-    The memory is what was free, and there was in all, at the time of the call, in bytes.
+    Source: ``ggml_backend_register``.
     """
-
-    name: str
-    description: str
-    backend: str
-    kind: str
-    """``"cpu"``, ``"gpu"``, ``"igpu"``, ``"accel"``, ``"meta"``: the end of its C name."""
-    memory_free: int
-    memory_total: int
+    with _lock:
+        lib.ggml_backend_register(reg)
 
 
-def devices() -> list[Device]:
-    """Return the devices of all loaded backends.
+def unload(name: str) -> None:
+    """Unload a backend.  Its devices are gone then.
 
-    Source: ``ggml_backend_dev_get`` and its kin.
+    ggml unloads its code without asking who uses it.  So nothing may be alive that was made in C by
+    this package, and what was made by `llamacffi.lib` is up to the caller.
+
+    Args:
+        name: One of `backends`.
+
+    Raises:
+        BackendUnavailableError: There is no such backend.
+        UnsupportedError: It is the CPU's, which llama.cpp needs, or it has servers, which cannot
+            be forgotten; or models, contexts or other C objects are alive.
+
+    Source: ``ggml_backend_unload``.
     """
     load()
-    return [_device(lib.ggml_backend_dev_get(i)) for i in range(lib.ggml_backend_dev_count())]
-
-
-def _device(dev: Any) -> Device:
-    from ._generated.enums import GgmlBackendDevType
-
-    free, total = ffi.new("size_t *"), ffi.new("size_t *")
-    lib.ggml_backend_dev_memory(dev, free, total)
-    return Device(
-        name=_text(lib.ggml_backend_dev_name(dev)),
-        description=_text(lib.ggml_backend_dev_description(dev)),
-        backend=_text(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(dev))),
-        kind=GgmlBackendDevType(lib.ggml_backend_dev_type(dev)).name.lower(),
-        memory_free=free[0],
-        memory_total=total[0],
-    )
+    with _lock:
+        reg = _registry(name)
+        if reg == lib.ggml_backend_dev_backend_reg(_cpu()):
+            raise UnsupportedError(f"the backend {name!r} cannot be unloaded: all need it")
+        add_server = "ggml_backend_rpc_add_server"
+        remote = [one for one in _registries() if extension(one, add_server) != ffi.NULL]
+        if reg in remote and len(remote) > 1:
+            raise UnsupportedError(f"the backend {name!r} cannot be unloaded: it has servers")
+        if n := live_objects():
+            raise UnsupportedError(
+                f"the backend {name!r} cannot be unloaded while {n} C objects are alive: close all "
+                "models, contexts and what else was made"
+            )
+        lib.ggml_backend_unload(reg)
+    drain()
 
 
 def backends() -> list[str]:
@@ -119,8 +143,76 @@ def backends() -> list[str]:
     Source: ``ggml_backend_reg_name``.
     """
     load()
-    regs = (lib.ggml_backend_reg_get(i) for i in range(lib.ggml_backend_reg_count()))
-    return [_text(lib.ggml_backend_reg_name(reg)) for reg in regs]
+    with _lock:
+        return [text(lib.ggml_backend_reg_name(reg)) for reg in _registries()]
+
+
+def features(name: str = "CPU") -> dict[str, str]:
+    """Return what a backend was built with, as it tells itself; empty if it tells nothing.
+
+    Args:
+        name: One of `backends`.
+
+    Raises:
+        BackendUnavailableError: There is no such backend.
+
+    Source: ``ggml_backend_get_features``.
+    """
+    load()
+    with _lock:
+        reg, function = _registry(name), "ggml_backend_get_features"
+        get = ffi.cast(f"{function}_t", extension(reg, function))
+        array = ffi.NULL if get == ffi.NULL else get(reg)
+    found: dict[str, str] = {}
+    while array != ffi.NULL and array[len(found)].name != ffi.NULL:
+        feature = array[len(found)]
+        found[text(feature.name)] = text(feature.value)
+    return found
+
+
+def devices() -> list[Device]:
+    """Return the devices of all loaded backends, the CPU among them.
+
+    Source: ``ggml_backend_dev_get`` and its kin.
+    """
+    load()
+    with _lock:
+        return [
+            new_device(lib.ggml_backend_dev_get(i)) for i in range(lib.ggml_backend_dev_count())
+        ]
+
+
+def device(name: str) -> Device:
+    """Return the device of this name, such as ``"CPU"`` or ``"CUDA0"``.
+
+    Raises:
+        BackendUnavailableError: There is no such device.
+
+    Source: ``ggml_backend_dev_by_name``.
+    """
+    load()
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a device must be a str, not {name!r}")
+    with _lock:
+        dev = lib.ggml_backend_dev_by_name(_name(name))
+        if dev == ffi.NULL:
+            known = ", ".join(one.name for one in devices())
+            raise BackendUnavailableError(f"there is no device {name!r}; there are {known}")
+        return new_device(dev)
+
+
+def buffer_types() -> list[BufferType]:
+    """Return all kinds of memory that the devices have, each once.
+
+    Raises:
+        BackendUnavailableError: A device of another machine does not answer.
+    """
+    found = {}
+    for one in devices():
+        for kind in (one.buffer_type, one.host_buffer_type, *one.extra_buffer_types):
+            if kind is not None:
+                found[kind.ptr] = kind
+    return list(found.values())
 
 
 def cpu_features() -> dict[str, bool]:
@@ -140,45 +232,134 @@ def system_info() -> str:
     Source: ``llama_print_system_info``.
     """
     load()
-    return _text(lib.llama_print_system_info())
+    return text(lib.llama_print_system_info())
 
 
-def physical_cores() -> int:
-    """Count the physical cores that this process may run on; at least 1.
+@dataclass(frozen=True)
+class Capabilities:
+    """What this llama.cpp can on this machine, and the most it can of each."""
 
-    Two hardware threads of one core share its arithmetic units, so more threads than cores slow
-    the computation down.
+    mmap: bool
+    """Model files can be mapped into memory.  Source: ``llama_supports_mmap``."""
+    mlock: bool
+    """Memory can be kept from being swapped out.  Source: ``llama_supports_mlock``."""
+    gpu_offload: bool
+    """A GPU is there, or `rpc`.  Source: ``llama_supports_gpu_offload``."""
+    rpc: bool
+    """Devices of other machines can be used.  Source: ``llama_supports_rpc``."""
+    max_devices: int
+    """Devices for one model.  Source: ``llama_max_devices``."""
+    max_parallel_sequences: int
+    """Sequences in one context.  Source: ``llama_max_parallel_sequences``."""
+    max_tensor_buft_overrides: int
+    """Patterns in ``tensor_buft_overrides``.  Source: ``llama_max_tensor_buft_overrides``."""
+    max_threads: int
+    """Threads in one pool.  Source: ``GGML_MAX_N_THREADS``."""
+
+
+def capabilities() -> Capabilities:
+    """Return what this llama.cpp can with the backends that are loaded now."""
+    load()
+    return Capabilities(
+        mmap=lib.llama_supports_mmap(),
+        mlock=lib.llama_supports_mlock(),
+        gpu_offload=lib.llama_supports_gpu_offload(),
+        rpc=lib.llama_supports_rpc(),
+        max_devices=lib.llama_max_devices(),
+        max_parallel_sequences=lib.llama_max_parallel_sequences(),
+        max_tensor_buft_overrides=lib.llama_max_tensor_buft_overrides(),
+        max_threads=lib.GGML_MAX_N_THREADS,
+    )
+
+
+def time_us() -> int:
+    """Return llama.cpp's clock, in microseconds: the one of its timings and logs.
+
+    Source: ``llama_time_us``.
     """
-    if sys.platform == "linux":
-        allowed = os.sched_getaffinity(0)
-        return max(1, len({_siblings(cpu) for cpu in allowed}))
-    # Elsewhere nobody tells: most x86 cores have two hardware threads, others one.
-    per_core = 2 if platform.machine().lower() in ("x86_64", "amd64") else 1
-    return max(1, (os.cpu_count() or 1) // per_core)
+    return int(lib.llama_time_us())
 
 
-def _siblings(cpu: int) -> str:
-    """Return the hardware threads of a CPU's core, as the kernel names them."""
-    try:
-        path = f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        with open(path, encoding="ascii") as file:
-            return file.read()
-    except OSError:
-        return str(cpu)
+def numa_init(strategy: GgmlNumaStrategy | int | str) -> None:
+    """Choose how threads are placed on a machine whose memory is in several nodes.
+
+    Once for the process, before the first model is loaded: what is loaded stays where it is.  On a
+    machine with one node it changes nothing.
+
+    Args:
+        strategy: ``"disabled"``, ``"distribute"`` over all nodes, ``"isolate"`` on this one,
+            ``"numactl"`` for the processors that the process was started on, or ``"mirror"``.
+
+    Raises:
+        ArgumentError: There is no such strategy.
+        UnsupportedError: Another one was chosen already, or there are models.
+
+    Source: ``llama_numa_init``.
+    """
+    global _numa_strategy
+    number = enum_number("GgmlNumaStrategy", "strategy", strategy)
+    if number == lib.GGML_NUMA_STRATEGY_COUNT:
+        raise ArgumentError(f"strategy={strategy!r} only counts the others")
+    load()
+    with _lock:
+        if number == _numa_strategy:
+            return
+        if _numa_strategy is not None:
+            raise UnsupportedError(
+                f"strategy={strategy!r}: another one was chosen already, and holds for the process"
+            )
+        if n := live_objects():
+            raise UnsupportedError(
+                f"NUMA must be set up before the first model is loaded; {n} C objects are alive"
+            )
+        lib.llama_numa_init(number)
+        _numa_strategy = number
+    drain()
 
 
-def _text(chars: Any) -> str:
-    return ffi.string(chars).decode(errors="replace")  # type: ignore[no-any-return]
+def _cpu() -> Any:
+    return lib.ggml_backend_dev_by_type(lib.GGML_BACKEND_DEVICE_TYPE_CPU)
+
+
+def _registries() -> list[Any]:
+    return [lib.ggml_backend_reg_get(i) for i in range(lib.ggml_backend_reg_count())]
+
+
+def _registry(name: str) -> Any:
+    """Return the ``ggml_backend_reg_t`` of a name."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a backend must be a str, not {name!r}")
+    reg = lib.ggml_backend_reg_by_name(_name(name))
+    if reg == ffi.NULL:
+        raise BackendUnavailableError(
+            f"there is no backend {name!r}; there are {', '.join(backends())}"
+        )
+    return reg
+
+
+def _name(name: str) -> bytes:
+    """Return a name for C; one that C would cut short is none."""
+    return b"" if "\0" in name else name.encode(errors="surrogateescape")
 
 
 __all__: Sequence[str] = (
+    "BufferType",
+    "Capabilities",
     "Device",
+    "DeviceMemory",
     "backends",
+    "buffer_types",
+    "capabilities",
     "cpu_features",
+    "device",
     "devices",
+    "features",
     "library_dir",
     "load",
     "load_library",
+    "numa_init",
     "physical_cores",
     "system_info",
+    "time_us",
+    "unload",
 )

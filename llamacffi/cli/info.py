@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 GIB = 2**30
+DEVICE_FIELDS = "name", "description", "backend", "kind", "memory_free", "memory_total"
 
 
 def add_parser(
@@ -102,11 +103,9 @@ def backends() -> list[str]:
 
 def devices() -> list[dict[str, Any]]:
     """Return the devices as they are now."""
-    from dataclasses import asdict
-
     from .. import backend
 
-    return [asdict(device) for device in backend.devices()]
+    return [{name: getattr(device, name) for name in DEVICE_FIELDS} for device in backend.devices()]
 
 
 def cpu() -> dict[str, Any]:

@@ -16,14 +16,17 @@ _types
 errors
 log
 _generated
-_handle _callbacks _views _text _params _atomic _files
+_handle _callbacks _views _text _tokens _params _atomic _files
 _ggml_types _gguf_values
 _gguf_metadata _gguf_tensors
 _gguf_files
 gguf
 _sources _weights
+_cores _devices
 backend
-tensor threads
+perf tensor threads
+rpc
+_entries _sequences
 vocab
 model
 _batch_ext _batch_input
@@ -32,7 +35,10 @@ _held_memory
 memory
 adapter control_vector
 _context
-_adapters _outputs _threads
+_adapters _outputs _threads _settling
+_memory_size
+_context_params _computation
+_perf
 context
 sampling
 generation

@@ -1,0 +1,333 @@
+"""Devices of other machines, through llama.cpp's RPC backend.
+
+A server lends its devices: `RpcServer` starts one here, `add_server` makes those of one anywhere
+known.  Models use them as they use a GPU.
+
+The protocol has no authentication and no encryption, and a server trusts its clients with its
+memory: whoever can reach the port can take over the process.  Keep it to 127.0.0.1 or to a network
+that is yours alone.
+
+A server serves one client at a time, a process being one client.  If it ends while a model is on
+it, llama.cpp ends this process too (SIGABRT): the connection belongs to a thread of its own, whose
+failures nobody can catch.  So free the models first.
+
+``python -m llamacffi.rpc --help`` starts a server from the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import operator
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+from . import backend
+from ._devices import Device, new_device
+from ._ffi import ffi, lib
+from .errors import ArgumentError, BackendUnavailableError, NativeError
+from .log import drain, with_log
+from .threads import check_n_threads
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+
+def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
+    """Make the devices of a server known; models that are not told otherwise use them.
+
+    It cannot be undone in this process.  A second time it does nothing.
+
+    Args:
+        endpoint: ``"host:port"``; the host a name or an IPv4 address.
+        timeout: How many seconds the server may take to accept a connection.
+
+    Returns:
+        The devices, which `devices` has now too.
+
+    Raises:
+        ArgumentError: ``endpoint`` is not of that form.
+        BackendUnavailableError: Nobody listens there, the server is busy with another client, it
+            speaks another version of the protocol, or this build has no RPC backend.
+
+    Source: ``ggml_backend_rpc_add_server``, ``ggml_backend_register``.
+    """
+    host, port = _parse(endpoint)
+    _require_backend()
+    try:
+        _knock(host, port, timeout)
+    except OSError as error:
+        busy = ": it serves one client at a time" if isinstance(error, TimeoutError) else ""
+        raise BackendUnavailableError(
+            f"the RPC server {endpoint} does not answer: {error}{busy}"
+        ) from None
+    try:
+        reg = lib.ggml_backend_rpc_add_server(endpoint.encode())
+    except NativeError as error:
+        raise with_log(
+            BackendUnavailableError(
+                f"the RPC server {endpoint} is none of this version: {str(error).strip()}"
+            )
+        ) from error
+    if reg == ffi.NULL:
+        raise with_log(BackendUnavailableError(f"the RPC server {endpoint} has no devices"))
+    backend.register(reg)
+    drain()
+    n_devices = lib.ggml_backend_reg_dev_count(reg)
+    return [new_device(lib.ggml_backend_reg_dev_get(reg, i)) for i in range(n_devices)]
+
+
+class RpcServer:
+    """A server in a process of its own, which ends with this object or with this process.
+
+    It is a process since the C function never returns.  Free the models that use it before.
+    """
+
+    endpoint: str
+    """Where it listens: ``"host:port"``, for `add_server`."""
+
+    def __init__(
+        self,
+        endpoint: str = "127.0.0.1:0",
+        *,
+        devices: Iterable[Device | str] | None = None,
+        n_threads: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        """Start the server, and wait until it listens.
+
+        Args:
+            endpoint: An IPv4 address of this machine and a port; port 0 is any that is free.
+            devices: What it lends, as devices or their names; without them the GPUs, or if there
+                are none, the CPU.
+            n_threads: How many threads compute on the CPU; one for each physical core if omitted.
+            cache_dir: A directory to keep large tensors in, so that a model that is loaded again
+                need not travel again.  Not kept if omitted.
+            timeout: How many seconds it may take to start.
+
+        Raises:
+            ArgumentError: A value is out of range, or there is no such directory.
+            BackendUnavailableError: There is no such device, or the server cannot be started: for
+                example, the port is taken.
+
+        Source: ``ggml_backend_rpc_start_server``.
+        """
+        settings = _check(endpoint, devices, n_threads, cache_dir)
+        self.endpoint = settings.endpoint
+        output = tempfile.TemporaryFile()  # noqa: SIM115  `_end` closes it; a pipe could fill up
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, "--until-eof", *settings.options()],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for this process, which still needs the server
+        )
+        self._end = weakref.finalize(self, _end, process, output, os.getpid())
+        try:
+            _wait(self.endpoint, process, output, timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<RpcServer at {self.endpoint}{', closed' if self.closed else ''}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return not self._end.alive
+
+    def close(self) -> None:
+        """End the server.  Idempotent."""
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _parse(endpoint: str) -> tuple[str, int]:
+    """Return the host and the port of ``"host:port"``; llama.cpp takes more, and cuts it short."""
+    if not isinstance(endpoint, str):
+        raise TypeError(f"an endpoint must be a str, not {endpoint!r}")
+    match = re.fullmatch(r"([A-Za-z0-9._-]+):([0-9]{1,5})", endpoint)
+    if not match or int(match[2]) >= 2**16:
+        raise ArgumentError(
+            f"endpoint={endpoint!r} must be 'host:port': a name or an IPv4 address, and a number "
+            f"below {2**16}"
+        )
+    return match[1], int(match[2])
+
+
+def _require_backend() -> None:
+    backend.load()
+    if not lib.llama_supports_rpc():
+        raise BackendUnavailableError("this build has no RPC backend: build it with GGML_RPC=ON")
+
+
+def _knock(host: str, port: int, timeout: float) -> None:
+    """Connect and disconnect; a server that serves nobody else disconnects too.
+
+    llama.cpp would wait for the server without end, and nothing could stop it.
+    """
+    found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        client.settimeout(timeout)
+        client.connect(found[0][4])
+        client.shutdown(socket.SHUT_WR)
+        client.recv(1)
+
+
+class Settings(NamedTuple):
+    """What a server is started with, checked."""
+
+    endpoint: str
+    devices: list[Device]
+    n_threads: int
+    cache_dir: str | None
+
+    def options(self) -> list[str]:
+        """Return the arguments of `main` for them."""
+        cache = [] if self.cache_dir is None else [f"--cache={self.cache_dir}"]
+        devices = [f"--device={device.name}" for device in self.devices]
+        return [*devices, f"--threads={self.n_threads}", *cache, self.endpoint]
+
+    def serve(self) -> None:
+        """Be the server; returns only if that is impossible."""
+        devices = ffi.new("ggml_backend_dev_t[]", [device.ptr for device in self.devices])
+        cache = ffi.NULL if self.cache_dir is None else os.fsencode(self.cache_dir)
+        lib.ggml_backend_rpc_start_server(
+            self.endpoint.encode(), cache, self.n_threads, len(devices), devices
+        )
+
+
+def _check(
+    endpoint: str,
+    devices: Iterable[Device | str] | None,
+    n_threads: int | None,
+    cache_dir: str | os.PathLike[str] | None,
+) -> Settings:
+    """Return the settings of a server, with defaults for what is None."""
+    _require_backend()
+    if devices is None:
+        here = [one for one in backend.devices() if one.backend != "RPC"]
+        lent = [one for one in here if "gpu" in one.kind] or [backend.device("CPU")]
+    else:
+        named = [devices] if isinstance(devices, (str, Device)) else devices
+        lent = [one if isinstance(one, Device) else backend.device(one) for one in named]
+    if not lent or any(one.backend == "RPC" for one in lent):
+        raise ArgumentError(f"devices={devices!r}: name at least one, and none of another machine")
+    n_threads = backend.physical_cores() if n_threads is None else operator.index(n_threads)
+    check_n_threads("n_threads", n_threads)
+    if cache_dir is not None:
+        cache_dir = os.path.abspath(os.fspath(cache_dir))
+        if not os.path.isdir(cache_dir):
+            raise ArgumentError(f"cache_dir={cache_dir!r} is no directory")
+    return Settings(_free_endpoint(endpoint), lent, n_threads, cache_dir)
+
+
+def _free_endpoint(endpoint: str) -> str:
+    """Return an endpoint of this machine that nobody listens at."""
+    host, port = _parse(endpoint)
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        raise ArgumentError(
+            f"endpoint={endpoint!r} must begin with the IPv4 address to listen at"
+        ) from None
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((host, port))
+            return f"{host}:{server.getsockname()[1]}"
+    except OSError as error:
+        raise BackendUnavailableError(f"cannot listen at {endpoint}: {error}") from None
+
+
+def _wait(
+    endpoint: str, process: subprocess.Popen[bytes], output: IO[bytes], timeout: float
+) -> None:
+    """Wait until a server listens."""
+    host, port = _parse(endpoint)
+    end = time.monotonic() + timeout
+    while process.poll() is None:
+        try:
+            return _knock(host, port, max(0.1, end - time.monotonic()))
+        except OSError:
+            if time.monotonic() > end:
+                raise BackendUnavailableError(
+                    f"the RPC server did not begin to listen in {timeout} seconds"
+                ) from None
+            time.sleep(0.02)
+    output.seek(0)
+    raise BackendUnavailableError(
+        f"the RPC server ended with exit code {process.returncode}, and these words: "
+        f"{output.read().decode(errors='replace')}"
+    )
+
+
+def _end(process: subprocess.Popen[bytes], output: IO[bytes], pid: int) -> None:
+    """End a server, unless this is a fork of the process that started it."""
+    if os.getpid() != pid:
+        return
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    assert process.stdin
+    process.stdin.close()
+    output.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Be a server, until the process is ended."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llamacffi.rpc",
+        description="Lend devices of this machine to llama.cpp's RPC clients, without any "
+        "authentication: only for a network that is yours alone.",
+    )
+    parser.add_argument("endpoint", help="the IPv4 address and port to listen at, as host:port")
+    parser.add_argument("--device", action="append", help="a device to lend; may be repeated")
+    parser.add_argument("--threads", type=int, help="how many threads compute on the CPU")
+    parser.add_argument("--cache", metavar="DIRECTORY", help="keep large tensors there")
+    parser.add_argument("--until-eof", action="store_true", help="end when stdin does")
+    args = parser.parse_args(arguments)
+    settings = _check(args.endpoint, args.device, args.threads, args.cache)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the C function does not come back for Python's
+    if args.until_eof:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    lib.llama_log_set(ffi.NULL, ffi.NULL)  # nobody will drain ours
+    settings.serve()
+    sys.exit(f"cannot serve at {settings.endpoint}")
+
+
+def _end_with_stdin() -> None:
+    """End the process when its parent has ended."""
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
