@@ -73,11 +73,16 @@ def unknown_parameter(name: str, known: list[str]) -> str:
 def _bool(field: str, value: Any) -> bool:
     if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
+    dtype = getattr(value, "dtype", None)  # numpy's own is no bool of Python's
+    if dtype is not None and dtype.kind == "b" and not value.shape:
+        return bool(value)
     raise TypeError(f"{field} must be True or False, not {value!r}")
 
 
 def _int(field: str, value: Any) -> int:
     try:
+        if isinstance(value, bool):  # meant for another field
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{field} must be an integer, not {value!r}") from None

@@ -7,14 +7,14 @@ import math
 import pytest
 
 from llamacffi import ArgumentError, enums, ffi, lib
-from llamacffi import context as context_module
+from llamacffi import _context_params
 from llamacffi import model as model_module
 from llamacffi._generated.params import KINDS
 from llamacffi._params import CONVERTERS, fill
 
 STRUCTS = {
     "llama_model_params": (lib.llama_model_default_params, model_module.OWNED),
-    "llama_context_params": (lib.llama_context_default_params, context_module.OWNED),
+    "llama_context_params": (lib.llama_context_default_params, _context_params.OWNED),
 }
 
 
@@ -71,7 +71,7 @@ def test_each_field_lands_in_the_struct(struct, field, kind):
 
 WRONG_TYPES = {
     "bool": [None, "yes", 2, 0.5, []],
-    "int": [None, "3", 3.0, []],
+    "int": [None, "3", 3.0, [], True],
     "float": [None, "0.5", [], 1j],
     "pointer": [0, "x", b"x", [], ffi.cast("int", 0)],
     "enum": [None, 1.5, [], b"none"],
@@ -119,6 +119,10 @@ def test_numbers_of_numpy():
 
     made = filled("llama_context_params", n_ctx=np.int64(77), rope_freq_base=np.float32(0.5))
     assert (made.n_ctx, made.rope_freq_base) == (77, 0.5)
+    for value in (np.True_, np.array(False)):
+        assert filled("llama_context_params", swa_full=value).swa_full == value
+    with pytest.raises(TypeError, match="swa_full"):
+        filled("llama_context_params", swa_full=np.array([True, True]))
 
 
 @pytest.mark.parametrize(
@@ -144,5 +148,5 @@ def test_an_unknown_parameter_with_none_near_lists_all():
     ("struct", "field"), [(name, field) for name, (_, owned) in STRUCTS.items() for field in owned]
 )
 def test_fields_that_the_facade_owns_are_refused(struct, field):
-    with pytest.raises(TypeError, match=f"'{field}' cannot be given: use "):
+    with pytest.raises(TypeError, match=f"'{field}' cannot be given: "):
         filled(struct, **{field: None})
