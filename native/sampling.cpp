@@ -1,0 +1,356 @@
+// Choosing a token with a chain of samplers so that grammars fail closed, and two small samplers.
+#include "guard.hpp"
+#include "llama.h"
+#include "llamacffi.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+namespace {
+
+using Candidates = llama_token_data_array;
+
+// Runs `body` under a guard of its own, as the generated wrappers do for llama.cpp's functions.
+template <typename Body> auto guarded(const char *function, Body body) -> decltype(body()) {
+    try {
+        llamacffi::Enter enter;
+        return body();
+    } catch (const std::exception &error) {
+        llamacffi::set_failure(function, error.what());
+    }
+    return decltype(body())();
+}
+
+// --- Candidates ----------------------------------------------------------------------------------
+
+bool is_score(float logit) { return logit < INFINITY; } // -inf is one; nan is not
+
+int32_t from_backend(llama_context *context, int32_t i, const float *logits, uint32_t n,
+                     llama_token_data *data) {
+    const llama_token *ids = llama_get_sampled_candidates_ith(context, i);
+    const float *probs = llama_get_sampled_probs_ith(context, i);
+    for (uint32_t k = 0; k < n; ++k) {
+        data[k] = {ids[k], logits[k], probs ? probs[k] : 0.0f};
+    }
+    return static_cast<int32_t>(n);
+}
+
+int32_t fill(llama_context *context, int32_t i, llama_token_data *data, int32_t n_vocab) {
+    if (const float *sampled = llama_get_sampled_logits_ith(context, i)) {
+        const uint32_t n = llama_get_sampled_logits_count_ith(context, i);
+        return from_backend(context, i, sampled, n, data);
+    }
+    const float *logits = llama_get_logits_ith(context, i);
+    if (!logits) {
+        return LLAMACFFI_SAMPLE_LOGITS;
+    }
+    bool scores = true;
+    for (int32_t id = 0; id < n_vocab; ++id) {
+        data[id] = {id, logits[id], 0.0f};
+        scores &= is_score(logits[id]);
+    }
+    return scores ? n_vocab : LLAMACFFI_SAMPLE_NAN;
+}
+
+int32_t check(const Candidates &candidates, int32_t n_vocab) {
+    bool scores = true, tokens = true;
+    for (size_t k = 0; k < candidates.size; ++k) {
+        const llama_token_data &one = candidates.data[k];
+        scores &= is_score(one.logit);
+        tokens &= 0 <= one.id && one.id < n_vocab;
+    }
+    return !tokens ? LLAMACFFI_SAMPLE_ID : scores ? 0 : LLAMACFFI_SAMPLE_NAN;
+}
+
+// Returns the token that was chosen, or what is wrong with it.
+int32_t chosen(const llamacffi_chain &chain, const Candidates &candidates) {
+    if (chain.failed) {
+        return LLAMACFFI_SAMPLE_FAILED;
+    }
+    if (candidates.selected < 0 || static_cast<size_t>(candidates.selected) >= candidates.size) {
+        return LLAMACFFI_SAMPLE_NONE;
+    }
+    const llama_token_data &one = candidates.data[candidates.selected];
+    if (!std::isfinite(one.logit)) {
+        return one.logit > 0 ? LLAMACFFI_SAMPLE_NAN : LLAMACFFI_SAMPLE_RULED_OUT;
+    }
+    return 0 <= one.id && one.id < chain.n_vocab ? one.id : LLAMACFFI_SAMPLE_ID;
+}
+
+// --- Grammars ------------------------------------------------------------------------------------
+
+bool allows(const llamacffi_grammar &grammar, llama_token token) {
+    llama_token_data one = {token, 0.0f, 0.0f};
+    Candidates candidates = {&one, 1, -1, false};
+    llama_sampler_apply(grammar.sampler, &candidates);
+    return one.logit == 0.0f;
+}
+
+// Whether a lazy grammar still lets everything pass.  No function tells; but one that works asks for
+// the text of each candidate, and this one has none.
+bool waits(const llamacffi_grammar &grammar) {
+    if (!grammar.lazy) {
+        return false;
+    }
+    try {
+        allows(grammar, LLAMA_TOKEN_NULL);
+        return true;
+    } catch (const std::out_of_range &) {
+        return false;
+    }
+}
+
+struct Free {
+    void operator()(llama_sampler *sampler) const { llama_sampler_free(sampler); }
+};
+
+// A token may complete the trigger of a lazy grammar, which then reads the text from there on and
+// throws if it does not begin as the grammar demands.  So a copy reads it first.
+bool can_trigger(const llamacffi_grammar &grammar, llama_token token) {
+    std::unique_ptr<llama_sampler, Free> copy(llama_sampler_clone(grammar.sampler));
+    try {
+        llama_sampler_accept(copy.get(), token);
+        return true;
+    } catch (const std::exception &) {
+        return false;
+    }
+}
+
+// How many bytes of text a token adds to those that a waiting grammar searches.
+int32_t text_size(const llamacffi_grammar &grammar, llama_token token) {
+    return std::abs(llama_token_to_piece(grammar.vocab, token, nullptr, 0, 0, true));
+}
+
+// Whether a lazy grammar that waits can take the token.
+int32_t check_waiting(llamacffi_grammar &grammar, llama_token token) {
+    const int32_t n = text_size(grammar, token);
+    if (n > grammar.n_waited_max - grammar.n_waited) {
+        return LLAMACFFI_SAMPLE_WAITED;
+    }
+    if (!can_trigger(grammar, token)) {
+        return LLAMACFFI_SAMPLE_TRIGGER;
+    }
+    grammar.n_waited += n;
+    return 0;
+}
+
+// `asked`: the grammars that do not wait have seen the token among the candidates.
+int32_t accept(llamacffi_chain &chain, llama_token token, bool asked) {
+    for (int32_t k = 0; k < chain.n_grammars; ++k) {
+        llamacffi_grammar &grammar = chain.grammars[k];
+        if (waits(grammar)) {
+            if (const int32_t wrong = check_waiting(grammar, token)) {
+                return wrong;
+            }
+        } else if (!asked && !allows(grammar, token)) {
+            return LLAMACFFI_SAMPLE_GRAMMAR;
+        }
+    }
+    llama_sampler_accept(chain.sampler, token);
+    return chain.failed ? LLAMACFFI_SAMPLE_FAILED : 0;
+}
+
+bool is_grammar(const llamacffi_chain &chain, const llama_sampler *sampler) {
+    for (int32_t k = 0; k < chain.n_grammars; ++k) {
+        if (chain.grammars[k].sampler == sampler) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// --- Choosing ------------------------------------------------------------------------------------
+
+// Chooses as if there were no grammars, and returns the token if they allow it all the same.
+int32_t try_without_grammars(llamacffi_chain &chain, Candidates &candidates) {
+    const int64_t start = chain.timed ? llama_time_us() : 0;
+    const int32_t n = llama_sampler_chain_n(chain.sampler);
+    for (int32_t k = 0; k < n; ++k) {
+        llama_sampler *sampler = llama_sampler_chain_get(chain.sampler, k);
+        if (!is_grammar(chain, sampler)) {
+            llama_sampler_apply(sampler, &candidates);
+        }
+    }
+    int32_t token = chosen(chain, candidates);
+    for (int32_t k = 0; token >= 0 && k < chain.n_grammars; ++k) {
+        if (!allows(chain.grammars[k], token)) {
+            token = LLAMACFFI_SAMPLE_GRAMMAR;
+        }
+    }
+    chain.t_sample_us += chain.timed ? llama_time_us() - start : 0;
+    return token;
+}
+
+int32_t choose(llamacffi_chain &chain, llama_context *context, int32_t i) {
+    const bool attempt = !chain.grammar_first && chain.n_grammars > 0;
+    for (int32_t round = attempt ? 0 : 1; round < 2; ++round) {
+        const int32_t n = fill(context, i, chain.data, chain.n_vocab);
+        if (n < 0) {
+            return n;
+        }
+        Candidates candidates = {chain.data, static_cast<size_t>(n), -1, false};
+        if (round == 0) {
+            const int32_t token = try_without_grammars(chain, candidates);
+            if (token >= 0 || token == LLAMACFFI_SAMPLE_FAILED) {
+                return token;
+            }
+        } else {
+            llama_sampler_apply(chain.sampler, &candidates);
+            return chosen(chain, candidates);
+        }
+    }
+    return LLAMACFFI_SAMPLE_NONE;
+}
+
+int32_t sample(llamacffi_chain &chain, llama_context *context, int32_t i) {
+    chain.failed = false;
+    const llama_token done = llama_get_sampled_token_ith(context, i);
+    if (done != LLAMA_TOKEN_NULL) { // by the samplers of this chain, in the graph
+        llama_sampler_accept(chain.sampler, done);
+        return done;
+    }
+    const int32_t token = choose(chain, context, i);
+    if (token < 0) {
+        return token;
+    }
+    const int32_t status = accept(chain, token, true);
+    return status < 0 ? status : token;
+}
+
+int32_t apply(llamacffi_chain &chain, Candidates &candidates) {
+    chain.failed = false;
+    if (const int32_t wrong = check(candidates, chain.n_vocab)) {
+        return wrong;
+    }
+    llama_sampler_apply(chain.sampler, &candidates);
+    const int32_t token = chosen(chain, candidates);
+    const bool open = token == LLAMACFFI_SAMPLE_NONE && candidates.selected < 0;
+    return open || token >= 0 ? 0 : token;
+}
+
+// --- Samplers ------------------------------------------------------------------------------------
+
+struct MinTokens {
+    const int32_t n;
+    const std::vector<llama_token> ends;
+    int32_t accepted = 0;
+
+    static MinTokens *of(const llama_sampler *sampler) { return static_cast<MinTokens *>(sampler->ctx); }
+
+    void apply(Candidates &candidates) const {
+        if (accepted >= n || ends.empty()) {
+            return;
+        }
+        for (size_t k = 0; k < candidates.size; ++k) {
+            for (llama_token end : ends) {
+                if (candidates.data[k].id == end) {
+                    candidates.data[k].logit = -INFINITY;
+                }
+            }
+        }
+        candidates.sorted = false;
+    }
+};
+
+extern const llama_sampler_i min_tokens;
+
+llama_sampler *new_min_tokens(const MinTokens &state) {
+    return llama_sampler_init(const_cast<llama_sampler_i *>(&min_tokens), new MinTokens(state));
+}
+
+const llama_sampler_i min_tokens = {
+    /* .name              = */ [](const llama_sampler *) { return "min-tokens"; },
+    /* .accept            = */ [](llama_sampler *one, llama_token) { ++MinTokens::of(one)->accepted; },
+    /* .apply             = */ [](llama_sampler *one, Candidates *all) { MinTokens::of(one)->apply(*all); },
+    /* .reset             = */ [](llama_sampler *one) { MinTokens::of(one)->accepted = 0; },
+    /* .clone             = */ [](const llama_sampler *one) { return new_min_tokens(*MinTokens::of(one)); },
+    /* .free              = */ [](llama_sampler *one) { delete MinTokens::of(one); },
+    /* .backend_init      = */ nullptr,
+    /* .backend_accept    = */ nullptr,
+    /* .backend_apply     = */ nullptr,
+    /* .backend_set_input = */ nullptr,
+    /* .backend_reset     = */ nullptr,
+    /* .copy_state        = */ nullptr,
+};
+
+const llama_sampler_i unsorted = {
+    /* .name              = */ [](const llama_sampler *) { return "unsorted"; },
+    /* .accept            = */ nullptr,
+    /* .apply             = */ [](llama_sampler *, Candidates *all) { all->sorted = false; },
+    /* .reset             = */ nullptr,
+    /* .clone             = */ nullptr, // there is nothing to copy
+    /* .free              = */ nullptr,
+    /* .backend_init      = */ nullptr,
+    /* .backend_accept    = */ nullptr,
+    /* .backend_apply     = */ nullptr,
+    /* .backend_set_input = */ nullptr,
+    /* .backend_reset     = */ nullptr,
+    /* .copy_state        = */ nullptr,
+};
+
+std::vector<llama_token> end_tokens(const llama_vocab *vocab) {
+    std::vector<llama_token> ends;
+    for (llama_token token = 0; token < llama_vocab_n_tokens(vocab); ++token) {
+        if (llama_vocab_is_eog(vocab, token)) {
+            ends.push_back(token);
+        }
+    }
+    return ends;
+}
+
+} // namespace
+
+int32_t llamacffi_candidates(llama_context *context, int32_t i, llama_token_data *data, int32_t n_vocab) {
+    return guarded("llamacffi_candidates", [&] { return fill(context, i, data, n_vocab); });
+}
+
+int32_t llamacffi_candidates_check(const Candidates *candidates, int32_t n_vocab) {
+    return check(*candidates, n_vocab);
+}
+
+int32_t llamacffi_chain_sample(llamacffi_chain *chain, llama_context *context, int32_t i) {
+    return guarded("llamacffi_chain_sample", [&] { return sample(*chain, context, i); });
+}
+
+int32_t llamacffi_chain_apply(llamacffi_chain *chain, Candidates *candidates) {
+    return guarded("llamacffi_chain_apply", [&] { return apply(*chain, *candidates); });
+}
+
+int32_t llamacffi_chain_accept(llamacffi_chain *chain, int32_t token) {
+    return guarded("llamacffi_chain_accept", [&] {
+        chain->failed = false;
+        return accept(*chain, token, false);
+    });
+}
+
+void llamacffi_chain_accept_prompt(llamacffi_chain *chain, const int32_t *tokens, int32_t n_tokens) {
+    guarded("llamacffi_chain_accept_prompt", [&] {
+        chain->failed = false;
+        const int32_t n = llama_sampler_chain_n(chain->sampler);
+        for (int32_t k = 0; k < n; ++k) {
+            llama_sampler *sampler = llama_sampler_chain_get(chain->sampler, k);
+            if (is_grammar(*chain, sampler) || sampler->iface == &min_tokens) {
+                continue;
+            }
+            for (int32_t t = 0; t < n_tokens && !chain->failed; ++t) {
+                llama_sampler_accept(sampler, tokens[t]);
+            }
+        }
+        return 0;
+    });
+}
+
+llama_sampler *llamacffi_sampler_init_min_tokens(const llama_vocab *vocab, int32_t n) {
+    return guarded("llamacffi_sampler_init_min_tokens",
+                   [&] { return new_min_tokens({n, end_tokens(vocab), 0}); });
+}
+
+llama_sampler *llamacffi_sampler_init_unsorted(void) {
+    return guarded("llamacffi_sampler_init_unsorted", [&] {
+        return llama_sampler_init(const_cast<llama_sampler_i *>(&unsorted), nullptr);
+    });
+}
