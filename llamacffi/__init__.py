@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .errors import StateError as StateError
     from .errors import TokenizeError as TokenizeError
     from .errors import UnsupportedError as UnsupportedError
+    from .generation import ContextShift as ContextShift
     from .generation import Generation as Generation
     from .generation import Token as Token
     from .generation import generate as generate
@@ -103,7 +104,7 @@ _NAMES = {
         "InvalidBatchError LibraryNotFoundError LlamaError LoadError ModelNotFoundError "
         "NativeError QuantizeError StateError TokenizeError UnsupportedError"
     ),
-    "generation": "Generation Token generate",
+    "generation": "ContextShift Generation Token generate",
     "gguf": "Gguf GgufTensor",
     "log": "capture_logs",
     "memory": "Memory",

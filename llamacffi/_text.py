@@ -56,13 +56,22 @@ class Utf8Stream:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._waiting = False  # whether the decoder holds bytes back
 
     def feed(self, piece: bytes) -> str:
         """Add bytes and return the characters that are complete."""
-        return self._decoder.decode(piece)
+        if not self._waiting:
+            try:
+                return piece.decode()
+            except UnicodeDecodeError:
+                pass  # cut, or not UTF-8
+        text = self._decoder.decode(piece)
+        self._waiting = bool(self._decoder.getstate()[0])
+        return text
 
     def finish(self) -> str:
         """Return what the incomplete rest stands for."""
+        self._waiting = False
         return self._decoder.decode(b"", final=True)
 
 
@@ -74,12 +83,16 @@ class StopFinder:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        self._firsts = {stop[0] for stop in self._stops}
+        self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.match: str | None = None
         """The string that was found."""
 
     def feed(self, text: str) -> str:
         """Add text and return what is certain not to belong to a stop string."""
+        if not self._stops:
+            return text
         buffer = self._held + text
         found = [
             (start + len(stop), start) for stop in self._stops if (start := buffer.find(stop)) >= 0
@@ -88,9 +101,9 @@ class StopFinder:
             end, start = min(found)
             self.match, self._held = buffer[start:end], ""
             return buffer[:start]
-        keep = self._beginning(buffer)
-        self._held = buffer[len(buffer) - keep :]
-        return buffer[: len(buffer) - keep]
+        certain = self._beginning(buffer)
+        self._held = buffer[certain:]
+        return buffer[:certain]
 
     def finish(self) -> str:
         """Return what was held back."""
@@ -98,10 +111,12 @@ class StopFinder:
         return held
 
     def _beginning(self, buffer: str) -> int:
-        """Return the length of the longest end of ``buffer`` that begins a stop string."""
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        for length in range(min(longest, len(buffer)), 0, -1):
-            tail = buffer[-length:]
-            if any(stop.startswith(tail) for stop in self._stops):
-                return length
-        return 0
+        """Return the index from which on ``buffer`` may be the beginning of a stop string."""
+        firsts = self._firsts
+        for i in range(max(0, len(buffer) - self._longest + 1), len(buffer)):
+            if buffer[i] in firsts and self._begins(buffer[i:]):
+                return i
+        return len(buffer)
+
+    def _begins(self, tail: str) -> bool:
+        return any(stop.startswith(tail) for stop in self._stops)

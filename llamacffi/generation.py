@@ -1,62 +1,163 @@
-"""The loop: a prompt in, tokens and text out."""
+"""Text out of a model: a prompt in, tokens and text out."""
 
 from __future__ import annotations
 
-import time
-import weakref
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
-from ._text import StopFinder, Utf8Stream
-from .batch import Batch
-from .errors import ArgumentError
+from ._ffi import lib
+from ._loop import FinishReason, Logprobs, Loop, Token
+from ._text import StopFinder
+from .errors import ArgumentError, BusyError, UnsupportedError
 from .sampling import SamplerChain
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from .context import Context
 
-FinishReason: TypeAlias = Literal["stop", "eog", "length", "context"]
+__all__ = ["ContextShift", "FinishReason", "Generation", "Token", "generate"]
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token."""
+class ContextShift:
+    """What `generate` may do when the sequence is full: forget tokens, and go on.
 
-    id: int
-    text: str
-    """The text that is certain now: a character or a stop string that may be incomplete waits for
-    the next token, so it may be empty, or have text of the tokens before."""
-    logprob: float | None = None
-    """The logarithm of its probability by the model, before the samplers; if it was asked for."""
+    The tokens after those forgotten move up, so there are positions left; the model goes on from a
+    text with a hole in it.
+
+    Args:
+        n_keep: Never forget so many tokens at the beginning.  Models lean on the first ones, and an
+            instruction may be there.
+        n_discard: Forget so many after those, or more if a prompt needs it; None is half of them.
+    """
+
+    n_keep: int = 1
+    n_discard: int | None = None
+
+    def __post_init__(self) -> None:
+        if operator.index(self.n_keep) < 0:
+            raise ArgumentError(f"n_keep={self.n_keep} must be at least 0")
+        if self.n_discard is not None and operator.index(self.n_discard) < 1:
+            raise ArgumentError(f"n_discard={self.n_discard} must be at least 1, or None")
+
+    def check(self, context: Context) -> None:
+        """Raise unless the sequences of a context can be shifted so.
+
+        Raises:
+            ArgumentError: It would not make any room.
+            UnsupportedError: The positions of this model cannot be moved, or it is recurrent: the
+                size of its state does not depend on ``n_ctx``, so make that as large as you like.
+        """
+        needed, n_ctx = self.n_keep + (self.n_discard or 1), context.n_ctx_seq
+        if needed >= n_ctx:
+            raise ArgumentError(f"{self!r} needs more than n_ctx={needed}, and it is {n_ctx}")
+        model = context.model.ptr
+        if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
+            raise UnsupportedError(
+                "a recurrent model cannot forget a part of a sequence; its state needs no more "
+                "room for a longer one: raise n_ctx"
+            )
+        if not context.memory.can_shift:
+            raise UnsupportedError(
+                "this model's positions cannot be moved (see Memory.can_shift): raise n_ctx"
+            )
+
+    def make_room(self, context: Context, seq_id: int, pos: int, n: int) -> int:
+        """Forget tokens of a sequence; return the position of the next from then on.
+
+        Args:
+            context: Where it is.
+            seq_id: The sequence.
+            pos: The position of its next token.
+            n: For how many tokens there must be room.
+
+        Raises:
+            ArgumentError: There is not enough to be forgotten.
+            UnsupportedError: As in `check`; or other sequences share tokens that would move.
+        """
+        needed, movable = pos + n - context.n_ctx_seq, pos - self.n_keep
+        n_discard = max(needed, self.n_discard or movable // 2, 1)
+        if n_discard > movable:
+            raise ArgumentError(
+                f"{n} more tokens need {n_discard} to be forgotten, and {max(movable, 0)} of the "
+                f"{pos} in memory may be (n_keep={self.n_keep})"
+            )
+        context.memory.cut(seq_id, self.n_keep, self.n_keep + n_discard)
+        return pos - n_discard
 
 
 class Generation(Iterator[Token]):
     """Tokens as they are generated, and afterwards how it went.
 
     The next token is computed when it is asked for.  Memory then has the prompt and all tokens but
-    the last; to go on after it, give it with the next prompt.
+    the last; to go on after it, give it with the next prompt.  It may be left at any time.  Several
+    can take turns in one context, each with a sequence and a sampler of its own.
     """
 
-    def __init__(self, context: Context, tokens: Iterator[Token]) -> None:
-        self._tokens = tokens
-        self.context = context
-        self.finish_reason: FinishReason | None = None
-        """Why it ended: ``"stop"`` (a stop string), ``"eog"`` (the model's own end), ``"length"``
-        (max_tokens), ``"context"`` (memory is full); None while it goes on."""
-        self.stop_match: str | None = None
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._tokens = loop.run()
+
+    @property
+    def context(self) -> Context:
+        """Where it computes."""
+        return self._loop.context
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; None while it goes on.
+
+        ``"stop"`` is a stop string or ``stop_when``, ``"eog"`` the model's own end, ``"length"``
+        max_tokens, and ``"context"`` a full memory.
+        """
+        return self._loop.finish_reason
+
+    @property
+    def stop_match(self) -> str | None:
         """The stop string that was found."""
-        self.n_prompt = 0
+        return self._loop.stop_match
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens so far."""
+        return tuple(self._loop.tokens)
+
+    @property
+    def n_prompt(self) -> int:
         """Tokens of the prompt."""
-        self.n_generated = 0
+        return len(self._loop.prompt)
+
+    @property
+    def n_generated(self) -> int:
         """Tokens generated so far."""
-        self.prompt_seconds = 0.0
+        return len(self._loop.tokens)
+
+    @property
+    def prompt_seconds(self) -> float:
         """Time for the prompt, until the first token could be chosen."""
-        self.seconds = 0.0
+        return self._loop.prompt_seconds
+
+    @property
+    def seconds(self) -> float:
         """Time from then on."""
+        return self._loop.seconds
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the sampler, also if it was chosen at random; None if nothing is random."""
+        return self._loop.sampler.seed
 
     def __next__(self) -> Token:
-        return next(self._tokens)
+        try:
+            return next(self._tokens)
+        except ValueError as error:
+            if str(error) != "generator already executing":
+                raise
+            raise BusyError("another thread is asking this Generation for a token") from None
 
     def text(self) -> str:
         """Generate to the end and return the text of the tokens that are left."""
@@ -64,22 +165,27 @@ class Generation(Iterator[Token]):
 
     def close(self) -> None:
         """End it here."""
-        close = getattr(self._tokens, "close", None)
-        if close is not None:
-            close()
+        self._tokens.close()  # type: ignore[attr-defined]
 
 
 def generate(
     context: Context,
-    prompt: str | bytes | Sequence[int],
+    prompt: str | bytes | Sequence[int] | npt.NDArray[np.integer],
     *,
     sampler: SamplerChain | None = None,
     max_tokens: int | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
+    stop_when: Callable[[Sequence[int]], object] | None = None,
     seq_id: int = 0,
     logprobs: bool = False,
+    top_logprobs: int = 0,
+    overflow: ContextShift | None = None,
 ) -> Generation:
     """Generate tokens after a prompt, which itself comes after what the sequence has in memory.
+
+    If the prompt cannot be computed, the sequence is as before (or empty, if its model cannot
+    forget a part: see `Memory.remove`).  An encoder-decoder model encodes the prompt, and its
+    decoder answers in the sequence, which must be empty.
 
     Args:
         context: Where to compute.
@@ -88,133 +194,76 @@ def generate(
         sampler: How to choose; it is reset first.  Default `SamplerChain.default`.
         max_tokens: Stop after so many; None goes on until the model ends or memory is full.
         stop: Stop where one of these strings appears; neither it nor what follows is in the text.
+        stop_when: Called with the tokens so far, after each: a true result stops.  It may read
+            ``context.logits()``, from which the last was chosen, but must not decode.
         seq_id: The sequence.
         logprobs: Compute `Token.logprob`, which costs a pass over the vocabulary for each token.
+        top_logprobs: And `Token.top_logprobs`, so many.
+        overflow: What to do when the sequence is full; by default the generation ends, and a prompt
+            that does not fit is refused.
 
     Returns:
         An iterator of tokens.  The token that ends it by the model's own decision is among them.
 
     Raises:
         ArgumentError: The prompt is empty or does not fit, or a value is out of range.
+        UnsupportedError: The model has no memory, or not the one that ``overflow`` needs.
+        ContextFullError: While iterating: sequences share one buffer, and the others have the rest.
         DecodeError: While iterating, if decoding fails.
     """
-    if max_tokens is not None and max_tokens < 1:
+    if max_tokens is not None and operator.index(max_tokens) < 1:
         raise ArgumentError(f"max_tokens={max_tokens} must be at least 1, or None")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(stops):
         raise ArgumentError("a stop string is empty")
-    last = context.memory.pos_max(seq_id)
-    start = 0 if last is None else last + 1
+    n_vocab = len(context.model.vocab)
+    if not 0 <= operator.index(top_logprobs) <= n_vocab:
+        raise ArgumentError(f"top_logprobs={top_logprobs} is not in 0 to {n_vocab}")
+    if overflow is not None:
+        overflow.check(context)
+    start = context.memory.next_pos(seq_id)
     tokens = _prompt_tokens(context, prompt, start)
+    _check_room(context, len(tokens), start, overflow)
     chain = SamplerChain.default() if sampler is None else sampler
-    loop = _Loop(context, start, seq_id, chain, logprobs)
-    generation = Generation(context, iter(()))
-    generation.n_prompt = len(tokens)
-    # A proxy: the generator runs only while somebody holds the generation, and a cycle would keep
-    # the context alive after a loop that is left early.
-    proxy = weakref.proxy(generation)
-    generation._tokens = loop.run(proxy, tokens, max_tokens, StopFinder(stops))
-    return generation
+    loop = Loop(context, tokens, start, seq_id, chain)
+    loop.max_tokens, loop.stops, loop.stop_when = max_tokens, StopFinder(stops), stop_when
+    loop.overflow = overflow
+    if logprobs or top_logprobs:
+        loop.logprobs = Logprobs(n_vocab, top_logprobs)
+    return Generation(loop)
 
 
 def _prompt_tokens(
-    context: Context, prompt: str | bytes | Sequence[int], start: int
-) -> Sequence[int]:
-    """Return the tokens of a prompt that fits after ``start`` tokens."""
+    context: Context, prompt: str | bytes | Sequence[int] | npt.NDArray[np.integer], start: int
+) -> Sequence[int] | npt.NDArray[np.int32]:
+    """Return the tokens of a prompt that begins at position ``start``."""
+    vocab = context.model.vocab
     if isinstance(prompt, str | bytes):
-        tokens: Sequence[int] = context.model.vocab.tokenize(
-            prompt, add_special=start == 0, parse_special=True
-        )
+        ids = vocab.tokenize(prompt, add_special=start == 0, parse_special=True)
+        if start == 0:
+            vocab.warn_of_second_bos(ids, stacklevel=3)
+        tokens: Sequence[int] | npt.NDArray[np.int32] = ids
     else:
-        tokens = context.model.vocab.check(prompt)
-    if not tokens:
+        tokens = vocab.check(prompt)
+    if not len(tokens):
         raise ArgumentError("the prompt has no tokens")
-    if start + len(tokens) > context.n_ctx_seq:
-        raise ArgumentError(
-            f"the prompt of {len(tokens)} tokens does not fit: {start} of n_ctx="
-            f"{context.n_ctx_seq} tokens are in use; raise n_ctx, or clear the memory"
-        )
     return tokens
 
 
-class _Loop:
-    """The state of one generation."""
-
-    def __init__(
-        self, context: Context, pos: int, seq_id: int, sampler: SamplerChain, logprobs: bool
-    ) -> None:
-        self.context = context
-        self.vocab = context.model.vocab
-        self.pos = pos
-        self.seq_id = seq_id
-        self.sampler = sampler
-        self.logprobs = logprobs
-
-    def run(
-        self,
-        generation: Generation,
-        prompt: Sequence[int],
-        max_tokens: int | None,
-        stops: StopFinder,
-    ) -> Iterator[Token]:
-        """Decode the prompt, then choose, yield and decode until something ends it."""
-        began = time.perf_counter()
-        self.sampler.reset()
-        self.decode_prompt(prompt)
-        generation.prompt_seconds = time.perf_counter() - began
-        utf8, batch = Utf8Stream(), Batch(1)
-        room = self.context.n_ctx_seq - self.pos
-        limit = room + 1 if max_tokens is None else min(max_tokens, room + 1)
-        while True:
-            began = time.perf_counter()
-            token = self.sampler.sample(self.context)
-            logprob = self.logprob(token) if self.logprobs else None
-            generation.n_generated += 1
-            is_eog = self.vocab.is_eog(token)
-            piece = b"" if is_eog else self.vocab.piece(token, special=False)
-            text = stops.feed(utf8.feed(piece))
-            if stops.match is not None:
-                generation.stop_match, generation.finish_reason = stops.match, "stop"
-            elif is_eog:
-                generation.finish_reason = "eog"
-            elif generation.n_generated >= limit:
-                generation.finish_reason = "length" if limit == max_tokens else "context"
-            if generation.finish_reason in ("eog", "length", "context"):
-                text += self.rest(generation, utf8, stops)
-            generation.seconds += time.perf_counter() - began
-            yield Token(token, text, logprob)
-            if generation.finish_reason is not None:
-                return
-            began = time.perf_counter()
-            batch.set_one(token, self.pos, self.seq_id)
-            self.context.decode(batch)
-            self.pos += 1
-            generation.seconds += time.perf_counter() - began
-
-    def rest(self, generation: Generation, utf8: Utf8Stream, stops: StopFinder) -> str:
-        """Return the text that was held back, up to a stop string that it completes."""
-        text = stops.feed(utf8.finish())
-        if stops.match is not None:
-            generation.stop_match, generation.finish_reason = stops.match, "stop"
-            return text
-        return text + stops.finish()
-
-    def decode_prompt(self, tokens: Sequence[int]) -> None:
-        """Decode a prompt in batches, with an output for its last token."""
-        step = min(len(tokens), self.context.n_batch)
-        batch = Batch(step)
-        for i in range(0, len(tokens), step):
-            part = tokens[i : i + step]
-            batch.clear()
-            logits: Literal["last", "none"] = "last" if i + step >= len(tokens) else "none"
-            batch.add(part, pos=self.pos, seq_ids=(self.seq_id,), logits=logits)
-            self.context.decode(batch)
-            self.pos += len(part)
-
-    def logprob(self, token: int) -> float:
-        """Return the log-probability of a token by the model."""
-        import numpy as np
-
-        logits = self.context.logits().astype(np.float64)
-        top = logits.max()
-        return float(logits[token] - top - np.log(np.exp(logits - top).sum()))
+def _check_room(context: Context, n: int, start: int, overflow: ContextShift | None) -> None:
+    """Check that a prompt of ``n`` tokens fits after ``start`` others."""
+    if context._feeds_decoder:  # its encoder remembers nothing
+        if start:
+            raise ArgumentError(
+                f"the answer of an encoder-decoder model begins its sequence, and {start} tokens "
+                "are in it: remove them"
+            )
+        return
+    n_ctx = context.n_ctx_seq
+    n_keep = start if overflow is None else min(start, overflow.n_keep)
+    if n_keep + n > n_ctx:
+        remedy = "raise n_ctx, or clear the memory" if start else "raise n_ctx"
+        raise ArgumentError(
+            f"the prompt of {n} tokens does not fit: {n_keep} of n_ctx={n_ctx} tokens are in use"
+            f"{'' if overflow is None else ' and kept'}; {remedy}"
+        )

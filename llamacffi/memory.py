@@ -181,6 +181,25 @@ class Memory:
                 )
             memory.add(seq_id, least, most + 1, delta)
 
+    def cut(self, seq_id: int, p0: int, p1: int) -> None:
+        """Forget the tokens of a sequence at positions ``p0`` to ``p1``, and close the gap.
+
+        It is `remove`, and `shift` of all that comes after; if it raises, nothing has changed.
+
+        Raises:
+            UnsupportedError: As for `shift`, or the tokens cannot be removed.
+        """
+        with self._context.exclusive:
+            memory = HeldMemory(self._context)
+            start, end = _range(p0, p1)
+            found = memory.movable(seq_id, end, END)
+            if not memory.has(seq_id, start, end):
+                return
+            if not (memory.can_remove(seq_id, start, end) and memory.remove(seq_id, start, end)):
+                raise UnsupportedError("this model cannot forget a part of a sequence")
+            if found is not None:
+                memory.add(seq_id, end, END, start - end)
+
     def divide(self, seq_id: int, d: int, p0: int | None = None, p1: int | None = None) -> None:
         """Divide the positions ``p0`` to ``p1`` of a sequence by ``d``, rounding down.
 

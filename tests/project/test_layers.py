@@ -41,6 +41,7 @@ _context_params _computation
 _perf
 context
 sampling
+_loop
 generation
 demo
 cli

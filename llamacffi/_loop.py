@@ -1,0 +1,240 @@
+"""One generation, token by token."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+from ._ffi import lib
+from ._text import StopFinder, Utf8Stream
+from .batch import Batch
+from .errors import ContextFullError, LlamaError, UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from .context import Context
+    from .sampling import SamplerChain
+
+FinishReason: TypeAlias = Literal["stop", "eog", "length", "context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token."""
+
+    id: int
+    text: str
+    """The text that is certain now: a character or a stop string that may be incomplete waits for
+    the next token, so it may be empty, or have text of the tokens before."""
+    logprob: float | None = None
+    """The logarithm of its probability by the model, before the samplers; if it was asked for."""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens with theirs, the best first; if they were asked for."""
+
+
+class Overflow(Protocol):
+    """What to do when a sequence is full."""
+
+    def make_room(self, context: Context, seq_id: int, pos: int, n: int) -> int:
+        """Make room for ``n`` tokens at position ``pos``; return their position from then on."""
+
+
+class Loop:
+    """The state of one generation, and its results."""
+
+    finish_reason: FinishReason | None = None
+    stop_match: str | None = None
+    prompt_seconds = 0.0
+    seconds = 0.0
+
+    def __init__(
+        self,
+        context: Context,
+        prompt: Sequence[int] | npt.NDArray[np.int32],
+        pos: int,
+        seq_id: int,
+        sampler: SamplerChain,
+    ) -> None:
+        self.context = context
+        self.vocab = context.model.vocab
+        self.prompt = prompt
+        self.pos = pos
+        self.seq_id = seq_id
+        self.sampler = sampler
+        self.tokens: list[int] = []
+        self.max_tokens: int | None = None
+        self.stops = StopFinder(())
+        self.stop_when: Callable[[Sequence[int]], object] | None = None
+        self.overflow: Overflow | None = None
+        self.logprobs: Logprobs | None = None
+
+    def run(self) -> Iterator[Token]:
+        """Decode the prompt, then choose, yield and decode until something ends it."""
+        clock = time.perf_counter
+        began = clock()
+        self.sampler.reset()
+        self.start()
+        self.prompt_seconds = clock() - began
+        context, tokens, text_of = self.context, self.tokens, self.text_of()
+        sample, decode, batch = self.sampler.sample, context.decode, Batch(1)
+        limit = self.limit()
+        while True:
+            began = clock()
+            # Right after the batch: meanwhile another generation may use the context.
+            token = sample(context)
+            logprob, top = self.logprobs(context, token) if self.logprobs else (None, ())
+            tokens.append(token)
+            text, is_eog = text_of(token)
+            if self.stops.match is not None:
+                self.stop_match, self.finish_reason = self.stops.match, "stop"
+            elif is_eog:
+                self.finish_reason = "eog"
+            elif self.stop_when is not None and self.stop_when(tokens):
+                self.finish_reason = "stop"
+            elif limit is not None and len(tokens) >= limit:
+                self.finish_reason = "length" if limit == self.max_tokens else "context"
+            if self.finish_reason is not None and self.stop_match is None:
+                text += self.rest()
+            self.seconds += clock() - began
+            yield Token(token, text, logprob, top)
+            if self.finish_reason is not None:
+                return
+            began = clock()
+            self.step(batch, token, decode)
+            self.seconds += clock() - began
+
+    def limit(self) -> int | None:
+        """Return how many tokens there can be, the last of which memory need not have."""
+        if self.overflow is not None:
+            return self.max_tokens
+        room = self.context.n_ctx_seq - self.pos + 1
+        return room if self.max_tokens is None else min(room, self.max_tokens)
+
+    def step(self, batch: Batch, token: int, decode: Callable[[Batch], None]) -> None:
+        """Decode the token that was chosen."""
+        overflow = self.overflow
+        if overflow is not None and self.pos >= self.context.n_ctx_seq:
+            self.make_room(overflow)
+        batch.set_one(token, self.pos, self.seq_id)
+        try:
+            decode(batch)
+        except ContextFullError:  # other sequences have the rest of the buffer
+            if overflow is None:
+                raise
+            self.make_room(overflow)
+            batch.set_one(token, self.pos, self.seq_id)
+            decode(batch)
+        self.pos += 1
+
+    def make_room(self, overflow: Overflow, n: int = 1) -> None:
+        """Let the policy make room for more tokens."""
+        self.pos = overflow.make_room(self.context, self.seq_id, self.pos, n)
+
+    def text_of(self) -> Callable[[int], tuple[str, bool]]:
+        """Return the function from a token to the text that is certain, and whether it is the end.
+
+        It is called for each token, so it remembers their pieces.
+        """
+        vocab, stops = self.vocab, self.stops
+        self.utf8 = utf8 = Utf8Stream()
+        pieces: dict[int, bytes | None] = {}
+
+        def text(token: int) -> tuple[str, bool]:
+            try:
+                piece = pieces[token]
+            except KeyError:
+                is_eog = vocab.is_eog(token)
+                piece = pieces[token] = None if is_eog else vocab.piece(token, special=False)
+            if piece is None:
+                return "", True
+            return stops.feed(utf8.feed(piece)), False
+
+        return text
+
+    def rest(self) -> str:
+        """Return the text that was held back, up to a stop string that it completes."""
+        text = self.stops.feed(self.utf8.finish())
+        if self.stops.match is not None:
+            self.stop_match, self.finish_reason = self.stops.match, "stop"
+            return text
+        return text + self.stops.finish()
+
+    def start(self) -> None:
+        """Compute the prompt; if that fails, leave the sequence as it was."""
+        start = self.pos
+        try:
+            if self.context._feeds_decoder:
+                self.encode_prompt()
+            else:
+                self.decode_prompt()
+        except BaseException:
+            # What made it fail may keep this from succeeding too: then that is what to tell.
+            with contextlib.suppress(LlamaError):
+                memory = self.context.memory
+                if not memory.remove(self.seq_id, start):
+                    memory.remove(self.seq_id)
+            raise
+
+    def decode_prompt(self) -> None:
+        """Decode the prompt in batches, with an output for its last token."""
+        prompt, n = self.prompt, len(self.prompt)
+        if self.overflow is not None and self.pos + n > self.context.n_ctx_seq:
+            self.make_room(self.overflow, n)
+        step = min(n, self.context.n_batch)
+        batch, done = Batch(step), 0
+        while done < n:
+            part = prompt[done : done + step]
+            batch.clear()
+            logits: Literal["last", "none"] = "last" if done + len(part) == n else "none"
+            batch.add(part, self.pos + done, (self.seq_id,), logits)
+            try:
+                self.context.decode(batch)
+            except ContextFullError:
+                if step == 1:
+                    raise
+                step //= 2  # there may be room for a smaller batch
+            else:
+                done += len(part)
+        self.pos += n
+
+    def encode_prompt(self) -> None:
+        """Encode the prompt, and begin the answer with the token that the model begins with."""
+        seq_ids = (self.seq_id,)
+        self.context.encode(Batch.from_tokens(self.prompt, 0, seq_ids, "all"))
+        first: int | None = lib.llama_model_decoder_start_token(self.context.model.ptr)
+        if first == lib.LLAMA_TOKEN_NULL:
+            first = self.vocab.bos
+        if first is None:
+            raise UnsupportedError("the model does not name the token that its decoder begins with")
+        self.context.decode(Batch.from_tokens([first], self.pos, seq_ids))
+        self.pos += 1
+
+
+class Logprobs:
+    """Computes log-probabilities of tokens by the model."""
+
+    def __init__(self, n_vocab: int, n_top: int) -> None:
+        import numpy as np
+
+        self.n_top = n_top
+        self._logits = np.empty(n_vocab, np.float32)
+
+    def __call__(self, context: Context, token: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+        """Return that of a token after the last output, and the best with theirs."""
+        import numpy as np
+
+        logits = context.logits(out=self._logits)
+        best = logits.max()
+        total = np.exp(logits - best).sum(dtype=np.float64)
+        base = float(best) + float(np.log(total))
+        top: tuple[tuple[int, float], ...] = ()
+        if self.n_top:
+            found = np.argpartition(logits, -self.n_top)[-self.n_top :]
+            order = np.lexsort((found, -logits[found]))
+            top = tuple((int(i), float(logits[i]) - base) for i in found[order])
+        return float(logits[token]) - base, top
