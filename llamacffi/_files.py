@@ -11,7 +11,7 @@ import operator
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,11 @@ from ._ffi import ffi, lib
 from .errors import ArgumentError, LoadError
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from . import _types as types
+
+    Buffer: TypeAlias = bytes | bytearray | memoryview
 
 KINDS = {
     stat.S_IFDIR: "a directory",
@@ -75,7 +79,8 @@ def c_file(source: types.FileSource, *, offset: int | None = None) -> Iterator[O
         raise TypeError(f"{source!r} is a path; this takes a binary file, a descriptor or bytes")
     descriptor = _descriptor(source)
     if descriptor is None:
-        with _anonymous(_view(source, offset), name) as file, _open(file.fileno(), 0, name) as c:
+        view = _view(source, offset)
+        with anonymous_file([view], name) as file, _open(file.fileno(), 0, name) as c:
             yield c
         return
     _check_readable(descriptor, name)
@@ -188,19 +193,33 @@ def _view(source: Any, offset: int | None) -> memoryview:
     return view[offset or 0 :]
 
 
-def _anonymous(view: memoryview, name: str) -> Any:
-    """Write bytes to a file without a name, which is gone when nobody has it open or mapped."""
+def anonymous_file(pieces: Iterable[Buffer], name: str) -> io.FileIO:
+    """Write bytes to a file without a name, which is gone when nobody has it open or mapped.
+
+    Args:
+        pieces: The bytes, one after another.
+        name: What to call them in a message.
+
+    Raises:
+        LoadError: There is no room for it.
+    """
     try:
-        if hasattr(os, "memfd_create"):
-            file: Any = os.fdopen(os.memfd_create("llamacffi"), "r+b", buffering=0)
-        else:
-            file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  the caller closes it
+        file = _new_anonymous()
         try:
-            while view:
-                view = view[file.write(view) :]
-        except OSError:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    view = view[file.write(view) :]
+        except BaseException:
             file.close()
             raise
     except OSError as error:
         raise LoadError(error.errno, error.strerror, name) from error
     return file
+
+
+def _new_anonymous() -> io.FileIO:
+    if hasattr(os, "memfd_create"):
+        return io.FileIO(os.memfd_create("llamacffi"), "r+")
+    with tempfile.TemporaryFile(buffering=0) as file:
+        return io.FileIO(os.dup(file.fileno()), "r+")

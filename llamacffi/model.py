@@ -2,90 +2,260 @@
 
 from __future__ import annotations
 
-import errno
-import functools
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import backend
-from ._callbacks import bridged
-from ._ffi import ffi, lib
-from ._handle import Handle, own
-from ._params import fill
-from ._text import c_path, read_bytes, read_metadata
-from .errors import LoadError, ModelNotFoundError, NativeError
-from .log import drain, with_log
+from ._ffi import lib
+from ._files import file_name
+from ._handle import own
+from ._loading import load_file, load_path, load_splits
+from ._model_info import ModelInfo
+from ._model_params import model_params
+from .errors import ForkError
+from .log import drain
 from .vocab import Vocab
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
+    from . import _types as types
     from ._generated.params import ModelParams
-
-# Fields of llama_model_params that `Model` fills itself.
-OWNED = {
-    "progress_callback": "use progress=, a Python function",
-    "progress_callback_user_data": "use progress=, a Python function",
-}
+    from ._loading import Path, Progress
+    from .gguf import Gguf
 
 
-class Model(Handle):
+class Model(ModelInfo):
     """The weights of a model, with its vocabulary.
 
-    It owns the ``struct llama_model``.  One model serves any number of contexts and threads;
-    `close` closes its contexts first.
+    ::
+
+        model = Model("model.gguf")                             # all that fits on the GPU, there
+        model = Model("model.gguf", n_gpu_layers=20, load_mode="none")
+        model = Model.from_pretrained("owner/repo", "*Q4_K_M.gguf")
+        print(model)                                            # what it is, and where
+        print(model.metadata["general.name"], model.n_ctx_train, model.placement)
+        tokens = model.vocab.tokenize("Hello")
+
+    It comes from a file, by its path (this class itself); from an open file, a descriptor or bytes
+    (`from_file`); from several files (`from_splits`); from a `Gguf`, or from metadata and a
+    function that gives the weights (`from_gguf`); or from the Hugging Face hub (`from_pretrained`).
+
+    It owns the ``struct llama_model``.  One model serves any number of contexts and threads: its
+    weights are read only, and in memory once.  `close`, or the end of a ``with``, frees them and
+    closes the contexts first; else they go with the last reference to the model and its contexts.
+
+    **Parameters.**  All ways to get a model take the fields of ``llama_model_params``, with
+    llama.cpp's defaults for those that are not given:
+
+    * ``devices``: the devices to use besides the processor: a sequence of `Device` or names, as
+      ``llamacffi.devices()`` has them; ``"none"`` or ``[]`` for the processor alone.  By default
+      all GPUs.
+    * ``n_gpu_layers``: how many layers go there; negative, the default, is all of them.
+    * ``split_mode``: how several devices share the model: by ``"layer"``, by ``"row"``, each
+      ``"tensor"``, or ``"none"``: only device ``main_gpu`` of the list is used.  ``tensor_split``:
+      the part for each, as ``[3, 1]``.
+    * ``tensor_buft_overrides``: where tensors go, by regular expressions for their names (of C++,
+      ECMAScript): ``{r"ffn_.*_exps": "CPU"}``.  A place is a device or a buffer type, or its name.
+      The first pattern that matches counts.
+    * ``cpu_moe``, ``n_cpu_moe``: keep the experts of a mixture, of all layers or of the first so
+      many, on the processor.
+    * ``load_mode``: ``"mmap"``, ``"mmap_mlock"`` (mapped, and never swapped out), ``"none"`` (read
+      into memory), ``"mlock"`` (read, and never swapped out), ``"direct_io"`` (read past the cache
+      of the system).  By default mapped, unless a device cannot.  ``lazy_mode``: whether large
+      tables are read on demand.
+    * ``kv_overrides``: metadata to use in place of the file's: bools, ints, floats and strings by
+      key.  The type must be the one that llama.cpp reads.
+    * ``vocab_only``, ``no_alloc``: without weights; such a model has no contexts.
+      ``check_tensors``: look for numbers that are none.  ``use_extra_bufts``: allow layouts for
+      this processor.  ``no_host``, ``load_mtp``: see llama.h.
+    * ``progress``: a function, called with the part that is loaded, 0.0 to 1.0, in the thread of
+      the call.  Loading stops if it returns False; what it raises is raised here.  Ctrl-C stops it
+      too.
+
+    A parameter for a GPU where there is none is a `RuntimeWarning`, since llama.cpp ignores it.
     """
 
-    __slots__ = ("__dict__", "_path", "_vocab", "without_weights")
+    __slots__ = ("_name", "_vocab", "path")
 
-    without_weights: str | None
-    """The parameter that left the weights out, ``"vocab_only"`` or ``"no_alloc"``; else None."""
+    path: str | None
+    """The file that it was loaded from; None if it came otherwise."""
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: Path,
         *,
-        progress: Callable[[float], bool | None] | None = None,
+        progress: Progress | None = None,
+        cpu_moe: bool = False,
+        n_cpu_moe: int = 0,
         **params: Unpack[ModelParams],
     ) -> None:
         """Load a GGUF file.  Of a model in several files, name the first.
 
         Args:
             path: The file.
-            progress: Called with the part that is loaded, 0.0 to 1.0, in the thread of the call.
-                Loading stops if it returns False; what it raises is raised here.
-            **params: Fields of ``llama_model_params``; llama.cpp's defaults for the others.
+            progress: Called with the part that is loaded, 0.0 to 1.0; False stops.
+            cpu_moe: Keep the experts of a mixture on the processor.
+            n_cpu_moe: Keep those of the first so many layers there.
+            **params: Fields of ``llama_model_params``; see `Model`.
 
         Raises:
-            ModelNotFoundError: There is no such file.
+            ModelNotFoundError: There is no such file, or another file of the model is missing.
             LoadError: The file cannot be read, is no GGUF, or llama.cpp cannot load it; the lines
                 of its log are in the notes.
+            ArgumentError: A parameter is out of range, or two do not go together.
+            BackendUnavailableError: There is no such device.
 
         Source: ``llama_model_load_from_file``.
         """
+        given = {"progress": progress, "cpu_moe": cpu_moe, "n_cpu_moe": n_cpu_moe, **params}
+        self.path = os.fsdecode(path)
+        self._load(self.path, given, lambda *load: load_path(path, *load))
+
+    @classmethod
+    def from_file(
+        cls,
+        file: types.FileSource,
+        *,
+        offset: int | None = None,
+        **params: Unpack[types.LoadParams],
+    ) -> Self:
+        """Load from an open file, a descriptor, or bytes.
+
+        The file is mapped or read as one given by its path would be, wherever the GGUF begins in
+        it.  It stays open, where it was, and is not needed any more; do not use it meanwhile in
+        another thread.  Bytes are copied once, to memory that the model keeps.
+
+        Args:
+            file: A binary file with a descriptor, a descriptor, or bytes, a bytearray, a memoryview
+                or an `io.BytesIO`.
+            offset: Where the GGUF begins, in bytes; by default at the position of the file, or at
+                the first of the bytes.
+            **params: See `Model`.
+
+        Raises:
+            LoadError: It is no GGUF, or llama.cpp cannot load it.
+            ArgumentError: The file is closed, not open for reading, a pipe, or ends before
+                ``offset``; or the GGUF is not aligned in it, and ``load_mode`` maps it.
+            TypeError: ``file`` is a path, a text file or something else.
+
+        Source: ``llama_model_load_from_file_ptr``.
+        """
+        return cls._make(
+            file_name(file), dict(params), lambda *load: load_file(file, offset, *load)
+        )
+
+    @classmethod
+    def from_splits(cls, paths: Sequence[Path], **params: Unpack[types.LoadParams]) -> Self:
+        """Load a model in several files, whatever their names.
+
+        Args:
+            paths: The files, in order.
+            **params: See `Model`.
+
+        Raises:
+            ModelNotFoundError: One of them is not there.
+            LoadError: One is no GGUF, or llama.cpp cannot load them.
+            ArgumentError: There are too few or too many, or the order is another.
+
+        Source: ``llama_model_load_from_splits``.
+        """
+        if isinstance(paths, (str, bytes, os.PathLike)):
+            raise TypeError(f"paths must be a sequence of paths, not {paths!r}")
+        paths = list(paths)
+        name = os.fsdecode(paths[0]) if paths else ""
+        model = cls._make(name, dict(params), lambda *load: load_splits(paths, *load))
+        model.path = name
+        return model
+
+    @classmethod
+    def from_gguf(
+        cls,
+        gguf: Gguf | types.CData,
+        fill: types.Fill | None = None,
+        **params: Unpack[types.LoadParams],
+    ) -> Self:
+        """Make a model in memory, of any architecture.
+
+        Without ``fill``, the model is what it would be if ``gguf`` were written to a file.
+
+        With ``fill``, only the metadata count, and the types of tensors: the model has all tensors
+        that its architecture can have, float32 unless ``gguf`` has one of the name with another
+        type, and ``fill`` writes their data.  ``load_mode``, ``lazy_mode``, ``check_tensors``,
+        ``use_extra_bufts`` and ``progress`` are for files, and refused.
+
+        Args:
+            gguf: A `Gguf`; with ``fill`` also a ``struct gguf_context *``.
+            fill: Called for each tensor with its name and an array of zeros to write to, which is
+                its own: ``[..., elements of a row]`` of the type of the tensor (the bits of
+                bfloat16 as uint16), or ``[..., bytes of a row]`` uint8 for types in blocks.  What
+                it raises is raised here.
+            **params: See `Model`.
+
+        Raises:
+            LoadError: llama.cpp cannot make a model of it, for lack of metadata or tensors.
+            ArgumentError: ``gguf`` has no tensors, or a parameter is not possible.
+            TypeError: ``gguf`` or ``fill`` is something else.
+
+        Source: ``llama_model_init_from_user``; ``llama_model_load_from_file_ptr``.
+        """
+        from ._making import load_filled, load_gguf
+
+        given: dict[str, Any] = dict(params)
+        if fill is None:
+            return cls._make("<Gguf>", given, lambda *load: load_gguf(gguf, *load))
+        if given.pop("progress", None) is not None:
+            raise TypeError("'progress' is for files; fill= is called for each tensor")
+        return cls._make("<Gguf>", given, lambda struct, _: load_filled(gguf, fill, struct, given))
+
+    @classmethod
+    def _make(
+        cls, name: str, given: dict[str, Any], load: Callable[[Any, Progress | None], Any]
+    ) -> Self:
+        """Return a new model; see `_load`."""
+        model = cls.__new__(cls)
+        model.path = None
+        model._load(name, given, load)
+        return model
+
+    def _load(
+        self, name: str, given: Mapping[str, Any], load: Callable[[Any, Progress | None], Any]
+    ) -> None:
+        """Load the model and own it.
+
+        Args:
+            name: Where it comes from, for `repr`.
+            given: The parameters, with ``progress``.
+            load: Gets the struct and ``progress``; returns a model that nobody owns.
+        """
         backend.load()
-        struct = ffi.new("struct llama_model_params *")
-        struct[0] = lib.llama_model_default_params()
-        keep = fill(struct, "llama_model_params", params, OWNED)
-        check_gguf(path)
-        drain()
-        # Always a callback: Python must run now and then for Ctrl-C to stop the load.
-        with bridged(progress or (lambda _part: None)) as user_data:
-            struct.progress_callback = lib.llamacffi_on_progress
-            struct.progress_callback_user_data = user_data
-            ptr = _load(path, struct)
-        self._path = os.fspath(path)
-        self._vocab: weakref.ref[Vocab] | None = None
-        left_out = (name for name in ("vocab_only", "no_alloc") if params.get(name))
-        self.without_weights = next(left_out, None)
+        params = dict(given)
+        progress = params.pop("progress", None)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress must be a function, not {progress!r}")
+        struct, keep = model_params(params)
         # C may read what the parameters point to as long as the model lives.
-        super().__init__(own(ptr, lib.llama_model_free, keep))
+        owner = own(load(struct, progress), lib.llama_model_free, keep)
+        self._name = name
+        self._vocab: weakref.ref[Vocab] | None = None
+        left_out = (name for name in ("vocab_only", "no_alloc") if getattr(struct, name))
+        self.without_weights = next(left_out, None)
+        super().__init__(owner)
         drain()
 
     def __repr__(self) -> str:
-        return f"<Model {self._path!r}{' closed' if self.closed else ''}>"
+        if self.closed:
+            return f"<Model {self._name!r} closed>"
+        try:
+            desc, size, devices = self.desc, self.size, self.devices
+        except ForkError:
+            return f"<Model {self._name!r} of the parent process>"
+        if self.without_weights:
+            return f"<Model {self._name!r}: {self.architecture}, {self.without_weights}>"
+        places = ", ".join(device.name for device in devices) or "the processor"
+        return f"<Model {self._name!r}: {desc}, {_bytes(size)} on {places}>"
 
     @property
     def vocab(self) -> Vocab:
@@ -98,109 +268,32 @@ class Model(Handle):
             self._vocab = weakref.ref(vocab)
         return vocab
 
-    @functools.cached_property
-    def metadata(self) -> Mapping[str, str]:
-        """The scalar metadata of the file, as text.
+    def save(self, path: Path) -> None:
+        """Write the model to a GGUF file, at once or not at all.
 
-        Source: ``llama_model_meta_key_by_index``, ``llama_model_meta_val_str_by_index``.
+        The file has the weights as they are now, and what llama.cpp computes with; also the chat
+        templates, the recommended sampling and other texts of the metadata.  Arrays beyond those of
+        the vocabulary are not kept: to edit a file as it is, use `Gguf`.
+
+        Args:
+            path: The file; one that is there is replaced.
+
+        Raises:
+            UnsupportedError: The model has no weights, or some that cannot be read back: load it
+                with ``use_extra_bufts=False``; or llama.cpp cannot save its architecture.
+            OSError: The file cannot be written.
+
+        Source: ``llama_model_save_to_file``.
         """
-        return Metadata(self)
+        from ._saving import save
 
-    @property
-    def desc(self) -> str:
-        """What kind of model it is, such as ``llama 7B Q4_K - Medium``.
-
-        Source: ``llama_model_desc``.
-        """
-        ptr = self.ptr
-        return read_bytes(lambda buffer, size: lib.llama_model_desc(ptr, buffer, size)).decode()
-
-    @property
-    def size(self) -> int:
-        """The size of all tensors, in bytes.  Source: ``llama_model_size``."""
-        return int(lib.llama_model_size(self.ptr))
-
-    @property
-    def n_params(self) -> int:
-        """The number of weights.  Source: ``llama_model_n_params``."""
-        return int(lib.llama_model_n_params(self.ptr))
-
-    @property
-    def n_ctx_train(self) -> int:
-        """The context length it was trained with.  Source: ``llama_model_n_ctx_train``."""
-        return int(lib.llama_model_n_ctx_train(self.ptr))
-
-    @property
-    def n_embd(self) -> int:
-        """The width of its hidden states.  Source: ``llama_model_n_embd``."""
-        return int(lib.llama_model_n_embd(self.ptr))
-
-    @property
-    def n_layer(self) -> int:
-        """The number of layers.  Source: ``llama_model_n_layer``."""
-        return int(lib.llama_model_n_layer(self.ptr))
-
-    def chat_template(self, name: str | None = None) -> str | None:
-        """Return the default chat template, or the one called ``name``; None if there is none.
-
-        Source: ``llama_model_chat_template``.
-        """
-        ptr = self.ptr  # the text is the model's
-        chars = lib.llama_model_chat_template(ptr, name.encode() if name else ffi.NULL)
-        return None if chars == ffi.NULL else ffi.string(chars).decode(errors="replace")
+        save(self, path)
 
 
-class Metadata(Mapping[str, str]):
-    """The metadata of a model: read from C once, then independent of it."""
-
-    def __init__(self, model: Model) -> None:
-        self._values = read_metadata(
-            model.ptr,
-            lib.llama_model_meta_count,
-            lib.llama_model_meta_key_by_index,
-            lib.llama_model_meta_val_str_by_index,
-        )
-
-    def __getitem__(self, key: str) -> str:
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __repr__(self) -> str:
-        return repr(self._values)
-
-
-def check_gguf(path: str | os.PathLike[str]) -> None:
-    """Raise a clear error unless ``path`` is a file that begins as a GGUF does.
-
-    Raises:
-        ModelNotFoundError: There is no such file.
-        LoadError: It cannot be read, or is something else.
-    """
-    name = os.fspath(path)
-    magic = lib.GGUF_MAGIC
-    try:
-        with open(name, "rb") as file:
-            start = file.read(4)
-    except FileNotFoundError:
-        raise ModelNotFoundError(errno.ENOENT, "there is no such model file", name) from None
-    except OSError as error:
-        raise LoadError(error.errno, error.strerror, name) from None
-    if start != ffi.string(magic):
-        raise LoadError(f"{name!r} is no GGUF file: it begins with {start!r}")
-
-
-def _load(path: str | os.PathLike[str], struct: Any) -> Any:
-    """Load a model and return the pointer that nobody owns yet."""
-    failure = f"cannot load {os.fspath(path)!r}"
-    try:
-        ptr = lib.llama_model_load_from_file(c_path(path), struct[0])
-    except NativeError as error:
-        raise with_log(LoadError(f"{failure}: {error}")) from error
-    if ptr == ffi.NULL:
-        raise with_log(LoadError(failure))
-    return ptr
+def _bytes(size: int) -> str:
+    """Return a size as people read it."""
+    value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{value:.4g} {units[0]}"

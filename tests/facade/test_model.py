@@ -109,7 +109,7 @@ def test_what_is_known_of_a_model(model, demo_path):
     assert model.desc.startswith("llama")
     assert model.chat_template() is None
     assert model.chat_template("tool_use") is None
-    assert repr(model) == f"<Model {str(demo_path)!r}>"
+    assert repr(model).startswith(f"<Model {str(demo_path)!r}: llama ")
 
 
 def test_metadata_is_a_mapping(demo_path):

@@ -6,16 +6,16 @@ import math
 
 import pytest
 
-from llamacffi import ArgumentError, enums, ffi, lib
-from llamacffi import _context_params
-from llamacffi import model as model_module
+from llamacffi import ArgumentError, _context_params, _model_params, enums, ffi, lib
 from llamacffi._generated.params import KINDS
 from llamacffi._params import CONVERTERS, fill
 
 STRUCTS = {
-    "llama_model_params": (lib.llama_model_default_params, model_module.OWNED),
+    "llama_model_params": (lib.llama_model_default_params, _model_params.OWNED),
     "llama_context_params": (lib.llama_context_default_params, _context_params.OWNED),
 }
+# What takes more than a cdata; that is tested where it is from.
+FIELD_CONVERTERS = {"llama_model_params": _model_params.MODEL_CONVERTERS}
 
 
 def fields(*kinds: str) -> list[tuple[str, str, str]]:
@@ -32,7 +32,8 @@ def filled(struct: str, **params: object) -> object:
     """Return a fresh struct with these parameters."""
     default, owned = STRUCTS[struct]
     made = ffi.new(f"struct {struct} *", default())
-    fill(made, struct, params, owned)
+    keep = fill(made, struct, params, owned, FIELD_CONVERTERS.get(struct))
+    assert len(keep) == len(params)
     return made
 
 
@@ -78,9 +79,14 @@ WRONG_TYPES = {
 }
 
 
+# What no converter takes either.
+NO_POINTER = [0, 1.5, ffi.cast("int", 0), object()]
+
+
 def test_each_field_refuses_other_types():
     for struct, field, kind in fields("bool", "int", "float", "enum", "pointer"):
-        for value in WRONG_TYPES.get(kind, WRONG_TYPES["enum"]):
+        converted = field in FIELD_CONVERTERS.get(struct, ())
+        for value in NO_POINTER if converted else WRONG_TYPES.get(kind, WRONG_TYPES["enum"]):
             with pytest.raises(TypeError, match=field):
                 filled(struct, **{field: value})
 

@@ -28,6 +28,9 @@ perf tensor threads
 rpc
 _entries _sequences
 vocab
+_overrides
+_loading _model_info _model_params
+_making _saving
 model
 _batch_ext _batch_input
 batch _lineage

@@ -1,0 +1,115 @@
+"""Models into files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ._atomic import part_of
+from ._devices import text
+from ._ffi import lib
+from ._model_info import CHAT_TEMPLATE, typed, weights
+from ._text import c_path
+from .errors import GgufError, NativeError, UnsupportedError
+from .gguf import Gguf
+from .log import drain, with_log
+
+if TYPE_CHECKING:
+    from .model import Model
+
+# The flags of a token beside its type: llama.cpp takes a token with one for one without a type.
+EXTRA_ATTRS = "NORMALIZED", "LSTRIP", "RSTRIP", "SINGLE_WORD"
+
+
+def save(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write a model to a file, at once or not at all."""
+    ptr = model.ptr
+    if model.without_weights:
+        raise UnsupportedError(f"{model!r} was loaded with {model.without_weights}=True")
+    tensors = {text(tensor.name): tensor for tensor in weights(ptr)}
+    _check_tensors(tensors)
+    part = part_of(path)
+    try:
+        part.touch(exist_ok=False)  # raises what is wrong with the place
+        _write(model, ptr, part)
+        with Gguf.open(part) as saved:
+            lost = sorted(tensors.keys() - saved.tensors.keys())
+            if lost:
+                raise UnsupportedError(
+                    f"llama.cpp leaves out {len(lost)} tensors when it saves this architecture, "
+                    f"{model.architecture}: {', '.join(lost[:5])}"
+                )
+            saved.update(_token_types(model, saved))
+            for key, value in _left_out(model.metadata):
+                saved.setdefault(key, value)
+            saved.write(path)
+    finally:
+        part.unlink(missing_ok=True)
+    drain()
+
+
+def _check_tensors(tensors: Mapping[str, Any]) -> None:
+    """Raise for weights that cannot be written: C would read from nowhere."""
+    if "token_embd.weight" not in tensors:
+        raise UnsupportedError("llama.cpp can only save models that have token embeddings")
+    kept = {name for name, one in tensors.items() if not lib.llamacffi_tensor_readable(one)}
+    if kept:
+        places = {text(lib.ggml_backend_buffer_name(tensors[name].buffer)) for name in kept}
+        raise UnsupportedError(
+            f"{len(kept)} weights are in a layout that cannot be read back ({', '.join(places)}): "
+            "to save the model, load it with use_extra_bufts=False"
+        )
+
+
+def _write(model: Model, ptr: Any, part: os.PathLike[str]) -> None:
+    """Let llama.cpp write the file."""
+    drain()
+    try:
+        lib.llama_model_save_to_file(ptr, c_path(part))
+    except NativeError as error:
+        raise with_log(
+            UnsupportedError(f"llama.cpp cannot save a model of {model.architecture}: {error}")
+        ) from error
+    try:
+        Gguf.open(part).close()
+    except GgufError as error:  # llama.cpp does not tell; the file is incomplete
+        raise with_log(OSError(f"the file could not be written: {error}")) from error
+
+
+def _left_out(metadata: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Yield what llama.cpp does not compute with and so does not save, as far as it is known.
+
+    Only the text of the values is known, not their types, so only those are taken of which it can
+    be told.
+    """
+    for key, value in metadata.items():
+        if key == CHAT_TEMPLATE or key.startswith(f"{CHAT_TEMPLATE}."):
+            yield key, value
+        elif ".sampling." in key or key in NUMBERS:
+            yield key, typed(value)
+        elif key.startswith("general.") and isinstance(typed(value), str) and value not in BOOLS:
+            yield key, value
+
+
+NUMBERS = "general.file_type", "general.quantization_version"
+BOOLS = "true", "false"
+
+
+def _token_types(model: Model, saved: Gguf) -> dict[str, Any]:
+    """Return the types of the tokens, if llama.cpp has not written all of them."""
+    import numpy as np
+
+    from ._generated.enums import TokenAttr, TokenType
+
+    vocab = model.vocab.ptr
+    flags = sum(TokenAttr[name] for name in EXTRA_ATTRS)
+    attrs = np.array([lib.llama_vocab_get_attr(vocab, i) for i in range(len(model.vocab))])
+    if not (attrs & flags).any():
+        return {}
+    types = {TokenAttr[name]: TokenType[name] for name in TokenType.__members__}
+    return {
+        "tokenizer.ggml.token_type": np.array(
+            [types.get(attr, TokenType.UNDEFINED) for attr in (attrs & ~flags).tolist()], np.int32
+        )
+    }
