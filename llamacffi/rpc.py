@@ -35,7 +35,8 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from . import backend
 from ._devices import Device, new_device
 from ._ffi import ffi, lib
-from .errors import ArgumentError, BackendUnavailableError, NativeError
+from ._handle import live_objects
+from .errors import ArgumentError, BackendUnavailableError, NativeError, UnsupportedError
 from .log import drain, with_log
 from .threads import check_n_threads
 
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+
+# The servers that this process is a client of.
+_added: set[str] = set()
 
 
 def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
@@ -84,15 +89,16 @@ def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
     if reg == ffi.NULL:
         raise with_log(BackendUnavailableError(f"the RPC server {endpoint} has no devices"))
     backend.register(reg)
+    _added.add(endpoint)
     drain()
     n_devices = lib.ggml_backend_reg_dev_count(reg)
     return [new_device(lib.ggml_backend_reg_dev_get(reg, i)) for i in range(n_devices)]
 
 
 class RpcServer:
-    """A server in a process of its own, which ends with this object or with this process.
+    """A server in a process of its own, which ends with this one.
 
-    It is a process since the C function never returns.  Free the models that use it before.
+    It is a process since the C function never returns.
     """
 
     endpoint: str
@@ -151,7 +157,17 @@ class RpcServer:
         return not self._end.alive
 
     def close(self) -> None:
-        """End the server.  Idempotent."""
+        """End the server.  Idempotent.
+
+        Raises:
+            UnsupportedError: This process uses the server, and has C objects: if one of them has
+                its memory there, the process would be aborted.
+        """
+        if self._end.alive and self.endpoint in _added and (n := live_objects()):
+            raise UnsupportedError(
+                f"{self!r} may still be in use: close all models, contexts and what else was made "
+                f"({n} C objects); at the exit of the process it ends by itself"
+            )
         self._end()
 
     def __enter__(self) -> Self:
@@ -163,7 +179,8 @@ class RpcServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if exc is None or not live_objects():  # an error may hold what uses the server
+            self.close()
 
 
 def _parse(endpoint: str) -> tuple[str, int]:

@@ -1,0 +1,263 @@
+"""Servers that lend devices: real ones, in processes of their own."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from llamacffi import ArgumentError, BackendUnavailableError, RpcServer, backend, rpc
+
+pytestmark = pytest.mark.skipif(
+    not backend.capabilities().rpc, reason="this build has no RPC backend"
+)
+
+SETUP = """
+import gc, socket, sys, threading
+from llamacffi import *
+from llamacffi import backend, rpc
+
+def tokens(**params):
+    with Model(sys.argv[1], **params) as model, Context(model, n_ctx=64, n_threads=1) as context:
+        generation = generate(context, "The", max_tokens=8, sampler=SamplerChain(Greedy()))
+        return [token.id for token in generation]
+"""
+
+
+@pytest.fixture
+def client(run_python, demo_path):
+    """Run code that must end well and print only ``ok``; this process stays no client."""
+
+    def run(code: str) -> None:
+        lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok')"]
+        result = run_python("\n".join(lines), demo_path)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", ""), result
+
+    return run
+
+
+def test_a_model_on_a_server_says_the_same(client):
+    client("""
+        expected = tokens(devices="none")
+        with RpcServer(n_threads=1) as server:
+            (remote,) = rpc.add_server(server.endpoint)
+            assert remote in devices() and device(remote.name) == remote
+            assert (remote.backend, remote.kind) == ("RPC", "gpu")
+            assert remote.description == server.endpoint
+            assert 0 < remote.memory_free <= remote.memory_total
+            assert remote.caps["async"] and not remote.caps["host_buffer"]
+            assert remote.device_id is None
+            assert server.endpoint in remote.buffer_type.name
+            assert remote.buffer_type.device == remote.name and not remote.buffer_type.is_host
+            assert remote.buffer_type in buffer_types()
+            assert rpc.add_server(server.endpoint) == [remote]
+            assert tokens(devices=[remote], n_gpu_layers=99) == expected
+            assert tokens() == expected  # where it is used by default
+            gc.collect()
+            try:
+                backend.unload("RPC")
+            except UnsupportedError as error:
+                assert "has servers" in str(error)
+            else:
+                raise AssertionError("unloaded")
+        assert server.closed
+        server.close()
+        assert remote in devices()  # known, but gone
+        for ask in (remote.memory, lambda: remote.caps, lambda: remote.memory_free):
+            try:
+                ask()
+            except BackendUnavailableError as error:
+                assert "RPC0 does not answer" in str(error), error
+            else:
+                raise AssertionError(ask)
+    """)
+
+
+def test_a_server_in_use_is_not_closed(client):
+    client("""
+        with RpcServer(n_threads=1) as server:
+            remote = rpc.add_server(server.endpoint)
+            model = Model(sys.argv[1], devices=remote)
+            try:
+                server.close()
+            except UnsupportedError as error:
+                assert "1 C objects" in str(error), error
+            assert not server.closed
+            try:
+                with server:
+                    raise KeyError
+            except KeyError:
+                assert not server.closed
+            model.close()
+        assert server.closed
+        # And one that is never closed ends after what uses it.
+        left = RpcServer(n_threads=1)
+        model = Model(sys.argv[1], devices=rpc.add_server(left.endpoint))
+        context = Context(model, n_ctx=64, n_threads=1)
+    """)
+
+
+def test_the_death_of_a_server_is_the_death_of_its_clients(run_python, demo_path):
+    """As the documentation says: nothing in this process can catch it."""
+    with RpcServer(n_threads=1) as server:
+        script = """
+            model = Model(sys.argv[1], devices=rpc.add_server(sys.argv[2]))
+            context = Context(model, n_ctx=64, n_threads=1)
+            print("ready", flush=True)
+            sys.stdin.readline()
+            batch = Batch(1)
+            batch.add([1])
+            context.decode(batch)
+        """
+        code = "\n".join([SETUP, *(line[12:] for line in script.splitlines())])
+        with subprocess.Popen(
+            [sys.executable, "-c", code, demo_path, server.endpoint],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout.readline() == "ready\n"
+            server.close()  # not this process's client
+            _, stderr = process.communicate("\n", timeout=60)
+    assert process.returncode < 0
+    assert "RPC server crashed" in stderr
+
+
+def test_a_server_that_is_busy(client):
+    client("""
+        server = RpcServer(n_threads=1)
+        host, port = server.endpoint.split(":")
+        with socket.create_connection((host, int(port))):
+            try:
+                rpc.add_server(server.endpoint, timeout=0.2)
+            except BackendUnavailableError as error:
+                assert "one client at a time" in str(error), error
+            else:
+                raise AssertionError("served")
+        assert len(rpc.add_server(server.endpoint)) == 1
+    """)
+
+
+def test_what_is_no_rpc_server(client):
+    client("""
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            def answer():
+                for _ in range(2):
+                    connection, _ = other.accept()
+                    with connection:
+                        connection.recv(100)
+                        connection.sendall(b"HTTP/1.1 400 Bad Request" * 10)
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            try:
+                rpc.add_server("127.0.0.1:%d" % other.getsockname()[1])
+            except BackendUnavailableError as error:
+                assert "none of this version" in str(error), error
+            else:
+                raise AssertionError("understood")
+            thread.join()
+        assert "RPC" not in [one.backend for one in devices()]
+    """)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["", "localhost", "127.0.0.1:", ":50052", "a:b", "127.0.0.1:65536", "127.0.0.1:80x", "::1:80",
+     "127.0.0.1:80\0", "a b:80", "ä:80"],
+)  # fmt: skip
+def test_endpoints_that_are_none(endpoint):
+    for use in (rpc.add_server, RpcServer):
+        with pytest.raises(ArgumentError, match=r"must be 'host:port'"):
+            use(endpoint)
+
+
+def test_endpoints_where_nobody_is():
+    with pytest.raises(TypeError):
+        rpc.add_server(50052)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(BackendUnavailableError, match=f"{endpoint} does not answer"):
+            rpc.add_server(endpoint)
+    with pytest.raises(BackendUnavailableError, match="does not answer"):
+        rpc.add_server("no-such-host.invalid:50052")
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ({"endpoint": "localhost:0"}, ArgumentError, "IPv4 address"),
+        ({"endpoint": "192.0.2.1:50052"}, BackendUnavailableError, "cannot listen"),
+        ({"n_threads": 0}, ArgumentError, "n_threads=0 is not in 1 to 512"),
+        ({"n_threads": 513}, ArgumentError, "n_threads=513"),
+        ({"n_threads": "1"}, TypeError, "str"),
+        ({"devices": []}, ArgumentError, "at least one"),
+        ({"devices": "abacus"}, BackendUnavailableError, "no device 'abacus'; there are CPU"),
+        ({"cache_dir": "/no/such/directory"}, ArgumentError, "is no directory"),
+    ],
+)
+def test_servers_that_cannot_be(params, error, message):
+    with pytest.raises(error, match=message):
+        RpcServer(**params)
+
+
+def test_a_port_has_one_server():
+    with RpcServer(devices="CPU", n_threads=1) as server:
+        assert not server.closed
+        assert server.endpoint in repr(server)
+        with pytest.raises(BackendUnavailableError, match="cannot listen"):
+            RpcServer(server.endpoint)
+        endpoint = server.endpoint
+    assert "closed" in repr(server)
+    with RpcServer(endpoint, n_threads=1):
+        pass
+
+
+def test_a_server_that_cannot_start(monkeypatch):
+    """Its own words are in the error."""
+    monkeypatch.setenv("PYTHONHOME", "/no/such/directory")
+    with pytest.raises(BackendUnavailableError, match=r"exit code 1, and these words: (?s:.)*encod"):
+        RpcServer(n_threads=1)
+
+
+def test_a_server_from_the_command_line(tmp_path):
+    """It does what it was told, and ends when its parent does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = free.getsockname()
+    endpoint = "{}:{}".format(*address)
+    options = ["--threads=1", "--device=CPU", f"--cache={tmp_path}", "--until-eof"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "llamacffi.rpc", endpoint, *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_for(address)
+            lines = []
+            while "Accepted" not in (lines or [""])[-1]:  # then it flushes
+                lines.append(process.stdout.readline())
+        finally:
+            process.stdin.close()
+        assert process.wait(30) == 0
+    text = "".join(lines)
+    assert endpoint in text
+    assert str(tmp_path) in text
+    assert re.search(r"Devices:\n +CPU: ", text)
+
+
+def wait_for(address):
+    """Wait until somebody listens there."""
+    for _ in range(600):
+        try:
+            return socket.create_connection(address).close()
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("nobody listens")
