@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import demo as demo
     from . import gguf as gguf
     from . import log as log
+    from . import shards as shards
     from . import rpc as rpc
     from ._generated import constants as constants
     from ._generated import enums as enums
@@ -124,6 +125,7 @@ _MODULES = {
     "enums": "_generated.enums",
     "gguf": "gguf",
     "log": "log",
+    "shards": "shards",
     "rpc": "rpc",
 }
 

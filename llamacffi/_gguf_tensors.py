@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,19 @@ class GgufTensor:
         Source: ``ggml_get_type_traits`` (``to_float``).
         """
         return dequantize_array(self.data, self.type)
+
+    def hash(self, algorithm: str = "sha256") -> str:
+        """Return a hash of its data, as hexadecimal digits; of an algorithm of `hashlib`.
+
+        Raises:
+            ValueError: There is no such algorithm.
+        """
+        return hashlib.new(algorithm, self.raw, usedforsecurity=False).hexdigest()
+
+    @property
+    def raw(self) -> memoryview:
+        """The bytes of `data`, as they are in a file."""
+        return np.ascontiguousarray(self.data).reshape(-1).view(np.uint8).data
 
     def renamed(self, name: str) -> GgufTensor:
         """Return the same tensor under another name."""

@@ -12,13 +12,12 @@ the mapped file or in arrays of the caller's, until they are written.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
-
-import numpy as np
 
 from ._atomic import replacing
 from ._ffi import lib
@@ -291,6 +290,17 @@ class Gguf(GgufMetadata):
         if name in self._tensors:
             raise GgufError(f"there is a tensor {name!r} already; see replace_tensor")
 
+    def hash(self, algorithm: str = "sha256") -> str:
+        """Return a hash of the data of all tensors, in order; the metadata do not count.
+
+        Raises:
+            ValueError: `hashlib` has no such algorithm.
+        """
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+        for tensor in self.tensors.values():
+            digest.update(tensor.raw)
+        return digest.hexdigest()
+
     # The file
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -322,10 +332,8 @@ class Gguf(GgufMetadata):
             head = serialize(ptr)
         yield head
         for tensor in tensors:
-            data = tensor.data
-            assert data.nbytes == tensor.nbytes
-            yield np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
-            yield bytes(-data.nbytes % alignment)
+            yield tensor.raw
+            yield bytes(-tensor.nbytes % alignment)
 
     def _rebuild(self) -> None:
         """Make the C object anew: it can be given tensors, but not be rid of them."""

@@ -21,6 +21,7 @@ _ggml_types _gguf_values
 _gguf_metadata _gguf_tensors
 _gguf_files
 gguf
+shards
 _sources _weights
 _cores _devices
 backend
