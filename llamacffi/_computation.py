@@ -82,7 +82,8 @@ class Computation(Threads):
 
         Each token sees all others of its sequence, and each has an output, which can be read until
         the next call.  Of an encoder-decoder model the output is kept for the decoder, in place of
-        that of the call before: encode all sequences that you want to decode together.
+        that of the call before: encode all sequences that you want to decode together, and clear
+        what the decoder remembers of them first.
 
         Args:
             batch: 1 to `n_ubatch` tokens.
@@ -165,9 +166,18 @@ class Computation(Threads):
 
         The outputs of the last batch stay what they are.
 
+        Raises:
+            ArgumentError: This context cannot pool.
+
         Source: ``llama_set_embeddings``.
         """
         embeddings, ptr = CONVERTERS["bool"]("embeddings", embeddings), self.ptr
+        n_seq_max = lib.llama_n_seq_max(ptr)
+        if embeddings and pools_by_mean(ptr) and lib.llama_n_ubatch(ptr) % n_seq_max:
+            raise ArgumentError(
+                f"pooling by mean needs n_ubatch={self.n_ubatch} to be a multiple of n_seq_max="
+                f"{n_seq_max}: create the Context so"
+            )
         with self.exclusive:
             lib.llama_set_embeddings(ptr, embeddings)
             self._embeddings = embeddings
@@ -285,6 +295,7 @@ class Computation(Threads):
             stopped, error = self._observer.finish()
         if code or stopped:
             self._fail(ptr, batch, code or ABORTED, error, encode)
+        self._computed()
 
     def _fail(
         self, ptr: Any, batch: Batch, code: int, error: BaseException | None, encode: bool
@@ -303,3 +314,9 @@ class Computation(Threads):
 def other_context(other: Any) -> contextlib.AbstractContextManager[object]:
     """Return what to hold while C computes, for a context whose memory or weights are used."""
     return contextlib.nullcontext() if other is None else other.exclusive
+
+
+def pools_by_mean(ptr: Any) -> bool:
+    """Return whether the embeddings of a sequence may be pooled by their mean."""
+    pooling = lib.llama_pooling_type(ptr)
+    return pooling in (lib.LLAMA_POOLING_TYPE_MEAN, lib.LLAMA_POOLING_TYPE_RANK)

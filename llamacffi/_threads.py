@@ -69,8 +69,9 @@ class Threads(ContextBase):
             if not isinstance(one, Threadpool):
                 raise TypeError(f"a pool must be a Threadpool, not {one!r}")
         ptr = self.ptr
-        _check_sizes((self.n_threads, self.n_threads_batch), pools)
-        self._pools.attach(ptr, pools, self._abort, own=False)
+        with self.exclusive:
+            _check_sizes((self.n_threads, self.n_threads_batch), pools)
+            self._pools.attach(ptr, pools, self._abort, own=False)
 
     def detach_threadpool(self) -> None:
         """Compute with threads of the context's own again.
@@ -81,9 +82,10 @@ class Threads(ContextBase):
         Source: ``llama_attach_threadpool``.
         """
         ptr = self.ptr
-        if not self._pools.own:
-            pools = own_pools(self.n_threads, self.n_threads_batch)
-            self._pools.attach(ptr, pools, self._abort, own=True)
+        with self.exclusive:
+            if not self._pools.own:
+                pools = own_pools(self.n_threads, self.n_threads_batch)
+                self._pools.attach(ptr, pools, self._abort, own=True)
 
     def computing(self, n_tokens: int) -> Computing:
         """Return what to hold while C computes so many tokens: the context and its pools."""
@@ -105,16 +107,22 @@ class Threads(ContextBase):
     def _pools(self) -> Pools:
         return self.computing(1).pools
 
+    def _computed(self) -> None:
+        """Note that C has computed a graph, with a pool that is attached now."""
+        pools = self._pools
+        if pools.left:
+            pools.forget()
+
     def _set_n_threads(self, *numbers: int) -> None:
         numbers = tuple(operator.index(n) for n in numbers)
         for name, n in zip(NAMES, numbers, strict=True):
             check_n_threads(name, n)
         ptr, pools = self.ptr, self._pools
-        if not pools.own:
-            _check_sizes(numbers, pools.attached)
-        elif numbers != tuple(pool.n_threads for pool in pools.attached):
-            pools.attach(ptr, own_pools(*numbers), self._abort, own=True)
         with self.exclusive:
+            if not pools.own:
+                _check_sizes(numbers, pools.attached)
+            elif numbers != tuple(pool.n_threads for pool in pools.attached):
+                pools.attach(ptr, own_pools(*numbers), self._abort, own=True)
             lib.llama_set_n_threads(ptr, *numbers)
 
 
@@ -143,7 +151,7 @@ def _check_sizes(numbers: tuple[int, ...], pools: tuple[Threadpool, Threadpool])
 class Pools:
     """The pools of a context, and the locks of all."""
 
-    __slots__ = ("attached", "held", "locks", "own")
+    __slots__ = ("attached", "held", "left", "locks", "own")
 
     attached: tuple[Threadpool, Threadpool]
     own: bool
@@ -153,26 +161,31 @@ class Pools:
         self.locks = Together(exclusive)
         # What C may read until the context is freed: for the arguments of its finalizer.
         self.held: dict[Threadpool, Any] = {}
+        self.left = False  # whether some of them are no longer attached
 
     def attach(
         self, ptr: Any, pools: tuple[Threadpool, Threadpool], abort_flag: Any, *, own: bool
     ) -> None:
-        """Make a context compute with ``pools``: for single tokens, and for several."""
+        """Make a context compute with ``pools``: for single tokens, and for several.
+
+        The caller holds the context.
+        """
         pointers = [pool.ptr for pool in pools]
-        with self.locks.first:
-            lib.llama_attach_threadpool(ptr, *pointers)
-            # The CPU backend still has the pool of the last graph, and pauses it at the next: till
-            # then that pool must live, and run no graph.
-            self.held.update(zip(pools, pointers, strict=True))
-            self.attached, self.own = pools, own
-            self.locks.others = tuple(pool.exclusive for pool in self.held)
-            for pool in pools:
-                pool.attached_to(abort_flag)
+        lib.llama_attach_threadpool(ptr, *pointers)
+        # The CPU backend still has the pool of the last graph, and pauses it at the next: till then
+        # that pool must live, and run no graph.
+        self.held.update(zip(pools, pointers, strict=True))
+        self.attached, self.own = pools, own
+        self.left = len(self.held) > len(set(pools))
+        self.locks.others = tuple(pool.exclusive for pool in self.held)
+        for pool in pools:
+            pool.attached_to(abort_flag)
 
     def forget(self) -> None:
-        """Let go of the pools that are no longer attached; the last graph did not use them."""
+        """Let go of the pools that are no longer attached: the last graph did not use them."""
         for pool in self.held.keys() - set(self.attached):
             del self.held[pool]
+        self.left = False
         self.locks.others = tuple(pool.exclusive for pool in self.held)
 
 
@@ -207,7 +220,4 @@ class Computing:
         if self._placement:
             self._placement.apply()
             self._placement = None
-        # Without an exception there was a graph.
-        if exc_type is None and len(pools.held) > len(set(pools.attached)):
-            pools.forget()
         pools.locks.__exit__(exc_type, exc, traceback)

@@ -222,7 +222,8 @@ def test_a_port_has_one_server():
 def test_a_server_that_cannot_start(monkeypatch):
     """Its own words are in the error."""
     monkeypatch.setenv("PYTHONHOME", "/no/such/directory")
-    with pytest.raises(BackendUnavailableError, match=r"exit code 1, and these words: (?s:.)*encod"):
+    words = "exit code 1, and these words: (?s:.)*encod"
+    with pytest.raises(BackendUnavailableError, match=words):
         RpcServer(n_threads=1)
 
 
