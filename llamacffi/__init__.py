@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from .sampling import Temp as Temp
     from .sampling import TopK as TopK
     from .sampling import TopP as TopP
+    from .snapshot import Snapshot as Snapshot
     from .tensor import TensorView as TensorView
     from .threads import Threadpool as Threadpool
     from .vocab import Vocab as Vocab
@@ -113,6 +114,7 @@ _NAMES = {
     "perf": "ContextPerf",
     "rpc": "RpcServer",
     "sampling": "Dist Greedy MinP Penalties Sampler SamplerChain Temp TopK TopP",
+    "snapshot": "Snapshot",
     "tensor": "TensorView",
     "threads": "Threadpool",
     "vocab": "Vocab",

@@ -12,6 +12,7 @@ from ._devices import Device, new_device, text
 from ._ffi import ffi, lib
 from ._handle import Handle
 from ._text import read_bytes, read_metadata
+from ._weights import weights_identity
 from .errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class ModelInfo(Handle):
     def architecture(self) -> str:
         """The name of its architecture, such as ``llama``; empty if the file does not say."""
         return self.metadata.get("general.architecture", "")
+
+    @functools.cached_property
+    def _identity(self) -> Mapping[str, str]:
+        """What tells it from others, in saved states."""
+        return {"desc": self.desc, **weights_identity(self.ptr, self.metadata)}
 
     @property
     def desc(self) -> str:

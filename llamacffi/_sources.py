@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from ._files import OpenFile, c_file
 from .errors import LoadError, ModelNotFoundError
-from .gguf import Gguf
 
 if TYPE_CHECKING:
     from . import _types as types
+    from .gguf import Gguf
 
 # What `sample_digest` reads: a file of this size or less is read as a whole.
 N_SAMPLES, SAMPLE_BYTES = 64, 4096
@@ -52,6 +52,8 @@ def gguf_of(file: OpenFile) -> Iterator[Gguf]:
     Raises:
         GgufError: It is none, or damaged.
     """
+    from .gguf import Gguf  # takes numpy, which the rest need not
+
     position = os.lseek(file.descriptor, 0, os.SEEK_CUR)
     try:
         with open(file.descriptor, "rb", buffering=0, closefd=False) as stream:

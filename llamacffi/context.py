@@ -18,6 +18,8 @@ from ._views import Exports
 from .errors import ContextError, NativeError, UnsupportedError
 from .log import drain, with_log
 from .memory import Memory
+from .snapshot import Snapshots
+from .state import States
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from .model import Model
 
 
-class Context(Outputs, Performance, Adapters):
+class Context(Outputs, Performance, Adapters, States, Snapshots):
     """A place to compute with a `Model`, with memory for its sequences.
 
     It owns the ``struct llama_context``: the memory, the buffers to compute in, the outputs of the

@@ -39,7 +39,9 @@ _held_memory
 memory
 adapter control_vector
 _context
-_adapters _outputs _threads _settling
+_adapters _outputs _threads _settling _identity _state_format
+_restoring
+snapshot state
 _memory_size
 _context_params _computation
 _perf

@@ -1,0 +1,150 @@
+"""What a context remembers of one sequence, kept on its device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._ffi import ffi, lib
+from ._restoring import ON_DEVICE, PARTIAL, Remembering, ends, replace, state_size
+from .errors import NativeError, StateError, UnsupportedError
+from .log import drain, with_log
+
+if TYPE_CHECKING:
+    from ._context import ContextBase
+
+
+class Snapshot:
+    """What a context remembered of a sequence when `Context.snapshot` was called.
+
+    The numbers are in the memory of the device, and belong to the context.  It keeps one snapshot
+    of a sequence: that is valid until the next one of the same sequence.
+    """
+
+    __slots__ = ("_mark", "_meta", "end", "partial", "seq_id")
+
+    seq_id: int
+    """The sequence that it is of."""
+    partial: bool
+    """Whether it lacks what a rollback leaves in memory."""
+    end: int | None
+    """The last position; None if the sequence was empty."""
+
+    def __init__(self, seq_id: int, partial: bool, end: int | None, mark: object) -> None:
+        """Describe one; made by `Context.snapshot`."""
+        self.seq_id, self.partial, self.end = seq_id, partial, end
+        self._mark = mark
+        self._meta: Any = None
+
+    def __repr__(self) -> str:
+        what = "empty" if self.end is None else f"up to position {self.end}"
+        return f"<Snapshot of sequence {self.seq_id}, {what}>"
+
+
+class Snapshots(Remembering):
+    """The part of a `Context` that goes back to what it was."""
+
+    __slots__ = ()
+
+    def snapshot(self, seq_id: int = 0, *, partial: bool = False) -> Snapshot:
+        """Keep what is in memory of a sequence, to go back to it by `restore`.
+
+        Faster than `save_state`, since nothing leaves the device.  It replaces the snapshot before
+        of the same sequence.
+
+        Args:
+            seq_id: The sequence.
+            partial: Only what cannot be had again by removing tokens: the state of recurrent layers
+                and the window of sliding-window attention.  The rest must still be there when it
+                is restored.
+
+        Raises:
+            ArgumentError: There is no such sequence.
+            UnsupportedError: The model has no memory; or the keys or values are of a quantized
+                type, which llama.cpp copies wrongly: use `save_state`.
+            StateError: llama.cpp cannot keep it.
+            BusyError: Another thread is using the context.
+
+        Source: ``llama_state_seq_get_data_ext`` with ``LLAMA_STATE_SEQ_FLAGS_ON_DEVICE``.
+        """
+        with self._remembering(seq_id) as ptr:
+            drain()
+            partial = partial and state_size(ptr, seq_id, PARTIAL) != state_size(ptr, seq_id, 0)
+            _check_types(self, ptr, partial)
+            self._snapshots[seq_id] = mark = object()  # from here on the one before is not valid
+            snapshot = Snapshot(seq_id, partial, ends(ptr, seq_id).get(seq_id), mark)
+            if snapshot.end is not None:
+                snapshot._meta = _keep(ptr, seq_id, ON_DEVICE | (PARTIAL if partial else 0))
+            return snapshot
+
+    def restore(self, snapshot: Snapshot, *, seq_id: int | None = None) -> None:
+        """Make a sequence again what it was; there are no outputs then.
+
+        If it raises, the memory is as before.
+
+        Args:
+            snapshot: Of this context.
+            seq_id: Another sequence to restore to.
+
+        Raises:
+            StateError: The snapshot is of another context, or a later one of its sequence has
+                replaced it; or there is no room.
+            ArgumentError: There is no such sequence.
+            BusyError: Another thread is using the context.
+
+        Source: ``llama_state_seq_set_data_ext`` with ``LLAMA_STATE_SEQ_FLAGS_ON_DEVICE``.
+        """
+        if not isinstance(snapshot, Snapshot):
+            raise TypeError(f"restore takes what snapshot() returned, not {snapshot!r}")
+        target = snapshot.seq_id if seq_id is None else seq_id
+        with self._remembering(target) as ptr:
+            if self._snapshots.get(snapshot.seq_id) is not snapshot._mark:
+                raise StateError(
+                    f"{snapshot!r} is not valid: a later one has replaced it, or it is of another "
+                    "context"
+                )
+            flags = ON_DEVICE | (PARTIAL if snapshot.partial else 0)
+
+            def put() -> None:
+                if snapshot.end is None:
+                    return
+                meta = snapshot._meta
+                n = lib.llama_state_seq_set_data_ext(ptr, meta, len(meta), target, flags)
+                if n != len(meta):
+                    raise StateError(
+                        f"llama.cpp cannot restore {snapshot!r}: is there room for it?"
+                    )
+
+            there = {} if snapshot.end is None else {target: snapshot.end}
+            shared = self.kv_unified and set(ends(ptr, None)) - {target}
+            replace(ptr, put, there, target, partial=snapshot.partial, copy_first=bool(shared))
+            self._forget_outputs(target, snapshot.end if snapshot.partial else None)
+
+
+def _keep(ptr: Any, seq_id: int, flags: int) -> Any:
+    """Keep a sequence on the device, and return what is left for the host to know."""
+    try:
+        size = state_size(ptr, seq_id, flags)
+        meta = ffi.new("uint8_t[]", size)
+        if not size or lib.llama_state_seq_get_data_ext(ptr, meta, size, seq_id, flags) != size:
+            raise with_log(StateError(f"llama.cpp cannot keep a snapshot of sequence {seq_id}"))
+    except NativeError as error:
+        raise with_log(
+            StateError(f"llama.cpp cannot keep a snapshot of sequence {seq_id}: {error}")
+        ) from error
+    return meta
+
+
+def _check_types(context: ContextBase, ptr: Any, partial: bool) -> None:
+    """Check that what is to be copied is of types that llama.cpp copies rightly on a device.
+
+    It counts the blocks of a quantized tensor as numbers, and copies a part of them.
+    """
+    model = lib.llama_get_model(ptr)
+    states_alone = lib.llama_model_is_recurrent(model) or (
+        partial and lib.llama_model_is_hybrid(model) and not lib.llama_model_n_swa(model)
+    )
+    for name in ("type_k", "type_v"):
+        if not states_alone and lib.ggml_is_quantized(getattr(context._params, name)):
+            raise UnsupportedError(
+                f"llama.cpp cannot keep a snapshot where {name} is quantized: use save_state()"
+            )
