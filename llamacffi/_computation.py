@@ -173,7 +173,8 @@ class Computation(Threads):
         """
         embeddings, ptr = CONVERTERS["bool"]("embeddings", embeddings), self.ptr
         n_seq_max = lib.llama_n_seq_max(ptr)
-        if embeddings and pools_by_mean(ptr) and lib.llama_n_ubatch(ptr) % n_seq_max:
+        n_tokens = min(lib.llama_n_ctx(ptr), lib.llama_n_ubatch(ptr))
+        if embeddings and pools_by_mean(ptr) and n_tokens % n_seq_max:
             raise ArgumentError(
                 f"pooling by mean needs n_ubatch={self.n_ubatch} to be a multiple of n_seq_max="
                 f"{n_seq_max}: create the Context so"

@@ -159,7 +159,10 @@ def _create(model: Model, struct: Any) -> Any:
     except NativeError as error:
         raise with_log(ContextError(f"cannot create a context: {error}")) from error
     if ptr == ffi.NULL:
-        raise with_log(ContextError("cannot create a context"))
+        n_seq_max = struct.n_seq_max
+        hint = "; pooling by mean needs an n_ubatch that is a multiple of n_seq_max"
+        pools = struct.embeddings and struct.n_ubatch % n_seq_max
+        raise with_log(ContextError(f"cannot create a context{hint if pools else ''}"))
     return ptr
 
 

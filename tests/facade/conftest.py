@@ -9,6 +9,7 @@ import pytest
 
 import llamacffi
 from llamacffi import Context, Model
+from tests.facade import random_models
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +51,32 @@ def chain() -> Iterator[Callable[..., llamacffi.SamplerChain]]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture(scope="session")
+def random_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Write a model with random weights of a kind: see random_models.py."""
+    written: dict[str, Path] = {}
+
+    def path(kind: str) -> Path:
+        if kind not in written:
+            directory = tmp_path_factory.mktemp("random")
+            written[kind] = random_models.write(directory / f"{kind}.gguf", kind)
+        return written[kind]
+
+    return path
+
+
+@pytest.fixture
+def random_context(random_path: Callable[[str], Path]) -> Iterator[Callable[..., Context]]:
+    """Make contexts of models of a kind, closed with them at the end of the test."""
+    made: list[Model] = []
+
+    def make(kind: str, **params: object) -> Context:
+        mtp = {"load_mtp": True} if kind == "mimo2" else {}
+        made.append(Model(random_path(kind), **mtp))  # type: ignore[arg-type]
+        return Context(made[-1], **{"n_ctx": 256, "n_threads": 1, **params})  # type: ignore[arg-type]
+
+    yield make
+    for model in made:
+        model.close()
