@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import backend as backend
     from . import demo as demo
     from . import gguf as gguf
+    from . import hub as hub
     from . import log as log
     from . import shards as shards
     from . import rpc as rpc
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .errors import ContextError as ContextError
     from .errors import ContextFullError as ContextFullError
     from .errors import DecodeError as DecodeError
+    from .errors import DependencyError as DependencyError
     from .errors import ForkError as ForkError
     from .errors import GgufError as GgufError
     from .errors import GrammarError as GrammarError
@@ -85,6 +87,8 @@ if TYPE_CHECKING:
     from .sampling import TopK as TopK
     from .sampling import TopP as TopP
     from .snapshot import Snapshot as Snapshot
+    from .state import StateInfo as StateInfo
+    from .state import state_info as state_info
     from .tensor import TensorView as TensorView
     from .threads import Threadpool as Threadpool
     from .vocab import Vocab as Vocab
@@ -102,9 +106,9 @@ _NAMES = {
     "control_vector": "ControlVector",
     "errors": (
         "AbortedError AdapterError ArgumentError BackendUnavailableError BusyError ClosedError "
-        "ContextError ContextFullError DecodeError ForkError GgufError GrammarError "
-        "InvalidBatchError LibraryNotFoundError LlamaError LoadError ModelNotFoundError "
-        "NativeError QuantizeError StateError TokenizeError UnsupportedError"
+        "ContextError ContextFullError DecodeError DependencyError ForkError GgufError "
+        "GrammarError InvalidBatchError LibraryNotFoundError LlamaError LoadError "
+        "ModelNotFoundError NativeError QuantizeError StateError TokenizeError UnsupportedError"
     ),
     "generation": "ContextShift Generation Token generate",
     "gguf": "Gguf GgufTensor",
@@ -115,6 +119,7 @@ _NAMES = {
     "rpc": "RpcServer",
     "sampling": "Dist Greedy MinP Penalties Sampler SamplerChain Temp TopK TopP",
     "snapshot": "Snapshot",
+    "state": "StateInfo state_info",
     "tensor": "TensorView",
     "threads": "Threadpool",
     "vocab": "Vocab",
@@ -126,6 +131,7 @@ _MODULES = {
     "demo": "demo",
     "enums": "_generated.enums",
     "gguf": "gguf",
+    "hub": "hub",
     "log": "log",
     "shards": "shards",
     "rpc": "rpc",

@@ -29,7 +29,10 @@ class ModelInfo(Handle):
     and the kind; the other properties raise `UnsupportedError`.
     """
 
-    __slots__ = ("__dict__", "without_weights")
+    __slots__ = ("__dict__", "_divided", "without_weights")
+
+    _divided: list[Any]
+    """The devices among which each tensor is divided; empty if none is."""
 
     without_weights: str | None
     """The parameter that left the weights out, ``"vocab_only"`` or ``"no_alloc"``; else None."""
@@ -53,15 +56,15 @@ class ModelInfo(Handle):
         """
         return Metadata(self.ptr)
 
-    @property
-    def architecture(self) -> str:
-        """The name of its architecture, such as ``llama``; empty if the file does not say."""
-        return self.metadata.get("general.architecture", "")
-
     @functools.cached_property
     def _identity(self) -> Mapping[str, str]:
         """What tells it from others, in saved states."""
         return {"desc": self.desc, **weights_identity(self.ptr, self.metadata)}
+
+    @property
+    def architecture(self) -> str:
+        """The name of its architecture, such as ``llama``; empty if the file does not say."""
+        return self.metadata.get("general.architecture", "")
 
     @property
     def desc(self) -> str:
@@ -311,9 +314,9 @@ class ModelInfo(Handle):
         Source: ``llama_model_get_device``.
         """
         ptr = self.ptr
-        found = (
-            lib.llamacffi_model_device(ptr, i) for i in range(lib.llamacffi_model_n_devices(ptr))
-        )
+        count = lib.llamacffi_model_n_devices(ptr)
+        # Those among which each tensor is divided are one for llama.cpp, which has no backend.
+        found = self._divided or [lib.llamacffi_model_device(ptr, i) for i in range(count)]
         return tuple(map(new_device, found))
 
     @property

@@ -31,11 +31,12 @@ LEGACY = {
 }
 
 
-def model_params(params: Mapping[str, Any]) -> tuple[Any, list[object]]:
+def model_params(params: Mapping[str, Any], *, warning: bool = True) -> tuple[Any, list[object]]:
     """Return a ``struct llama_model_params *`` with ``params``, and what must outlive the model.
 
     Args:
-        params: Fields of the struct in Python's terms; ``cpu_moe`` and ``n_cpu_moe``.
+        params: Fields of the struct in Python's terms; ``cpu_moe``, ``n_cpu_moe``, ``progress``.
+        warning: Warn of what has no effect.
 
     Raises:
         TypeError: A parameter is unknown, or its value is of another type.
@@ -43,6 +44,9 @@ def model_params(params: Mapping[str, Any]) -> tuple[Any, list[object]]:
         BackendUnavailableError: A device is not there.
     """
     fields = dict(params)
+    progress = fields.pop("progress", None)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function, not {progress!r}")
     experts = expert_overrides(fields.pop("cpu_moe", False), fields.pop("n_cpu_moe", 0))
     if experts:
         given = fields.get("tensor_buft_overrides") or []
@@ -52,7 +56,10 @@ def model_params(params: Mapping[str, Any]) -> tuple[Any, list[object]]:
     struct[0] = lib.llama_model_default_params()
     keep = fill(struct, "llama_model_params", fields, OWNED, MODEL_CONVERTERS)
     _check_weights(struct, fields)
-    _check_devices(struct, fields)
+    devices = used_devices(struct)
+    _check_devices(struct, devices, fields)
+    if warning and not devices:
+        _warn_without_gpu(fields)
     return struct, keep
 
 
@@ -86,9 +93,8 @@ def _check_weights(struct: Any, fields: Mapping[str, Any]) -> None:
             )
 
 
-def _check_devices(struct: Any, fields: Mapping[str, Any]) -> None:
-    """Raise for devices and splits that do not fit together; warn of a GPU that is not there."""
-    devices = _used_devices(struct)
+def _check_devices(struct: Any, devices: list[Any], fields: Mapping[str, Any]) -> None:
+    """Raise for devices and splits that do not fit together."""
     single = struct.split_mode == lib.LLAMA_SPLIT_MODE_NONE
     if struct.split_mode == lib.LLAMA_SPLIT_MODE_TENSOR and not devices:
         raise BackendUnavailableError("split_mode='tensor' needs a GPU or a list of devices")
@@ -101,24 +107,29 @@ def _check_devices(struct: Any, fields: Mapping[str, Any]) -> None:
         split = fields.get("tensor_split")
         if split is not None and not isinstance(split, ffi.CData) and len(split) > len(devices):
             raise ArgumentError(f"tensor_split is for {len(split)} devices, not {len(devices)}")
-    wanted = [
-        name
-        for name in ("n_gpu_layers", "tensor_split", "main_gpu")
-        if fields.get(name) is not None and (name == "tensor_split" or fields[name] > 0)
-    ]
-    if wanted and not devices:
-        warn(
-            f"{wanted[0]}={fields[wanted[0]]!r} has no effect: no GPU is there for llama.cpp, so "
-            "the model runs on the processor (llamacffi.devices() lists what there is)"
-        )
 
 
-def _used_devices(struct: Any) -> list[Any]:
+def _warn_without_gpu(fields: Mapping[str, Any]) -> None:
+    """Warn of what asks for a GPU that is not there: llama.cpp ignores it."""
+    for name in ("n_gpu_layers", "tensor_split", "main_gpu"):
+        value = fields.get(name)
+        if value is not None and (name == "tensor_split" or value > 0):
+            warn(
+                f"{name}={value!r} has no effect: llama.cpp has no GPU here, so the model runs on "
+                "the processor (llamacffi.devices() lists what there is)"
+            )
+
+
+def used_devices(struct: Any) -> list[Any]:
     """Return the devices that the model may use besides the processor."""
     if struct.devices != ffi.NULL:
         return list(ffi.unpack(struct.devices, _length(struct.devices)))
-    kinds = (lib.GGML_BACKEND_DEVICE_TYPE_GPU, lib.GGML_BACKEND_DEVICE_TYPE_IGPU)
+    backend.load()
     found = [lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count())]
+    if struct.split_mode == lib.LLAMA_SPLIT_MODE_TENSOR:
+        cpu = lib.ggml_backend_cpu_buffer_type()
+        return [dev for dev in found if lib.ggml_backend_dev_buffer_type(dev) != cpu]
+    kinds = (lib.GGML_BACKEND_DEVICE_TYPE_GPU, lib.GGML_BACKEND_DEVICE_TYPE_IGPU)
     return [dev for dev in found if lib.ggml_backend_dev_type(dev) in kinds]
 
 

@@ -21,6 +21,7 @@ this package catches the right ones::
     ├── QuantizeError (RuntimeError)        a model could not be quantized
     ├── UnsupportedError (RuntimeError)     this model or llama.cpp cannot do that
     ├── BackendUnavailableError (RuntimeError)  no backend for what was asked
+    ├── DependencyError (ImportError)       an optional package is not installed
     └── DecodeError (RuntimeError)          decoding failed; finished micro-batches stay
         ├── InvalidBatchError (ValueError)      memory unchanged
         ├── ContextFullError                    memory unchanged: free a slot and retry
@@ -126,6 +127,10 @@ class UnsupportedError(LlamaError, RuntimeError):
 
 class BackendUnavailableError(LlamaError, RuntimeError):
     """No backend is there for what was asked."""
+
+
+class DependencyError(LlamaError, ImportError):
+    """An optional package is not installed; the message says how to install it."""
 
 
 class DecodeError(LlamaError, RuntimeError):

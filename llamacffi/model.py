@@ -13,7 +13,7 @@ from ._files import file_name
 from ._handle import own
 from ._loading import load_file, load_path, load_splits
 from ._model_info import ModelInfo
-from ._model_params import model_params
+from ._model_params import model_params, used_devices
 from .errors import ForkError
 from .log import drain
 from .vocab import Vocab
@@ -211,6 +211,58 @@ class Model(ModelInfo):
         return cls._make("<Gguf>", given, lambda struct, _: load_filled(gguf, fill, struct, given))
 
     @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        *,
+        revision: str | None = None,
+        cache_dir: Path | None = None,
+        local_dir: Path | None = None,
+        token: str | bool | None = None,
+        **params: Unpack[types.LoadParams],
+    ) -> Self:
+        """Load a model from the Hugging Face hub, downloaded unless it is there already.
+
+        It needs ``pip install 'llamacffi[hf]'``.  ``progress`` is of the load; downloads have the
+        hub's own progress bars.
+
+        Args:
+            repo_id: ``"owner/name"``, or ``"owner/name:Q4_K_M"`` for the model with that in its
+                name.
+            filename: The file, or a pattern such as ``"*Q4_K_M.gguf"`` that one model matches; of
+                one in several files all are downloaded.  Without it the repository must have one
+                model only.
+            revision: A branch, a tag or a commit; by default the main branch.
+            cache_dir: Where to keep files, in the hub's own layout.
+            local_dir: Where to put the files instead, under their own names.
+            token: For repositories that are not public; by default that of ``hf auth login``.
+            **params: See `Model`.
+
+        Raises:
+            DependencyError: ``huggingface_hub`` is not installed.
+            ArgumentError: No model matches, or several: the message lists them; or a parameter is
+                out of range.
+            ModelNotFoundError: There is no such repository, revision or file.
+            LoadError: The hub cannot be reached, or refuses; or llama.cpp cannot load the file.
+
+        Source: ``llama_model_load_from_file``, ``llama_model_load_from_splits``.
+        """
+        from .hub import download
+
+        backend.load()
+        model_params(dict(params), warning=False)  # before gigabytes are on their way
+        paths = download(
+            repo_id,
+            filename,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_dir=local_dir,
+            token=token,
+        )
+        return cls.from_splits(paths, **params) if len(paths) > 1 else cls(paths[0], **params)
+
+    @classmethod
     def _make(
         cls, name: str, given: dict[str, Any], load: Callable[[Any, Progress | None], Any]
     ) -> Self:
@@ -231,17 +283,16 @@ class Model(ModelInfo):
             load: Gets the struct and ``progress``; returns a model that nobody owns.
         """
         backend.load()
-        params = dict(given)
-        progress = params.pop("progress", None)
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be a function, not {progress!r}")
-        struct, keep = model_params(params)
+        struct, keep = model_params(given)
+        progress = given.get("progress")
         # C may read what the parameters point to as long as the model lives.
         owner = own(load(struct, progress), lib.llama_model_free, keep)
         self._name = name
         self._vocab: weakref.ref[Vocab] | None = None
         left_out = (name for name in ("vocab_only", "no_alloc") if getattr(struct, name))
         self.without_weights = next(left_out, None)
+        divided = struct.split_mode == lib.LLAMA_SPLIT_MODE_TENSOR
+        self._divided = used_devices(struct) if divided else []
         super().__init__(owner)
         drain()
 

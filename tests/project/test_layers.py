@@ -31,7 +31,7 @@ _entries _sequences
 vocab
 _overrides
 _loading _model_info _model_params
-_making _saving
+_making _saving hub
 model
 _batch_ext _batch_input
 batch _lineage
@@ -49,6 +49,9 @@ context
 sampling
 _loop
 generation
+imatrix
+_quantize_params
+quantization
 demo
 cli
 __main__
