@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from . import gguf as gguf
     from . import hub as hub
     from . import log as log
-    from . import shards as shards
     from . import rpc as rpc
+    from . import shards as shards
     from ._generated import constants as constants
     from ._generated import enums as enums
     from ._generated.params import ContextParams as ContextParams
@@ -72,10 +72,18 @@ if TYPE_CHECKING:
     from .generation import generate as generate
     from .gguf import Gguf as Gguf
     from .gguf import GgufTensor as GgufTensor
+    from .imatrix import Imatrix as Imatrix
+    from .imatrix import ImatrixCollector as ImatrixCollector
+    from .imatrix import compute_imatrix as compute_imatrix
     from .log import capture_logs as capture_logs
     from .memory import Memory as Memory
     from .model import Model as Model
     from .perf import ContextPerf as ContextPerf
+    from .quantization import QuantizeResult as QuantizeResult
+    from .quantization import ftype_name as ftype_name
+    from .quantization import ftype_of as ftype_of
+    from .quantization import ftypes as ftypes
+    from .quantization import quantize as quantize
     from .rpc import RpcServer as RpcServer
     from .sampling import Dist as Dist
     from .sampling import Greedy as Greedy
@@ -112,10 +120,12 @@ _NAMES = {
     ),
     "generation": "ContextShift Generation Token generate",
     "gguf": "Gguf GgufTensor",
+    "imatrix": "Imatrix ImatrixCollector compute_imatrix",
     "log": "capture_logs",
     "memory": "Memory",
     "model": "Model",
     "perf": "ContextPerf",
+    "quantization": "QuantizeResult ftype_name ftype_of ftypes quantize",
     "rpc": "RpcServer",
     "sampling": "Dist Greedy MinP Penalties Sampler SamplerChain Temp TopK TopP",
     "snapshot": "Snapshot",
@@ -133,8 +143,8 @@ _MODULES = {
     "gguf": "gguf",
     "hub": "hub",
     "log": "log",
-    "shards": "shards",
     "rpc": "rpc",
+    "shards": "shards",
 }
 
 __all__ = sorted([*_HOMES, *_MODULES, "ffi", "lib"])

@@ -138,8 +138,9 @@ def quantize_array(array: Array, type_: AnyType, *, imatrix: npt.ArrayLike | Non
     Args:
         array: ``[..., elements of a row]``, any real type.
         type_: The type to make.
-        imatrix: How much each column matters, ``[elements of a row]``; for the experts of a
-            mixture, ``[experts, elements of a row]`` with ``array`` of three dimensions.
+        imatrix: How much each column matters, ``[elements of a row]``; all alike if zeros.  For
+            the experts of a mixture, ``[experts, elements of a row]`` with ``array`` of three
+            dimensions.
 
     Returns:
         What `GgufTensor.data` is for that type.
@@ -208,20 +209,18 @@ def _weights(floats: Floats, type_: GgmlType, imatrix: Any) -> Floats | None:
         )
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ArgumentError("an imatrix has finite numbers from 0 up")
-    weights = weights.reshape(-1, n)
-    if not weights.any(axis=1).all():
-        raise ArgumentError("an imatrix cannot be all zeros: ones say that all columns matter")
-    return scaled_weights(weights)
+    return scaled_weights(weights.reshape(-1, n))
 
 
 def scaled_weights(weights: Floats) -> Floats:
-    """Return an imatrix with numbers up to 1.
+    """Return an imatrix with numbers up to 1, and a row of zeros as ones.
 
-    Only their ratios count; but C computes with powers of them, and has assertions against results
-    that are not finite.
+    Only the ratios in a row count; but C computes with powers of the numbers, and has assertions
+    against results that are not finite.
     """
     # By a power of two: exact but for what vanishes.
-    scaled: Floats = np.ldexp(weights, -np.frexp(weights.max(initial=0))[1])
+    scaled: Floats = np.ldexp(weights, -np.frexp(weights.max(axis=-1, keepdims=True))[1])
+    scaled[~scaled.any(axis=-1)] = 1
     return scaled
 
 

@@ -7,18 +7,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from io import BytesIO
+    from os import PathLike
     from typing import Any, BinaryIO, TypeAlias
 
     import numpy.typing as npt
 
     from ._devices import BufferType, Device
+    from ._generated.enums import GgmlType
     from ._generated.params import ModelParams
     from ._llama import CData as CData
     from .context import Context as Context
+    from .sampling import SamplerChain
     from .tensor import TensorView
 
     # Told of each node of the compute graph: before it is computed, and after if it asked for that.
     EvalCallback: TypeAlias = Callable[[TensorView, bool], bool | None]
+
+    # With what chain each sequence is sampled in the graph.
+    BackendSamplers: TypeAlias = Mapping[int, SamplerChain]
 
     # What can be read from: an open binary file, a descriptor, or the bytes themselves.
     FileSource: TypeAlias = BinaryIO | BytesIO | int | bytes | bytearray | memoryview
@@ -32,6 +38,14 @@ if TYPE_CHECKING:
     TensorSplit: TypeAlias = Iterable[float] | CData
     # Metadata to use in place of the file's.
     KvOverrides: TypeAlias = Mapping[str, bool | int | float | str] | CData
+    Overrides: TypeAlias = Mapping[str, bool | int | float | str]
+    # How much each column of a weight matters, by its name; or a file of that.
+    ImatrixLike: TypeAlias = Mapping[str, npt.ArrayLike] | str | PathLike[str]
+    # Numbers of layers, from 0.
+    Layers: TypeAlias = Iterable[int]
+    # Types of tensors, by patterns for their names.
+    TensorType: TypeAlias = GgmlType | int | str
+    TensorTypes: TypeAlias = Mapping[str, TensorType] | Iterable[tuple[str, TensorType]]
     # Writes the data of the tensor of that name.
     Fill: TypeAlias = Callable[[str, npt.NDArray[Any]], None]
 

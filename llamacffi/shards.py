@@ -6,7 +6,7 @@ The first file of such a model has all metadata; llama.cpp finds the others by t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,7 +135,7 @@ def merge(first: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
         whole.write(target)
 
 
-def check_other(target: str | os.PathLike[str], sources: dict[Path, Gguf]) -> None:
+def check_other(target: str | os.PathLike[str], sources: Iterable[Path]) -> None:
     """Raise unless ``target`` is none of the files that are read.
 
     Raises:

@@ -1,0 +1,348 @@
+"""Importance matrices: how much each column of a weight matters, for `quantize`.
+
+    collector = ImatrixCollector()
+    with Context(model, cb_eval=collector, n_ctx=512) as context:
+        ...  # decode representative text
+    collector.imatrix().save("model.imatrix.gguf")
+
+or at once, `compute_imatrix`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import ArgumentError, ContextError, GgufError
+from .gguf import Gguf
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from ._ggml_types import Floats
+    from .model import Model
+    from .tensor import TensorView
+
+# The keys and the names of tensors of upstream's files.
+DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+SUMS, COUNTS = ".in_sum2", ".counts"
+
+
+@dataclass
+class Squares:
+    """What was seen of the inputs of one weight, which may be a stack of experts."""
+
+    sums: npt.NDArray[np.float64]
+    """``[experts, columns]``: the sums of the squares of the inputs."""
+    counts: npt.NDArray[np.int64]
+    """``[experts]``: of how many inputs; or ``[1]``."""
+
+
+@dataclass(eq=False)
+class Imatrix(Mapping[str, "Floats"]):
+    """Mean squares of the inputs of each weight, by its name.
+
+    A value is ``[columns]`` float32, of a stack of experts ``[experts, columns]``; ones for an
+    expert that no token went to.
+    """
+
+    squares: dict[str, Squares]
+    """The sums behind it."""
+    datasets: list[str] = field(default_factory=list)
+    """What it was computed from."""
+    chunk_count: int = 0
+    """How many pieces of text that were."""
+    chunk_size: int = 0
+    """How many tokens each had."""
+    path: Path | None = None
+    """The file that it was read from."""
+
+    def __getitem__(self, name: str) -> Floats:
+        entry = self.squares[name]
+        counts = entry.counts[:, None]
+        seen = entry.sums / np.maximum(counts, 1)
+        means = np.where(counts > 0, seen, 1).astype(np.float32)
+        return means[0] if len(means) == 1 else means
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.squares)
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+    def __repr__(self) -> str:
+        return f"<Imatrix of {len(self)} weights and {self.chunk_count} chunks>"
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Imatrix:
+        """Read a file of llama.cpp's, GGUF or the older ``.dat``.
+
+        Raises:
+            ModelNotFoundError: There is no such file.
+            GgufError: It is no importance matrix, or damaged.
+        """
+        try:
+            with Gguf.open(path) as gguf:
+                return _from_gguf(gguf, Path(path))
+        except GgufError:
+            data = Path(path).read_bytes()
+            if data.startswith(b"GGUF"):
+                raise
+        return _from_legacy(data, Path(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as upstream's llama-imatrix does, as GGUF; at once or not at all.
+
+        Raises:
+            GgufError: A name is too long.
+            OSError: It cannot be written.
+        """
+        with Gguf.new() as gguf:
+            gguf["general.type"] = "imatrix"
+            gguf.set(DATASETS, self.datasets, type="str")
+            gguf.set(CHUNKS, self.chunk_count, type="u32")
+            gguf.set(CHUNK_SIZE, self.chunk_size, type="u32")
+            for name in sorted(self.squares):
+                entry = self.squares[name]
+                sums = entry.sums.reshape(len(entry.counts), -1)
+                gguf.add_tensor(name + SUMS, sums.astype(np.float32))
+                gguf.add_tensor(name + COUNTS, entry.counts[:, None].astype(np.float32))
+            gguf.write(path)
+
+    def merge(self, other: Imatrix) -> Imatrix:
+        """Return one of what both have seen.
+
+        Raises:
+            ArgumentError: A weight has another shape in the other.
+        """
+        squares = {name: Squares(one.sums, one.counts) for name, one in self.squares.items()}
+        for name, new in other.squares.items():
+            old = squares.get(name)
+            if old is None:
+                squares[name] = new
+            elif old.sums.shape != new.sums.shape or old.counts.shape != new.counts.shape:
+                raise ArgumentError(
+                    f"{name!r} has the shape {old.sums.shape} here, and there {new.sums.shape}"
+                )
+            else:
+                squares[name] = Squares(old.sums + new.sums, old.counts + new.counts)
+        datasets = [*self.datasets, *other.datasets]
+        chunks = self.chunk_count + other.chunk_count
+        return Imatrix(squares, datasets, chunks, self.chunk_size or other.chunk_size)
+
+
+class ImatrixCollector:
+    """Collects an `Imatrix` from the graphs of a context: ``Context(..., cb_eval=collector)``.
+
+    It sees each multiplication with a weight of a layer, of dense models and of mixtures.
+    """
+
+    def __init__(self, *, process_output: bool = False) -> None:
+        """Begin with nothing.
+
+        Args:
+            process_output: Look at ``output.weight`` too, which is multiplied with for the tokens
+                of a batch that have outputs.
+        """
+        self._process_output = process_output
+        self._squares: dict[str, Squares] = {}
+
+    def __call__(self, tensor: TensorView, ask: bool) -> bool:
+        """Look at a node of the graph; the callback of the context."""
+        name = self._weight(tensor)
+        if name is not None and not ask:
+            if tensor.op.name == "MUL_MAT_ID":
+                self._add_experts(name, tensor)
+            else:
+                self._add(name, tensor)
+        return name is not None or not ask
+
+    def imatrix(self, *, dataset: str | None = None, chunk_size: int = 512) -> Imatrix:
+        """Return what was collected so far.
+
+        Args:
+            dataset: What to call the text that was seen.
+            chunk_size: How many tokens are a chunk; only to say how many were seen.
+        """
+        squares = {
+            name: Squares(one.sums.copy(), one.counts.copy()) for name, one in self._squares.items()
+        }
+        most = max((int(one.counts.max()) for one in squares.values()), default=0)
+        datasets = [] if dataset is None else [dataset]
+        return Imatrix(squares, datasets, most // chunk_size, chunk_size)
+
+    def _weight(self, tensor: TensorView) -> str | None:
+        """Return the weight that a node multiplies with, if it is to be looked at."""
+        if tensor.op.name not in ("MUL_MAT", "MUL_MAT_ID"):
+            return None
+        weight, inputs = tensor.sources[:2]
+        if weight is None or inputs is None or inputs.type.name != "F32":
+            return None
+        # The scheduler calls its copies "device#name#number".
+        parts = weight.name.split("#")
+        name = parts[1] if len(parts) > 1 else parts[0]
+        wanted = name.startswith("blk.") or (self._process_output and name == "output.weight")
+        return name if wanted else None
+
+    def _entry(self, name: str, n_experts: int, n_counts: int, n: int) -> Squares:
+        entry = self._squares.get(name)
+        if entry is None:
+            entry = Squares(np.zeros((n_experts, n)), np.zeros(n_counts, np.int64))
+            self._squares[name] = entry
+        elif entry.sums.shape != (n_experts, n):
+            raise ContextError(
+                f"{name!r} was {entry.sums.shape} before, and is now {(n_experts, n)}: "
+                "one collector is for one model"
+            )
+        return entry
+
+    def _add(self, name: str, tensor: TensorView) -> None:
+        weight, inputs = tensor.sources[:2]
+        assert weight is not None
+        assert inputs is not None
+        x = _array(inputs)
+        n_2, n_3 = int(weight.ptr.ne[2]), int(weight.ptr.ne[3])
+        entry = self._entry(name, n_2 * n_3, 1, x.shape[-1])
+        for i, j in np.ndindex(x.shape[:2]):
+            # What is multiplied with a matrix of the stack; a plain one takes all.
+            matrix = (i % n_3) * n_2 + j % n_2
+            entry.sums[matrix] += _sum_of_squares(name, x[i, j])
+        entry.counts += x.size // x.shape[-1] // (n_2 * n_3)
+
+    def _add_experts(self, name: str, tensor: TensorView) -> None:
+        weight, inputs, chosen = tensor.sources[:3]
+        assert weight is not None
+        assert inputs is not None
+        assert chosen is not None
+        x = _array(inputs)[0]  # [tokens, experts of a token or 1, columns]
+        ids = _array(chosen)[0, 0]  # [tokens, experts of a token]
+        n_experts = int(weight.ptr.ne[2])
+        entry = self._entry(name, n_experts, n_experts, x.shape[-1])
+        tokens, places = np.indices(ids.shape)
+        rows = x[tokens.ravel(), places.ravel() % x.shape[1]]
+        for expert in np.unique(ids):
+            mine = rows[ids.ravel() == expert]
+            entry.sums[expert] += _sum_of_squares(name, mine)
+            entry.counts[expert] += len(mine)
+
+
+def _array(tensor: TensorView) -> npt.NDArray[np.generic]:
+    """Copy a tensor as an array of four dimensions, rows last."""
+    ne = [int(n) for n in tensor.ptr.ne]
+    array: npt.NDArray[np.generic] = tensor.to_numpy().reshape(ne[::-1])
+    return array
+
+
+def _sum_of_squares(name: str, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Return the sum over rows of the squares of each column."""
+    sums: npt.NDArray[np.float64] = np.square(rows, dtype=np.float64).sum(axis=0)
+    if not np.isfinite(sums).all():
+        raise ContextError(f"the inputs of {name!r} are not finite: the model is damaged")
+    return sums
+
+
+def compute_imatrix(
+    model: Model,
+    text: str | Sequence[int],
+    *,
+    chunk_size: int = 512,
+    max_chunks: int | None = None,
+    process_output: bool = False,
+    dataset: str | None = None,
+    progress: Callable[[float], bool | None] | None = None,
+) -> Imatrix:
+    """Run a model over text, and return how much each column of its weights matters.
+
+    The text is cut into chunks, and each begins anew, with the token that begins a text, as
+    upstream's llama-imatrix does it; what is left at the end is not used.
+
+    Args:
+        model: The model, best not quantized.
+        text: Representative text, or its tokens.
+        chunk_size: How many tokens a chunk has.
+        max_chunks: Stop after so many.
+        process_output: Look at ``output.weight`` too.
+        dataset: What to call the text in the file.
+        progress: Called with the part that is done; it stops if that returns False.
+
+    Raises:
+        ArgumentError: The text is shorter than a chunk, or a number is less than 1.
+    """
+    from .batch import Batch
+    from .context import Context
+
+    tokens = model.vocab.tokenize(text) if isinstance(text, str) else list(text)
+    for name, value in (("chunk_size", chunk_size), ("max_chunks", max_chunks)):
+        if value is not None and value < 1:
+            raise ArgumentError(f"{name}={value} is less than 1")
+    n_chunks = min(len(tokens) // chunk_size, max_chunks or len(tokens))
+    if not n_chunks:
+        raise ArgumentError(f"{len(tokens)} tokens are less than a chunk of {chunk_size}")
+    collector = ImatrixCollector(process_output=process_output)
+    batch = Batch(chunk_size)
+    bos = model.vocab.bos if model.vocab.add_bos else None
+    with Context(
+        model, cb_eval=collector, n_ctx=chunk_size, n_batch=chunk_size, n_ubatch=chunk_size
+    ) as context:
+        for i in range(n_chunks):
+            chunk = tokens[i * chunk_size : (i + 1) * chunk_size]
+            batch.clear()
+            # All outputs: without them the last layer computes the inputs of some weights only.
+            batch.add([bos, *chunk[1:]] if bos is not None else chunk, logits="all")
+            context.memory.clear()
+            context.decode(batch)
+            if progress is not None and progress((i + 1) / n_chunks) is False:
+                break
+    return collector.imatrix(dataset=dataset, chunk_size=chunk_size)
+
+
+def _from_gguf(gguf: Gguf, path: Path) -> Imatrix:
+    squares = {}
+    names = [name.removesuffix(SUMS) for name in gguf.tensors if name.endswith(SUMS)]
+    if not names:
+        raise GgufError(f"{os.fspath(path)!r} is no importance matrix")
+    for name in names:
+        sums, counts = gguf.tensors[name + SUMS], gguf.tensors.get(name + COUNTS)
+        if counts is None or {sums.type.name, counts.type.name} != {"F32"}:
+            raise GgufError(f"{os.fspath(path)!r} has no counts, or other numbers, for {name!r}")
+        n = counts.n_elements
+        if sums.n_elements % n:
+            raise GgufError(f"{os.fspath(path)!r}: the counts do not fit the sums of {name!r}")
+        squares[name] = Squares(
+            sums.data.reshape(n, -1).astype(np.float64), np.rint(counts.data.ravel()).astype(int)
+        )
+    datasets, chunks = gguf.get(DATASETS, []), gguf.get(CHUNKS, 0)
+    size = gguf.get(CHUNK_SIZE, 0)
+    if not (isinstance(datasets, list) and isinstance(chunks, int) and isinstance(size, int)):
+        raise GgufError(f"{os.fspath(path)!r} has metadata that no importance matrix has")
+    return Imatrix(squares, datasets, chunks, size, path)
+
+
+def _from_legacy(data: bytes, path: Path) -> Imatrix:
+    """Read the format before GGUF: means, times a number of calls."""
+    squares, at, datasets, chunks = {}, 4, [], 0
+    try:
+        (n,) = struct.unpack_from("<i", data)
+        for _ in range(n):
+            (length,) = struct.unpack_from("<i", data, at)
+            name, calls, n_values = struct.unpack_from(f"<{length}sii", data, at + 4)
+            at += 12 + length
+            sums = np.frombuffer(data, "<f4", n_values, at).astype(np.float64)
+            at += 4 * n_values
+            squares[name.decode("utf-8", "surrogateescape")] = Squares(
+                sums[None], np.array([max(calls, 1)])
+            )
+        if at < len(data):
+            chunks, length = struct.unpack_from("<ii", data, at)
+            datasets = [struct.unpack_from(f"<{length}s", data, at + 8)[0].decode(errors="replace")]
+    except (struct.error, ValueError) as error:
+        raise GgufError(f"{os.fspath(path)!r} is no importance matrix: {error}") from None
+    if not squares:
+        raise GgufError(f"{os.fspath(path)!r} is no importance matrix")
+    return Imatrix(squares, datasets, chunks, 0, path)
