@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llamacffi import ArgumentError, Batch, Context
 
+positions = st.one_of(st.integers(-1, 100), st.lists(st.integers(-1, 100), max_size=6))
+logits = st.one_of(
+    st.sampled_from(["last", "all", "none"]),
+    st.lists(st.booleans(), min_size=1, max_size=6),
+    st.lists(st.integers(-7, 6), max_size=3),
+)
 runs = st.tuples(
     st.lists(st.integers(0, 4), max_size=6),  # tokens
-    st.integers(0, 100),  # pos
+    positions,
     st.sets(st.integers(-1, 3), max_size=4),  # seq_ids, some of them invalid
-    st.sampled_from(["last", "all", "none"]),  # logits
+    logits,
 )
 INT_TYPES = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4", ">i8"]
 
@@ -32,26 +38,97 @@ def as_c_sees(batch):
     ]
 
 
+def as_numbers(pos, n):
+    """Return the positions that are meant; None if they are not valid."""
+    found = [*range(pos, pos + n)] if isinstance(pos, int) else pos
+    valid = len(found) == n and -1 not in (pos, *found)
+    return found if valid else None
+
+
+def as_flags(logits, n):
+    """Return the outputs that are meant; None if they are not valid."""
+    if isinstance(logits, str):
+        return [logits == "all" or (logits == "last" and i == n - 1) for i in range(n)]
+    if logits and isinstance(logits[0], bool):
+        return logits if len(logits) == n else None
+    if any(not -n <= i < n for i in logits):
+        return None
+    return [i in {one % n for one in logits} for i in range(n)]
+
+
 @given(st.integers(1, 12), st.integers(1, 3), st.lists(runs, max_size=6))
+@example(4, 1, [([1, 2], -1, {0}, "last")])
 def test_batch_holds_what_was_added(capacity, n_seq_max, added):
     """C sees exactly the accepted runs; a rejected one leaves no trace."""
     batch = Batch(capacity, n_seq_max)
     expected = []
     for tokens, pos, seq_ids, logits in added:
-        fits = len(expected) + len(tokens) <= capacity
+        numbers, flags = as_numbers(pos, len(tokens)), as_flags(logits, len(tokens))
+        fits = len(expected) + len(tokens) <= capacity and None not in (numbers, flags)
         if fits and 1 <= len(seq_ids) <= n_seq_max and min(seq_ids) >= 0:
             start = len(expected)
             indices = batch.add(tokens, pos=pos, seq_ids=seq_ids, logits=logits)
             assert indices == range(start, start + len(tokens))
-            for i, token in enumerate(tokens):
-                output = logits == "all" or (logits == "last" and i == len(tokens) - 1)
-                expected.append((token, pos + i, sorted(seq_ids), output))
+            for token, position, output in zip(tokens, numbers, flags, strict=True):
+                expected.append((token, position, sorted(seq_ids), output))
         else:
             with pytest.raises(ArgumentError):
                 batch.add(tokens, pos=pos, seq_ids=seq_ids, logits=logits)
-        assert as_c_sees(batch) == expected
-        assert len(batch) == len(expected)
-        assert list(batch.outputs()) == [output for *_, output in expected]
+        assert_is(batch, expected)
+
+
+def assert_is(batch, expected):
+    """Check that a batch has these entries, for C and for Python."""
+    assert as_c_sees(batch) == expected
+    assert len(batch) == len(expected)
+    assert batch.n_left == batch.capacity - len(expected)
+    assert batch.tokens.tolist() == [token for token, *_ in expected]
+    assert batch.positions.tolist() == [pos for _, pos, *_ in expected]
+    assert batch.seq_ids == [seq_ids for _, _, seq_ids, _ in expected]
+    assert list(batch.outputs()) == [output for *_, output in expected]
+    assert batch.is_coupled == any(len(seq_ids) > 1 for _, _, seq_ids, _ in expected)
+    starts = {}
+    for _, pos, seq_ids, _ in expected:
+        for seq_id in seq_ids:
+            starts[seq_id] = min(pos, starts.get(seq_id, pos))
+    assert batch.starts() == starts
+
+
+@given(st.integers(0, 6), st.data())
+def test_truncate_keeps_the_first(n, data):
+    """What is cut off does not count any more, not even for the checks."""
+    batch = Batch(8, n_seq_max=3)
+    for i in range(6):
+        seq_ids = data.draw(st.sets(st.integers(0, 5), min_size=1, max_size=3))
+        batch.add([data.draw(st.integers(0, 9))], pos=i, seq_ids=seq_ids)
+    entries = as_c_sees(batch)
+    batch.truncate(n)
+    assert_is(batch, entries[:n])
+    most = max((token for token, *_ in entries[:n]), default=0)
+    n_seq = max((max(ids) for _, _, ids, _ in entries[:n]), default=0) + 1
+    batch.check(n_vocab=most + 1, n_seq_max=n_seq)
+    if n:
+        with pytest.raises(ArgumentError, match=f"token {most} at index"):
+            batch.check(n_vocab=most, n_seq_max=n_seq)
+        with pytest.raises(ArgumentError, match="seq_id"):
+            batch.check(n_vocab=most + 1, n_seq_max=n_seq - 1)
+
+
+@pytest.mark.parametrize("n", [-1, 4, 2**70])
+def test_truncate_to_what_is_not_there(n):
+    batch = Batch.from_tokens([1, 2, 3])
+    with pytest.raises(ArgumentError, match="is not in 0 to 3"):
+        batch.truncate(n)
+    assert len(batch) == 3
+
+
+def test_a_batch_of_exactly_these_tokens():
+    batch = Batch.from_tokens([5, 6], pos=[7, 9], seq_ids=(2, 1), logits=[0])
+    assert as_c_sees(batch) == [(5, 7, [1, 2], True), (6, 9, [1, 2], False)]
+    assert (batch.capacity, batch.n_seq_max, batch.n_left) == (2, 2, 0)
+    assert len(Batch.from_tokens([])) == 0
+    with pytest.raises(ArgumentError, match="seq_ids"):
+        Batch.from_tokens([1], seq_ids=())
 
 
 @pytest.mark.parametrize("dtype", INT_TYPES)
@@ -100,6 +177,21 @@ REFUSED = {
     "seq_id a float": (TypeError, {"tokens": [1], "seq_ids": (0.5,)}),
     "too many seq_ids": (ArgumentError, {"tokens": [1], "seq_ids": (0, 1, 2)}),
     "too many tokens": (ArgumentError, {"tokens": range(9)}),
+    "a pos below 0": (ArgumentError, {"tokens": [1, 2], "pos": [3, -1]}),
+    "a pos beyond int32": (ArgumentError, {"tokens": [1], "pos": [2**31 - 1]}),
+    "pos of floats": (TypeError, {"tokens": [1], "pos": [1.0]}),
+    "pos a text": (TypeError, {"tokens": [1], "pos": "1"}),
+    "pos None": (TypeError, {"tokens": [1], "pos": None}),
+    "too few positions": (ArgumentError, {"tokens": [1, 2], "pos": [1]}),
+    "sections of a token": (ArgumentError, {"tokens": [1], "pos": np.zeros((4, 1), int)}),
+    "too long a mask": (ArgumentError, {"tokens": [1], "logits": [True, False]}),
+    "an index of no token": (ArgumentError, {"tokens": [1, 2], "logits": [2]}),
+    "logits of floats": (ArgumentError, {"tokens": [1], "logits": [0.0]}),
+    "logits None": (ArgumentError, {"tokens": [1], "logits": None}),
+    "embeddings without n_embd": (
+        ArgumentError,
+        {"tokens": [1], "embeddings": np.zeros((1, 4), np.float32)},
+    ),
     "logits misspelt": (ArgumentError, {"tokens": [1], "logits": "first"}),
     "logits a bool": (ArgumentError, {"tokens": [1], "logits": True}),
 }
