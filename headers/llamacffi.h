@@ -114,6 +114,7 @@ void llamacffi_check_regex(const char *pattern);
 #define LLAMACFFI_SAMPLE_GRAMMAR (-7)   /* a grammar does not allow the token */
 #define LLAMACFFI_SAMPLE_TRIGGER (-8)   /* the text that triggers a grammar does not begin it */
 #define LLAMACFFI_SAMPLE_WAITED (-9)    /* the text without a trigger is too long to be searched */
+#define LLAMACFFI_SAMPLE_GRAPH (-10)    /* the graph has sampled it with another chain, or not at all */
 
 /* A sampler of a chain that is a grammar. */
 struct llamacffi_grammar {
@@ -130,17 +131,18 @@ struct llamacffi_chain {
     struct llamacffi_grammar *grammars; /* those of its samplers, in order */
     int32_t n_grammars;
     bool grammar_first;            /* false: choose without the grammars, and ask them then */
+    bool in_graph;                 /* a context samples with it in its graph */
     bool failed;                   /* a callback sets it to say that it raised */
-    struct llama_token_data *data; /* room for n_vocab candidates */
-    int32_t n_vocab;
+    struct llama_token_data *data; /* room for the candidates of a context: */
+    int32_t n_data;                /* as many as its vocabulary has tokens */
+    int32_t n_vocab;               /* for what vocabulary; INT32_MAX if that does not matter */
     bool timed;                    /* measure what the chain does not measure itself: */
     int64_t t_sample_us;
 };
 
-/* Copy what output `i` of the last batch has into `data`, which has room for `n_vocab` candidates.
+/* Copy what output `i` of the last batch has into `data`, which has room for the whole vocabulary.
  * Returns how many there are, or what went wrong. */
-int32_t llamacffi_candidates(struct llama_context *context, int32_t i, struct llama_token_data *data,
-                             int32_t n_vocab);
+int32_t llamacffi_candidates(struct llama_context *context, int32_t i, struct llama_token_data *data);
 
 /* Returns 0 if every candidate is a token of a vocabulary of that size and has a number as its score,
  * which may be infinitely low; else what is wrong. */
@@ -162,7 +164,7 @@ int32_t llamacffi_chain_accept(struct llamacffi_chain *chain, int32_t token);
 void llamacffi_chain_accept_prompt(struct llamacffi_chain *chain, const int32_t *tokens, int32_t n_tokens);
 
 /* A sampler that rules out the tokens that end a generation, until `n` tokens were accepted. */
-struct llama_sampler *llamacffi_sampler_init_min_tokens(const struct llama_vocab *vocab, int32_t n);
+struct llama_sampler *llamacffi_sampler_init_min_tokens(const int32_t *ends, int32_t n_ends, int32_t n);
 
 /* A sampler that says that the candidates are in no order: for after one that changes scores, but does
  * not say so. */
@@ -173,9 +175,17 @@ struct llama_sampler *llamacffi_sampler_init_unsorted(void);
 int32_t llamacffi_tokenize(const struct llama_vocab *vocab, const char *text, int64_t length,
                            int32_t *tokens, int32_t size, bool add_special, bool parse_special);
 
-/* llama_detokenize(), which also returns INT32_MIN if the text does not fit an int32. */
+/* How to make a text out of tokens. */
+struct llamacffi_text_style {
+    bool remove_special;  /* leave out BOS and EOS at the ends, if llama_tokenize() adds them */
+    bool unparse_special; /* write special tokens as their texts, instead of leaving them out */
+    bool exact;           /* the pieces as they are, not what llama_detokenize() makes of them */
+    bool strip_blank;     /* if exact: without one blank at the beginning and after special tokens */
+};
+
+/* As llama_detokenize(), but also returns INT32_MIN if the text does not fit an int32. */
 int32_t llamacffi_detokenize(const struct llama_vocab *vocab, const int32_t *tokens, int64_t n_tokens,
-                             char *text, int32_t size, bool remove_special, bool unparse_special);
+                             char *text, int32_t size, const struct llamacffi_text_style *style);
 
 /* The index of the first token that is not in the vocabulary, or -1. */
 int64_t llamacffi_token_outside(const struct llama_vocab *vocab, const int32_t *tokens, int64_t n_tokens);
@@ -193,8 +203,9 @@ struct llamacffi_sequences *llamacffi_tokenize_all(const struct llama_vocab *voc
 /* The same the other way round.  Returns bytes, to be freed. */
 struct llamacffi_sequences *llamacffi_detokenize_all(const struct llama_vocab *vocab,
                                                      const int32_t *tokens, const int64_t *starts,
-                                                     int64_t n_sequences, bool remove_special,
-                                                     bool unparse_special, int32_t n_threads);
+                                                     int64_t n_sequences,
+                                                     const struct llamacffi_text_style *style,
+                                                     int32_t n_threads);
 
 /* The first that failed, and why; or -1.  If one has failed, there may be nothing of the others. */
 int64_t llamacffi_sequences_failed(const struct llamacffi_sequences *sequences);

@@ -30,6 +30,8 @@ class Entries:
         self._vocab: Any = lib.llama_model_get_vocab(model.ptr)
         self._size: int = lib.llama_vocab_n_tokens(self._vocab)
         self._type: int = lib.llama_vocab_type(self._vocab)
+        # Whether there are texts that C must not be given.
+        self._limited = self._type in (lib.LLAMA_VOCAB_TYPE_NONE, lib.LLAMA_VOCAB_TYPE_RWKV)
 
     @property
     def ptr(self) -> Any:
@@ -120,7 +122,9 @@ class Entries:
 
         Source: ``llama_vocab_is_eog``.
         """
-        return bool(self._call(lib.llama_vocab_is_eog, self.check_one(token)))
+        token = self.check_one(token)
+        model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
+        return lib.llama_vocab_is_eog(self._vocab, token)
 
     def is_control(self, token: int) -> bool:
         """Tell whether a token is a control token, which has no text of its own.

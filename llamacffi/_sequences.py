@@ -70,7 +70,7 @@ def detokenize_all(
     vocab: Any,
     tokens: npt.NDArray[np.int32],
     lengths: list[int],
-    flags: tuple[bool, bool],
+    style: Any,
     n_threads: int,
 ) -> tuple[bytes, list[int]]:
     """Return the texts of all sequences, and where each begins and the last ends.
@@ -81,7 +81,7 @@ def detokenize_all(
 
     made = lib.llamacffi_detokenize_all(
         *(vocab, ffi.from_buffer("llama_token[]", tokens), _int64(_starts(lengths)), len(lengths)),
-        *(*flags, n_threads),
+        *(style, n_threads),
     )
     text, starts = _collect(made, len(lengths), np.uint8)
     return text.tobytes(), starts

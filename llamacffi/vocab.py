@@ -138,14 +138,23 @@ class Vocab(Entries):
         return split(*self._tokens_of_all(texts, add_special, parse_special, n_threads))
 
     def detokenize(
-        self, tokens: TokenIds, *, remove_special: bool = False, unparse_special: bool = False
+        self,
+        tokens: TokenIds,
+        *,
+        remove_special: bool = False,
+        unparse_special: bool = False,
+        exact: bool = True,
     ) -> str:
         """Return the text of tokens; bytes that are no UTF-8 become U+FFFD.
 
         Args:
             tokens: Token ids; a contiguous array of int32 is not copied.
-            remove_special: Leave out the special tokens that `tokenize` adds around a text.
+            remove_special: Leave out the BOS and EOS that `tokenize` adds around a text.
             unparse_special: Write special tokens as their texts instead of leaving them out.
+            exact: Undo what `tokenize` has done: the pieces as they are, without the blank that
+                some vocabularies put before a text.  False gives what ``llama_detokenize`` makes
+                of them: for some vocabularies without the blanks before ``.,?!``, and for some
+                with one after BOS.
 
         Returns:
             The text, empty for a model without a vocabulary.
@@ -154,27 +163,32 @@ class Vocab(Entries):
             ArgumentError: A token is not in the vocabulary, or the text would exceed 2 GiB.
             ClosedError: The model is closed.
 
-        Source: ``llama_detokenize``.
+        Source: ``llama_token_to_piece``, ``llama_detokenize``.
         """
         text = self.detokenize_bytes(
-            tokens, remove_special=remove_special, unparse_special=unparse_special
+            tokens, remove_special=remove_special, unparse_special=unparse_special, exact=exact
         )
         return text.decode(errors="replace")
 
     def detokenize_bytes(
-        self, tokens: TokenIds, *, remove_special: bool = False, unparse_special: bool = False
+        self,
+        tokens: TokenIds,
+        *,
+        remove_special: bool = False,
+        unparse_special: bool = False,
+        exact: bool = True,
     ) -> bytes:
-        """Return the text of tokens as bytes, exactly; see `detokenize`."""
+        """Return the text of tokens as bytes, see `detokenize`."""
         array, count = token_array(tokens, self._size)
         model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
         self._check_array(array, count)
         if self._type == lib.LLAMA_VOCAB_TYPE_NONE:
             return b""
-        flags = bool(remove_special), bool(unparse_special)
+        style = self._style(remove_special, unparse_special, exact)
         size = min(8 * count + 64, INT32_MAX)
         while True:
             buffer = new_uncleared("char[]", size)
-            n = lib.llamacffi_detokenize(self._vocab, array, count, buffer, size, *flags)
+            n = lib.llamacffi_detokenize(self._vocab, array, count, buffer, size, style)
             if n >= 0:
                 return ffi.unpack(buffer, n)  # type: ignore[no-any-return]
             if n == INT32_MIN:
@@ -187,6 +201,7 @@ class Vocab(Entries):
         *,
         remove_special: bool = False,
         unparse_special: bool = False,
+        exact: bool = True,
         n_threads: int | None = None,
     ) -> list[str]:
         """Return the texts of many sequences of tokens at once: the opposite of `tokenize_batch`.
@@ -195,23 +210,24 @@ class Vocab(Entries):
             sequences: Token ids, see `detokenize`.
             remove_special: See `detokenize`.
             unparse_special: See `detokenize`.
+            exact: See `detokenize`.
             n_threads: How many threads at most; by default one for each physical core.
 
         Raises:
             ArgumentError: A token is not in the vocabulary, or a text would exceed 2 GiB.
             ClosedError: The model is closed.
 
-        Source: ``llama_detokenize``.
+        Source: ``llama_token_to_piece``, ``llama_detokenize``.
         """
         threads = thread_count(n_threads)
         lengths, tokens = join_tokens(sequences, self._size)
-        model = self._model.ptr  # noqa: F841
+        model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
         self._check_array(ffi.from_buffer("llama_token[]", tokens), len(tokens))
         if self._type == lib.LLAMA_VOCAB_TYPE_NONE:
             return [""] * len(lengths)
-        flags = bool(remove_special), bool(unparse_special)
+        style = self._style(remove_special, unparse_special, exact)
         try:
-            text, starts = detokenize_all(self._vocab, tokens, lengths, flags, threads)
+            text, starts = detokenize_all(self._vocab, tokens, lengths, style, threads)
         except SequenceError as error:
             reason = f"the text of sequence {error.index} cannot be made: {error}"
             raise with_log(ArgumentError(reason)) from None
@@ -261,7 +277,8 @@ class Vocab(Entries):
     ) -> int:
         """Return the number of tokens, or less than 0 if they do not fit the buffer."""
         model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
-        self._check_text(data)
+        if self._limited or len(data) > INT32_MAX:
+            self._check_text(data)
         flags = bool(add_special), bool(parse_special)
         size = min(size, INT32_MAX)
         try:
@@ -279,7 +296,8 @@ class Vocab(Entries):
         threads, data = thread_count(n_threads), _encode_all(texts)
         model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
         for i, one in enumerate(data):
-            self._check_text(one, i)
+            if self._limited or len(one) > INT32_MAX:
+                self._check_text(one, i)
         try:
             made = tokenize_all(
                 self._vocab, data, (bool(add_special), bool(parse_special)), threads
@@ -289,6 +307,20 @@ class Vocab(Entries):
             raise with_log(TokenizeError(reason, error.index)) from None
         drain()
         return made
+
+    def _style(self, remove_special: bool, unparse_special: bool, exact: bool) -> Any:
+        """Return how to make a text, for C."""
+        flags = bool(remove_special), bool(unparse_special), bool(exact), self._adds_blank
+        return ffi.new("struct llamacffi_text_style *", flags)
+
+    @cached_property
+    def _adds_blank(self) -> bool:
+        """Whether `tokenize` puts a blank before a text."""
+        try:
+            first = self.tokenize("a", add_special=False)[:1]
+        except TokenizeError:
+            return False
+        return b"".join(map(self.piece, first)).startswith(b" ")
 
     def _check_array(self, array: Any, count: int) -> None:
         """Raise `ArgumentError` unless all tokens are in the vocabulary."""

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -61,14 +62,46 @@ bool fits(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens)
     return total <= std::numeric_limits<int32_t>::max();
 }
 
-int32_t detokenize(const llama_vocab *vocab, const llama_token *tokens, int64_t n_tokens, char *text,
-                   int32_t size, bool remove_special, bool unparse_special) {
-    if (n_tokens > std::numeric_limits<int32_t>::max() ||
-        !fits(vocab, tokens, static_cast<int32_t>(n_tokens))) {
+int32_t join_pieces(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens, char *text,
+                    int32_t size, const llamacffi_text_style &style) {
+    constexpr int special = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED;
+    if (style.remove_special && n_tokens > 0 && llama_vocab_get_add_bos(vocab) &&
+        tokens[0] == llama_vocab_bos(vocab)) {
+        ++tokens, --n_tokens;
+    }
+    if (style.remove_special && n_tokens > 0 && llama_vocab_get_add_eos(vocab) &&
+        tokens[n_tokens - 1] == llama_vocab_eos(vocab)) {
+        --n_tokens;
+    }
+    int64_t total = 0;
+    bool begins = style.strip_blank; // a text to which llama_tokenize() has added a blank
+    for (int32_t i = 0; i < n_tokens; ++i) {
+        const bool is_special = style.strip_blank && (llama_vocab_get_attr(vocab, tokens[i]) & special);
+        const int32_t room = static_cast<int32_t>(std::max<int64_t>(size - total, 0));
+        const int32_t n = llama_token_to_piece(vocab, tokens[i], room ? text + total : nullptr, room,
+                                               begins && !is_special, style.unparse_special);
+        total += std::abs(static_cast<int64_t>(n));
+        begins = is_special;
+    }
+    if (total > std::numeric_limits<int32_t>::max()) {
         return too_long;
     }
-    return llama_detokenize(vocab, tokens, static_cast<int32_t>(n_tokens), text, size, remove_special,
-                            unparse_special);
+    return static_cast<int32_t>(total > size ? -total : total);
+}
+
+int32_t detokenize(const llama_vocab *vocab, const llama_token *tokens, int64_t n_tokens, char *text,
+                   int32_t size, const llamacffi_text_style &style) {
+    if (n_tokens > std::numeric_limits<int32_t>::max()) {
+        return too_long;
+    }
+    const int32_t n = static_cast<int32_t>(n_tokens);
+    if (style.exact) {
+        return join_pieces(vocab, tokens, n, text, size, style);
+    }
+    if (!fits(vocab, tokens, n)) {
+        return too_long;
+    }
+    return llama_detokenize(vocab, tokens, n, text, size, style.remove_special, style.unparse_special);
 }
 
 } // namespace
@@ -185,10 +218,9 @@ int32_t llamacffi_tokenize(const llama_vocab *vocab, const char *text, int64_t l
 }
 
 int32_t llamacffi_detokenize(const llama_vocab *vocab, const llama_token *tokens, int64_t n_tokens,
-                             char *text, int32_t size, bool remove_special, bool unparse_special) {
-    return guarded("llamacffi_detokenize", [&] {
-        return detokenize(vocab, tokens, n_tokens, text, size, remove_special, unparse_special);
-    });
+                             char *text, int32_t size, const llamacffi_text_style *style) {
+    return guarded("llamacffi_detokenize",
+                   [&] { return detokenize(vocab, tokens, n_tokens, text, size, *style); });
 }
 
 llamacffi_sequences *llamacffi_tokenize_all(const llama_vocab *vocab, const char *text,
@@ -212,14 +244,12 @@ llamacffi_sequences *llamacffi_tokenize_all(const llama_vocab *vocab, const char
 
 llamacffi_sequences *llamacffi_detokenize_all(const llama_vocab *vocab, const llama_token *tokens,
                                               const int64_t *starts, int64_t n_sequences,
-                                              bool remove_special, bool unparse_special,
-                                              int32_t n_threads) {
+                                              const llamacffi_text_style *style, int32_t n_threads) {
     return guarded("llamacffi_detokenize_all", [&] {
         const int64_t useful = 1 + (starts[n_sequences] - starts[0]) / bytes_per_thread;
         const auto room = [&](int64_t i) { return 8 * (starts[i + 1] - starts[i]) + 64; };
         const auto make = [&](int64_t i, char *text, int32_t size) {
-            return detokenize(vocab, tokens + starts[i], starts[i + 1] - starts[i], text, size,
-                              remove_special, unparse_special);
+            return detokenize(vocab, tokens + starts[i], starts[i + 1] - starts[i], text, size, *style);
         };
         return make_all<char>(n_sequences, std::min<int64_t>(n_threads, useful), stack_base, room, make);
     });
