@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 # The comment on ggml_threadpool_params.poll: 0 is no polling, 100 is aggressive polling.
 MAX_POLL = 100
+# How long threads spin by default; measured with bench/threads.py.  From one token to the next this
+# is as fast as ggml's own 50, and 0 is slower by a tenth; but after each graph 50 keeps the cores
+# busy for a tenth of a second or more, and this for some milliseconds.
+POLL = 1
 
 
 class Threadpool(Handle):
@@ -37,6 +41,9 @@ class Threadpool(Handle):
 
     The thread that calls `Context.decode` is one of the ``n_threads``: while it computes, it too
     has the pool's processors and priority, and afterwards its own again.
+
+    Within a graph the threads wait for each other by spinning.  If other work takes the core of
+    one, the others spin in vain: on a busy machine fewer threads are much faster.
     """
 
     __slots__ = ("_flags", "cpus", "exclusive", "n_threads", "placement")
@@ -56,7 +63,7 @@ class Threadpool(Handle):
         *,
         cpus: Iterable[int] | None = None,
         priority: GgmlSchedPriority | int | str = "normal",
-        poll: int | None = None,
+        poll: int = POLL,
         strict_cpu: bool = False,
         paused: bool = False,
     ) -> None:
@@ -68,7 +75,8 @@ class Threadpool(Handle):
                 may run.
             priority: ``"low"``, ``"normal"``, ``"medium"``, ``"high"`` or ``"realtime"``; those
                 above normal need a privilege.
-            poll: How long a thread spins for the next graph before it sleeps, 0 to 100.
+            poll: How long a thread spins for the next graph before it sleeps, 0 to 100: at 1 some
+                milliseconds, less than ggml's own default, at 100 half a second.
             strict_cpu: Give each thread one of ``cpus`` for itself.
             paused: Let the threads sleep until the first graph.
 
@@ -83,9 +91,8 @@ class Threadpool(Handle):
         if n_threads is None:
             n_threads = backend.physical_cores() if self.cpus is None else len(self.cpus)
         prio = enum_number("GgmlSchedPriority", "priority", priority)
-        params = {"n_threads": n_threads, "prio": prio, "strict_cpu": strict_cpu, "paused": paused}
-        if poll is not None:
-            params["poll"] = poll
+        params = {"n_threads": n_threads, "prio": prio, "poll": poll}
+        params |= {"strict_cpu": strict_cpu, "paused": paused}
         backend.load()
         struct = _struct(params, self.cpus)
         self.n_threads = struct.n_threads

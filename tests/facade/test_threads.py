@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
+import time
 
 import pytest
 
@@ -19,6 +21,7 @@ from llamacffi import (
     enums,
     lib,
 )
+from llamacffi._handle import EXIT_SECONDS
 from llamacffi.threads import Placement
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells where a thread runs")
@@ -159,24 +162,19 @@ def test_closing_an_attached_pool_changes_nothing(new_context):
     assert (decode(context) == expected).all()
 
 
+@linux
 def test_threads_end_with_their_context(new_context):
     """Not with the object that once was one, nor with the pool that was there before."""
-
-    def count():
-        return len(os.listdir("/proc/self/task"))
-
-    if sys.platform != "linux":
-        pytest.skip("reads /proc")
-    before = count()
+    before = len(tasks())
     context = new_context(n_threads=2)
-    assert count() == before + 1
+    wait_for(lambda: len(tasks()) == before + 1)
     for n_threads in (5, 3, 2, 3):
         context.n_threads = n_threads
         decode(context, [1])
         decode(context)
-    assert count() == before + 3
+    wait_for(lambda: len(tasks()) == before + 3)
     context.close()
-    assert count() == before
+    wait_for(lambda: len(tasks()) == before)
     with pytest.raises(ClosedError):
         context.n_threads = 1
     with pytest.raises(ClosedError):
@@ -254,15 +252,13 @@ def test_each_thread_has_its_processor(cpus):
     """As the kernel sees the pool's other thread."""
     if len(cpus) < 2:
         pytest.skip("needs two processors")
-    before = set(os.listdir("/proc/self/task"))
+    before = tasks()
     with Threadpool(cpus=reversed(cpus[:2]), strict_cpu=True) as pool:
-        (other,) = set(os.listdir("/proc/self/task")) - before
         own = pool.placement.cpus
         assert len(own) == 1
-        wait_for(lambda: os.sched_getaffinity(int(other)) == set(cpus[:2]) - own)
+        wait_for(lambda: [cpu for _, cpu in tasks() - before] == [frozenset(cpus[:2]) - own])
     with Threadpool(2, cpus=cpus[:1]):
-        (other,) = set(os.listdir("/proc/self/task")) - before
-        wait_for(lambda: os.sched_getaffinity(int(other)) == {cpus[0]})
+        wait_for(lambda: [cpu for _, cpu in tasks() - before] == [frozenset(cpus[:1])])
 
 
 @linux
@@ -313,10 +309,135 @@ def test_a_priority_that_is_refused(run_python):
     assert (result.returncode, result.stdout) == (0, "refused\n"), result
 
 
+def tasks():
+    """Return the threads of this process, each with the processors it may run on."""
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):
+            found.add((task, frozenset(os.sched_getaffinity(int(task)))))
+    return found
+
+
 def wait_for(condition):
     """Wait for what another thread does at its start."""
-    for _ in range(1000):
+    for _ in range(200):
         if condition():
             return
-        os.sched_yield()
+        time.sleep(0.01)
     assert condition()
+
+
+EXIT = """
+import sys, threading, time
+from llamacffi import *
+
+model = Model(sys.argv[1])
+early = Threadpool(2)
+context = Context(model, n_ctx=1024, n_ubatch=8, n_threads=2)
+late = Threadpool(2)
+context.attach_threadpool({pools})
+started = threading.Event()
+
+def work():
+    batch = Batch(512)
+    batch.add([7] * 512)
+    while True:
+        started.set()
+        context.decode(batch)
+        context.memory.clear()
+
+threading.Thread(target=work, daemon=True).start()
+started.wait()
+time.sleep(0.05)  # into the computation, most likely
+print(time.monotonic())
+"""
+
+
+@pytest.mark.parametrize("pools", ["early", "late", "late, early"])
+def test_exit_while_a_daemon_thread_computes(run_python, demo_path, pools):
+    """It is told to stop, whichever is freed first, and neither waits for the other in vain."""
+    result = run_python(EXIT.format(pools=pools), demo_path)
+    ended = time.monotonic()
+    assert (result.returncode, result.stderr) == (0, ""), result
+    assert ended - float(result.stdout) < EXIT_SECONDS
+
+
+def test_a_graph_in_another_thread_keeps_its_pool(run_python, demo_path):
+    """Everything is closed and dropped under it."""
+    result = run_python(
+        """
+        import gc, sys, threading
+        from llamacffi import *
+        from llamacffi._handle import live_objects
+
+        model = Model(sys.argv[1])
+        pool = Threadpool(2)
+        context = Context(model, n_ctx=1024, n_ubatch=8, n_threads=2)
+        context.attach_threadpool(pool)
+        started = threading.Event()
+
+        def work(context):
+            batch = Batch(512)
+            batch.add([7] * 512)
+            started.set()
+            context.decode(batch)
+
+        thread = threading.Thread(target=work, args=(context,))
+        thread.start()
+        started.wait()
+        for thing in (pool, context, model):
+            thing.close()
+        del pool, context, model, thing
+        gc.collect()
+        thread.join()
+        del thread
+        gc.collect()
+        assert live_objects() == 0, live_objects()
+        print("ok")
+        """,
+        demo_path,
+    )
+    assert (result.returncode, result.stdout) == (0, "ok\n"), result
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_pool_stays_with_its_process(run_python):
+    result = run_python(
+        """
+        import os, sys, warnings
+        from llamacffi import *
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        pool = Threadpool(2)
+        child = os.fork()
+        if child == 0:
+            try:
+                pool.pause()
+            except ForkError:
+                Threadpool(2).close()
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        pool.pause()
+        print("ok")
+        """
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", ""), result
+
+
+def test_threads_that_cannot_start(run_python):
+    """An assertion of ggml: it leaks what it had, and the error tells."""
+    result = run_python("""
+        import resource
+        from llamacffi import *
+        Threadpool(2).close()
+        limit = resource.getrlimit(resource.RLIMIT_AS)[1]
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20, limit))
+        try:
+            Threadpool(512)
+        except BackendUnavailableError as error:
+            assert "cannot start 512 threads" in str(error), error
+            print("ok")
+    """)
+    assert (result.returncode, result.stdout) == (0, "ok\n"), result
