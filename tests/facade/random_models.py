@@ -45,8 +45,6 @@ def write(path: Path, kind: str) -> Path:
             tensor = tensor * np.float32(0.5 if "embd" in name else 2 / shape[-1] ** 0.5)
         if name.endswith("ssm_a"):
             tensor = -np.abs(tensor)  # the state decays; it would soon be infinite
-        if name.endswith("ssm_a"):
-            tensor = -np.abs(tensor)  # else the state grows without end
         writer.add_tensor(name, tensor.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
