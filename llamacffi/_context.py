@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._views import Exports
     from .model import Model
     from .perf import ContextPerf
+    from .sampling import SamplerChain
     from .tensor import Observer
     from .vocab import Vocab
 
@@ -32,6 +33,7 @@ class ContextBase(Handle):
     __slots__ = (
         "_abort",
         "_applied",
+        "_chains",
         "_computing",
         "_drafts",
         "_embeddings",
@@ -98,6 +100,8 @@ class ContextBase(Handle):
     _abort: Any
     # The struct llama_context_params that it was created with.
     _params: Any
+    # The chains that it samples with in its graph, by sequence.
+    _chains: dict[int, SamplerChain]
     # The adapters and the control vector in use.
     _applied: Applied
     # What of each sequence is kept on its device: who has asked for it last.

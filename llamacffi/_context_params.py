@@ -182,10 +182,15 @@ def check_model(struct: Any, model: Model, given: set[str]) -> None:
         lib.LLAMA_POOLING_TYPE_UNSPECIFIED,
         lib.LLAMA_POOLING_TYPE_NONE,
     )
-    if encodes and lib.llama_model_has_decoder(ptr) and pooled:
-        raise UnsupportedError(
-            "the decoder reads the encoder's output for each token: leave out pooling_type"
-        )
+    if encodes and lib.llama_model_has_decoder(ptr) and architecture(model) not in SHARING:
+        if pooled:
+            raise UnsupportedError(
+                "the decoder reads the encoder's output for each token: leave out pooling_type"
+            )
+        if struct.n_seq_max > 1 and not struct.kv_unified:
+            raise UnsupportedError(
+                "the decoder of this model has one buffer for all sequences: give kv_unified=True"
+            )
     _check_rope(struct, model, given)
 
 

@@ -197,11 +197,21 @@ class Outputs(ContextBase):
                 f"{[j for j, output in enumerate(outputs) if output]} have outputs"
             )
 
-    def _logits_ptr(self, ptr: Any, i: int) -> Any:
-        i = index(i, "i")
+    def check_scores(self, i: int) -> None:
+        """Raise an error unless the last batch has logits for an output at index ``i``."""
         self.check_output(i)
         if not self._has[0]:
             self._explain_no_logits()
+
+    def _logits_ptr(self, ptr: Any, i: int) -> Any:
+        i = index(i, "i")
+        self.check_scores(i)
+        if self._chains and lib.llama_get_sampled_logits_ith(ptr, i) != ffi.NULL:
+            # The getter would return these, which may be fewer, and of other tokens.
+            raise ContextError(
+                f"output {i} was sampled in the graph: read sampled_logits() and "
+                "sampled_candidates(), or Candidates.from_context()"
+            )
         # Through the getter each time: the first one after a decode puts the rows in order.
         pointer = lib.llama_get_logits_ith(ptr, i)
         if pointer == ffi.NULL:

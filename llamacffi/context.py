@@ -85,6 +85,7 @@ class Context(Outputs, Performance, Adapters, States, Snapshots):
         cancel = functools.partial(lib.llamacffi_abort_set, self._abort, True)
         free = self.exclusive.ending(lib.llama_free, cancel)
         self._params, self._applied, self._snapshots = struct, Applied(), {}
+        self._chains = {}
         # C reads the flag, the pools, the model's weights, the adapters and what the parameters
         # point to until the context is freed.
         kept = model.ptr, self._abort, pools.held, self._applied, request.keep

@@ -37,3 +37,16 @@ class ContextPerf:
     def tokens_per_second(self) -> float | None:
         """How fast single tokens are computed; None if there was none."""
         return self.n_eval / self.t_eval_ms * 1e3 if self.n_eval else None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerPerf:
+    """The counters of a sampler chain since it was made, or since `SamplerChain.reset_perf`.
+
+    The fields are those of ``struct llama_perf_sampler_data``.
+    """
+
+    t_sample_ms: float | None
+    """The time in its samplers, in milliseconds; None if it was not measured."""
+    n_sample: int
+    """How many tokens were accepted."""
