@@ -41,8 +41,11 @@ if TYPE_CHECKING:
     from .backend import numa_init as numa_init
     from .backend import system_info as system_info
     from .batch import Batch as Batch
+    from .candidates import Candidates as Candidates
     from .context import Context as Context
     from .control_vector import ControlVector as ControlVector
+    from .custom import CustomSampler as CustomSampler
+    from .custom import LogitsProcessor as LogitsProcessor
     from .errors import AbortedError as AbortedError
     from .errors import AdapterError as AdapterError
     from .errors import ArgumentError as ArgumentError
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from .generation import generate as generate
     from .gguf import Gguf as Gguf
     from .gguf import GgufTensor as GgufTensor
+    from .grammar_sampler import Grammar as Grammar
     from .imatrix import Imatrix as Imatrix
     from .imatrix import ImatrixCollector as ImatrixCollector
     from .imatrix import compute_imatrix as compute_imatrix
@@ -79,26 +83,38 @@ if TYPE_CHECKING:
     from .memory import Memory as Memory
     from .model import Model as Model
     from .perf import ContextPerf as ContextPerf
+    from .perf import SamplerPerf as SamplerPerf
     from .quantization import QuantizeResult as QuantizeResult
     from .quantization import ftype_name as ftype_name
     from .quantization import ftype_of as ftype_of
     from .quantization import ftypes as ftypes
     from .quantization import quantize as quantize
     from .rpc import RpcServer as RpcServer
-    from .sampling import Dist as Dist
-    from .sampling import Greedy as Greedy
-    from .sampling import MinP as MinP
-    from .sampling import Penalties as Penalties
-    from .sampling import Sampler as Sampler
+    from .samplers import XTC as XTC
+    from .samplers import AdaptiveP as AdaptiveP
+    from .samplers import Dist as Dist
+    from .samplers import Greedy as Greedy
+    from .samplers import MinP as MinP
+    from .samplers import MirostatV2 as MirostatV2
+    from .samplers import Sampler as Sampler
+    from .samplers import Temp as Temp
+    from .samplers import TempExt as TempExt
+    from .samplers import TopK as TopK
+    from .samplers import TopNSigma as TopNSigma
+    from .samplers import TopP as TopP
+    from .samplers import Typical as Typical
     from .sampling import SamplerChain as SamplerChain
-    from .sampling import Temp as Temp
-    from .sampling import TopK as TopK
-    from .sampling import TopP as TopP
     from .snapshot import Snapshot as Snapshot
     from .state import StateInfo as StateInfo
     from .state import state_info as state_info
     from .tensor import TensorView as TensorView
     from .threads import Threadpool as Threadpool
+    from .token_samplers import DRY as DRY
+    from .token_samplers import Infill as Infill
+    from .token_samplers import LogitBias as LogitBias
+    from .token_samplers import MinTokens as MinTokens
+    from .token_samplers import Mirostat as Mirostat
+    from .token_samplers import Penalties as Penalties
     from .vocab import Vocab as Vocab
 
 # Module -> the public names that it has.  A test compares this with the imports above.
@@ -110,8 +126,10 @@ _NAMES = {
         "devices numa_init system_info"
     ),
     "batch": "Batch",
+    "candidates": "Candidates",
     "context": "Context",
     "control_vector": "ControlVector",
+    "custom": "CustomSampler LogitsProcessor",
     "errors": (
         "AbortedError AdapterError ArgumentError BackendUnavailableError BusyError ClosedError "
         "ContextError ContextFullError DecodeError DependencyError ForkError GgufError "
@@ -119,19 +137,24 @@ _NAMES = {
         "ModelNotFoundError NativeError QuantizeError StateError TokenizeError UnsupportedError"
     ),
     "generation": "ContextShift Generation Token generate",
+    "grammar_sampler": "Grammar",
     "gguf": "Gguf GgufTensor",
     "imatrix": "Imatrix ImatrixCollector compute_imatrix",
     "log": "capture_logs",
     "memory": "Memory",
     "model": "Model",
-    "perf": "ContextPerf",
+    "perf": "ContextPerf SamplerPerf",
     "quantization": "QuantizeResult ftype_name ftype_of ftypes quantize",
     "rpc": "RpcServer",
-    "sampling": "Dist Greedy MinP Penalties Sampler SamplerChain Temp TopK TopP",
+    "samplers": (
+        "AdaptiveP Dist Greedy MinP MirostatV2 Sampler Temp TempExt TopK TopNSigma TopP Typical XTC"
+    ),
+    "sampling": "SamplerChain",
     "snapshot": "Snapshot",
     "state": "StateInfo state_info",
     "tensor": "TensorView",
     "threads": "Threadpool",
+    "token_samplers": "DRY Infill LogitBias MinTokens Mirostat Penalties",
     "vocab": "Vocab",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

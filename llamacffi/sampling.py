@@ -1,223 +1,69 @@
-"""Samplers: how a token is chosen from the scores of all.
-
-A sampler is a frozen description, such as ``TopK(40)``, until a `SamplerChain` makes it in C.  So
-no Python object ever owns what C has taken.
-"""
+"""Chains of samplers: what chooses the tokens."""
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, overload
 
+from ._chain import ChainBase, check_order, parts_of, reseeded
 from ._ffi import ffi, lib
-from ._handle import Exclusive, Handle, own
-from .errors import ArgumentError, LlamaError
-from .log import with_log
+from ._recommended import chain_of
+from .candidates import Candidates
+from .errors import ArgumentError
+from .perf import SamplerPerf
+from .samplers import Dist, Greedy, MinP, Sampler, Temp, TopK, TopP
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .context import Context
+    from .model import Model
     from .vocab import Vocab
 
-UINT32_MAX = 2**32 - 1
 
-
-class Sampler:
-    """The description of a sampler."""
-
-    __slots__ = ()
-
-    selects: ClassVar[bool] = False
-    """Whether it chooses a token; others only change or remove candidates."""
-    needs_vocab: ClassVar[bool] = False
-    """Whether it can be made only for a certain vocabulary."""
-
-    def make(self, vocab: Vocab | None) -> Any:
-        """Make it in C and return the pointer that nobody owns yet."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, slots=True)
-class Greedy(Sampler):
-    """Choose the token with the highest score.  Source: ``llama_sampler_init_greedy``."""
-
-    selects: ClassVar[bool] = True
-
-    def make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
-        return lib.llama_sampler_init_greedy()
-
-
-@dataclass(frozen=True, slots=True)
-class Dist(Sampler):
-    """Choose at random, by probability.  Source: ``llama_sampler_init_dist``.
-
-    Args:
-        seed: The same seed gives the same choices; None is another one each time.
-    """
-
-    seed: int | None = None
-
-    selects: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        # The largest number is llama.cpp's way to say "random".
-        if self.seed is not None and not 0 <= operator.index(self.seed) < UINT32_MAX:
-            raise ArgumentError(f"seed={self.seed} is not in 0 to {UINT32_MAX - 1}, nor None")
-
-    def make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
-        return lib.llama_sampler_init_dist(
-            lib.LLAMA_DEFAULT_SEED if self.seed is None else self.seed
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class TopK(Sampler):
-    """Keep the ``k`` best candidates; all if ``k`` is 0.  Source: ``llama_sampler_init_top_k``."""
-
-    k: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= operator.index(self.k) < 2**31:
-            raise ArgumentError(f"k={self.k} is not in 0 to {2**31 - 1}")
-
-    def make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
-        return lib.llama_sampler_init_top_k(self.k)
-
-
-@dataclass(frozen=True, slots=True)
-class TopP(Sampler):
-    """Keep the best candidates that together have probability ``p``.
-
-    Args:
-        p: 0 to 1; 1 keeps all.
-        min_keep: Keep at least so many.
-
-    Source: ``llama_sampler_init_top_p``.
-    """
-
-    p: float
-    min_keep: int = 1
-
-    def __post_init__(self) -> None:
-        _check_probability(self.p, self.min_keep)
-
-    def make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
-        return lib.llama_sampler_init_top_p(self.p, self.min_keep)
-
-
-@dataclass(frozen=True, slots=True)
-class MinP(Sampler):
-    """Keep the candidates with at least ``p`` times the probability of the best.
-
-    Args:
-        p: 0 to 1; 0 keeps all.
-        min_keep: Keep at least so many.
-
-    Source: ``llama_sampler_init_min_p``.
-    """
-
-    p: float
-    min_keep: int = 1
-
-    def __post_init__(self) -> None:
-        _check_probability(self.p, self.min_keep)
-
-    def make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
-        return lib.llama_sampler_init_min_p(self.p, self.min_keep)
-
-
-@dataclass(frozen=True, slots=True)
-class Temp(Sampler):
-    """Divide the scores by ``t``: above 1 livelier, below 1 safer, 0 keeps only the best.
-
-    Source: ``llama_sampler_init_temp``.
-    """
-
-    t: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.t < math.inf:
-            raise ArgumentError(f"t={self.t} is not a number of at least 0")
-
-    def make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
-        return lib.llama_sampler_init_temp(self.t)
-
-
-@dataclass(frozen=True, slots=True)
-class Penalties(Sampler):
-    """Make tokens that were chosen lately less likely.
-
-    Args:
-        last_n: How many of the last tokens count; 0 switches it off.
-        repeat: Divide positive scores of those by it, and multiply negative ones; 1.0 is off.
-        freq: Subtract it for each time that the token was chosen; 0.0 is off.
-        present: Subtract it if the token was chosen at all; 0.0 is off.
-
-    Source: ``llama_sampler_init_penalties``.
-    """
-
-    last_n: int = 64
-    repeat: float = 1.0
-    freq: float = 0.0
-    present: float = 0.0
-
-    needs_vocab: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= operator.index(self.last_n) < 2**31:
-            raise ArgumentError(f"last_n={self.last_n} is not in 0 to {2**31 - 1}")
-        if not 0 < self.repeat < math.inf:
-            raise ArgumentError(f"repeat={self.repeat} is not a number above 0")
-        if not (math.isfinite(self.freq) and math.isfinite(self.present)):
-            raise ArgumentError(f"freq={self.freq} and present={self.present} must be finite")
-
-    def make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
-        assert vocab is not None, "the chain sees to it"
-        return lib.llama_sampler_init_penalties(
-            len(vocab), self.last_n, self.repeat, self.freq, self.present
-        )
-
-
-class SamplerChain(Handle):
+class SamplerChain(ChainBase):
     """Samplers that work one after the other; the last one chooses.
 
     It owns the ``struct llama_sampler`` of the chain, which owns its parts.  It is made in C on
     first use, because some samplers must know the vocabulary.  It has state (random numbers, the
-    tokens chosen) and is for one thread, and one sequence, at a time.
+    tokens accepted, where a grammar is) and is for one thread, and one sequence, at a time.
+
+    `sample` chooses and accepts a token.  If it raises, no token was accepted, and the chain can be
+    used on; samplers before the failure may have drawn random numbers.
     """
 
-    __slots__ = ("_closed", "_exclusive", "_samplers", "_vocab")
+    __slots__ = ()
 
-    def __init__(self, *samplers: Sampler, vocab: Vocab | None = None) -> None:
+    def __init__(
+        self,
+        *samplers: Sampler,
+        vocab: Vocab | None = None,
+        grammar_first: bool = True,
+        no_perf: bool = True,
+    ) -> None:
         """Describe a chain.
 
         Args:
-            *samplers: In the order in which they work.
+            *samplers: In the order in which they work.  Any number of each kind, but one that
+                chooses a token must be the last.
             vocab: For what vocabulary; if omitted, that of the first context it samples for.
+            grammar_first: Apply a `Grammar` at its place in the chain, to all candidates there.
+                If False, first choose without grammars, and take the token if they allow it; only
+                if not, choose again with them.  That is much faster over a large vocabulary, and
+                allows the same texts.  The probabilities differ where the samplers after the
+                grammar truncate: they cut what is likely without it.  A choice that was not
+                allowed has drawn random numbers all the same.
+            no_perf: Do not measure the time; see `perf`.
 
         Raises:
             TypeError: One of them is no `Sampler`.
+            ArgumentError: They cannot work in this order.
         """
-        for sampler in samplers:
-            if not isinstance(sampler, Sampler):
-                raise TypeError(f"not a sampler: {sampler!r}")
-        super().__init__(None)
-        self._closed = False
-        self._samplers = samplers
-        self._vocab = vocab
-        self._exclusive = Exclusive("SamplerChain")
+        check_order(samplers)
+        super().__init__(samplers, vocab, bool(grammar_first), bool(no_perf))
 
     @classmethod
-    def default(cls, *, temp: float = 0.8, seed: int | None = None) -> SamplerChain:
+    def default(cls, *, temp: float = 0.8, seed: int | None = None) -> Self:
         """Return a chain that suits most models: top-k 40, top-p 0.95, min-p 0.05, temperature.
 
         Args:
@@ -228,27 +74,24 @@ class SamplerChain(Handle):
             return cls(Greedy())
         return cls(TopK(40), TopP(0.95), MinP(0.05), Temp(temp), Dist(seed))
 
-    @property
-    def ptr(self) -> Any:
-        """The ``struct llama_sampler *`` of the chain, for `llamacffi.lib`.
+    @classmethod
+    def from_model(cls, model: Model, *, seed: int | None = None, **settings: float | str) -> Self:
+        """Return the chain that the model's file recommends, as far as it does.
+
+        It rules out the tokens that the file wants never to be generated.
+
+        Args:
+            model: Its `recommended_sampling` is taken, and llama.cpp's defaults for the rest.
+            seed: For random choices; None is another one each time.
+            **settings: What to take instead, by the same names: ``sequence``, ``top_k``, ``top_p``,
+                ``min_p``, ``xtc_probability``, ``xtc_threshold``, ``temp``, ``penalty_last_n``,
+                ``penalty_repeat``, ``mirostat``, ``mirostat_tau``, ``mirostat_eta``.
 
         Raises:
-            ClosedError: After `close`.
-            ArgumentError: A sampler must know the vocabulary, and none is known yet.
+            TypeError: There is no setting of that name.
+            ArgumentError: A value is out of range, or the file names a sampler that is unknown.
         """
-        if self._owner is None and not self._closed:
-            self._make()
-        return super().ptr
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` has been called."""
-        return self._closed
-
-    def close(self) -> None:
-        """Free the chain in C now.  Idempotent."""
-        self._closed = True
-        super().close()
+        return cls(*chain_of(model, settings, seed), vocab=model.vocab)
 
     def __len__(self) -> int:
         return len(self._samplers)
@@ -266,6 +109,30 @@ class SamplerChain(Handle):
     def __repr__(self) -> str:
         return f"SamplerChain({', '.join(map(repr, self._samplers))})"
 
+    @property
+    def names(self) -> list[str]:
+        """What C calls the samplers of the chain, those included that it needs in between.
+
+        One that is switched off has a ``?`` in front; of a chain that a context samples with, those
+        that run in its graph have a ``+``.
+
+        Source: ``llama_sampler_name``, ``llama_sampler_chain_get``, ``llama_sampler_chain_n``.
+        """
+        with self._exclusive:
+            return [ffi.string(lib.llama_sampler_name(one)).decode() for one in parts_of(self.ptr)]
+
+    @property
+    def seed(self) -> int | None:
+        """The seed in use of the last `Dist` or Mirostat, also if it was None; None without one.
+
+        llama.cpp does not tell those of `XTC` and `AdaptiveP`.
+
+        Source: ``llama_sampler_get_seed``.
+        """
+        with self._exclusive:
+            seed: int = lib.llama_sampler_get_seed(self.ptr)
+        return None if seed == lib.LLAMA_DEFAULT_SEED else seed
+
     def sample(self, context: Context, i: int = -1) -> int:
         """Choose the token to come after one token of the last batch, and `accept` it.
 
@@ -275,103 +142,158 @@ class SamplerChain(Handle):
 
         Raises:
             IndexError: Token ``i`` was added without an output.
-            ArgumentError: No sampler of the chain chooses, or it was made for another vocabulary.
+            ArgumentError: No sampler of the chain chooses, or it was made for another vocabulary,
+                or the samplers have ruled out all tokens.
+            GrammarError: The grammar allows none of the tokens that the samplers before it left.
+            ContextError: The scores are not numbers.
             BusyError: Another thread is using the chain or the context.
 
-        Source: ``llama_sampler_sample``.
+        Source: ``llamacffi_chain_sample``, as ``llama_sampler_sample``.
         """
-        self._check_vocab(context)
-        if not any(sampler.selects for sampler in self._samplers):
-            raise ArgumentError(f"{self!r} chooses no token: end it with Greedy() or Dist()")
+        if self._prepared() is not context._vocab:
+            self._prepare(context)
         with self._exclusive, context.exclusive:
-            chain, ptr = self.ptr, context.ptr
-            context.check_output(i)
-            return int(lib.llama_sampler_sample(chain, ptr, i))
+            _owner, ptr = self.ptr, context.ptr
+            context.check_scores(i)
+            token: int = lib.llamacffi_chain_sample(self._struct, ptr, i)
+        if token < 0:
+            raise self._failure(token)
+        return token
+
+    def apply(self, candidates: Candidates) -> None:
+        """Let the samplers work on candidates; the token that they choose is not accepted.
+
+        Args:
+            candidates: `Candidates.size`, `Candidates.selected` and all arrays are afterwards as
+                the samplers left them.
+
+        Raises:
+            ArgumentError: A candidate is not in the vocabulary, or all are ruled out.
+            GrammarError: All are ruled out, and there is a grammar.
+            ContextError: A score is not a number.
+
+        Source: ``llama_sampler_apply``.
+        """
+        if not isinstance(candidates, Candidates):
+            raise TypeError(f"candidates must be Candidates, not {candidates!r}")
+        with self._exclusive:
+            _owner, array = self.ptr, candidates.ptr
+            # The caller may have changed scores since they were sorted.
+            array.selected, array.sorted = -1, False
+            code: int = lib.llamacffi_chain_apply(self._struct, array)
+        if code < 0:
+            raise self._failure(code)
 
     def accept(self, token: int) -> None:
         """Tell the samplers that a token was chosen; `sample` does so itself.
 
+        Raises:
+            ArgumentError: It is not in the vocabulary.
+            GrammarError: The grammar does not allow it.  Nothing has changed.
+
+        Source: ``llamacffi_chain_accept``, as ``llama_sampler_accept``.
+        """
+        token = self._check_token(token)
+        with self._exclusive:
+            _owner = self.ptr
+            code: int = lib.llamacffi_chain_accept(self._struct, token)
+        if code < 0:
+            raise self._failure(code, token)
+
+    def accept_prompt(self, tokens: Iterable[int]) -> None:
+        """Tell the samplers of the tokens before the first that is chosen.
+
+        `Penalties`, `DRY` and samplers in Python count them; a `Grammar` does not begin with them,
+        and `MinTokens` does not count them.
+
+        Raises:
+            ArgumentError: One is not in the vocabulary; none was accepted.
+
         Source: ``llama_sampler_accept``.
         """
-        if self._vocab is not None:
-            self._vocab.check_one(token)
-        elif not 0 <= token < 2**31:
-            raise ArgumentError(f"{token} is not a token")
+        ids = [self._check_token(token) for token in tokens]
+        array = ffi.new("int32_t[]", ids)
         with self._exclusive:
-            lib.llama_sampler_accept(self.ptr, token)
+            _owner = self.ptr
+            lib.llamacffi_chain_accept_prompt(self._struct, array, len(ids))
+        self._raise_stored()
 
     def reset(self) -> None:
-        """Forget the tokens chosen, and begin the random numbers anew.
+        """Forget the tokens accepted, begin the grammar and the random numbers anew.
 
         Source: ``llama_sampler_reset``.
         """
         with self._exclusive:
             if self._owner is not None or self._closed:  # nothing to forget before the first use
                 lib.llama_sampler_reset(self.ptr)
+                for grammar in self._grammars or ():
+                    grammar.n_waited = 0
+        self._raise_stored()
 
-    def clone(self) -> SamplerChain:
+    def clone(self) -> Self:
         """Return a second chain in the same state.
+
+        The random numbers of an `AdaptiveP` begin anew in it.
+
+        Raises:
+            UnsupportedError: A sampler in Python has state, but no function to clone it.
 
         Source: ``llama_sampler_clone``.
         """
-        other = SamplerChain(*self._samplers, vocab=self._vocab)
         with self._exclusive:
+            other = self._new(self._samplers)
             if self._owner is not None or self._closed or not self._lacks_vocab():
-                other._owner = other._own(lib.llama_sampler_clone(self.ptr))
+                other._take_clone(self)
         return other
 
-    @property
-    def seed(self) -> int | None:
-        """The seed of the random choice in use, also if it was None; None if none is random.
+    def copy_from(self, source: SamplerChain) -> None:
+        """Take over the state of another chain of the same samplers.
 
-        Source: ``llama_sampler_get_seed``.
+        Raises:
+            ArgumentError: Its samplers are others.
+            UnsupportedError: A sampler in Python has state, but no function to clone it.
+
+        Source: ``llama_sampler_copy``.
         """
-        seed: int = lib.llama_sampler_get_seed(self.ptr)
-        return None if seed == lib.LLAMA_DEFAULT_SEED else seed
+        if not isinstance(source, SamplerChain):
+            raise TypeError(f"source must be a SamplerChain, not {source!r}")
+        if source is self:
+            return
+        if source._samplers != self._samplers:
+            raise ArgumentError(f"{source!r} has other samplers than {self!r}")
+        with self._exclusive, source._exclusive:
+            self._copy(source)
 
-    def _check_vocab(self, context: Context) -> None:
-        """Take the vocabulary on first use, where it matters; afterwards insist on it."""
-        if self._lacks_vocab():
-            self._vocab = context.model.vocab
-        elif self._needy() and self._vocab is not context.model.vocab:
-            raise ArgumentError("this chain was made for the vocabulary of another model")
+    def with_seed(self, seed: int | None) -> Self:
+        """Return a new chain of the same samplers, with another seed for each random choice.
 
-    def _needy(self) -> list[Sampler]:
-        """Return the samplers that must know the vocabulary."""
-        return [one for one in self._samplers if one.needs_vocab]
+        It does not take over the state.
+        """
+        return self._new(tuple(reseeded(one, seed) for one in self._samplers))
 
-    def _lacks_vocab(self) -> bool:
-        return self._vocab is None and bool(self._needy())
+    def perf(self) -> SamplerPerf:
+        """Return how many tokens were accepted, and how long that took.
 
-    def _make(self) -> None:
-        """Make the chain and its samplers in C."""
-        if self._lacks_vocab():
-            raise ArgumentError(
-                f"{self._needy()[0]!r} must know the vocabulary: give vocab=model.vocab to "
-                "SamplerChain"
-            )
-        params = lib.llama_sampler_chain_default_params()
-        chain = self._own(lib.llama_sampler_chain_init(params))
-        for sampler in self._samplers:
-            made = sampler.make(self._vocab)
-            if made == ffi.NULL:
-                raise with_log(LlamaError(f"llama.cpp cannot make {sampler!r}"))
-            lib.llama_sampler_chain_add(chain, made)  # which owns it from here on
-        self._owner = chain  # not before it is whole
+        The time is measured only if the chain was made with ``no_perf=False``.
 
-    def _own(self, ptr: Any) -> Any:
-        if ptr == ffi.NULL:
-            raise with_log(LlamaError("llama.cpp cannot make a sampler chain"))
-        keep: tuple[Any, ...] = ()
-        if self._vocab is not None and self._needy():
-            # They may point into the vocabulary, which is the model's: it closes them first.
-            keep = (self._vocab.model.ptr,)
-            self._vocab.model._adopt(self)
-        return own(ptr, self._exclusive.ending(lib.llama_sampler_free), *keep)
+        Source: ``llama_perf_sampler``.
+        """
+        with self._exclusive:
+            data = lib.llama_perf_sampler(self.ptr)
+            spent = data.t_sample_ms + self._struct.t_sample_us / 1000
+        return SamplerPerf(None if self._no_perf else spent, data.n_sample)
 
+    def reset_perf(self) -> None:
+        """Count from zero.  Source: ``llama_perf_sampler_reset``."""
+        with self._exclusive:
+            lib.llama_perf_sampler_reset(self.ptr)
+            self._struct.t_sample_us = 0
 
-def _check_probability(p: float, min_keep: int) -> None:
-    if not 0 <= p <= 1:
-        raise ArgumentError(f"p={p} is not in 0 to 1")
-    if not 0 <= operator.index(min_keep) < 2**31:
-        raise ArgumentError(f"min_keep={min_keep} is not in 0 to {2**31 - 1}")
+    def _new(self, samplers: tuple[Sampler, ...]) -> Self:
+        """Return a chain of other samplers that is otherwise alike."""
+        return type(self)(
+            *samplers,
+            vocab=self._vocab,
+            grammar_first=self._grammar_first,
+            no_perf=self._no_perf,
+        )

@@ -29,8 +29,19 @@ template <typename Body> auto guarded(const char *function, Body body) -> declty
 
 bool is_score(float logit) { return logit < INFINITY; } // -inf is one; nan is not
 
-int32_t from_backend(llama_context *context, int32_t i, const float *logits, uint32_t n,
-                     llama_token_data *data) {
+int32_t check(const Candidates &candidates, int32_t n_vocab) {
+    bool scores = true, tokens = true;
+    for (size_t k = 0; k < candidates.size; ++k) {
+        const llama_token_data &one = candidates.data[k];
+        scores &= is_score(one.logit);
+        tokens &= 0 <= one.id && one.id < n_vocab;
+    }
+    return !tokens ? LLAMACFFI_SAMPLE_ID : scores ? 0 : LLAMACFFI_SAMPLE_NAN;
+}
+
+// What the samplers in the graph have left.
+int32_t fill_from_graph(llama_context *context, int32_t i, const float *logits, llama_token_data *data) {
+    const uint32_t n = llama_get_sampled_logits_count_ith(context, i);
     const llama_token *ids = llama_get_sampled_candidates_ith(context, i);
     const float *probs = llama_get_sampled_probs_ith(context, i);
     for (uint32_t k = 0; k < n; ++k) {
@@ -39,10 +50,12 @@ int32_t from_backend(llama_context *context, int32_t i, const float *logits, uin
     return static_cast<int32_t>(n);
 }
 
-int32_t fill(llama_context *context, int32_t i, llama_token_data *data, int32_t n_vocab) {
+int32_t fill(llama_context *context, int32_t i, llama_token_data *data) {
+    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)));
     if (const float *sampled = llama_get_sampled_logits_ith(context, i)) {
-        const uint32_t n = llama_get_sampled_logits_count_ith(context, i);
-        return from_backend(context, i, sampled, n, data);
+        const int32_t n = fill_from_graph(context, i, sampled, data);
+        const int32_t wrong = check({data, static_cast<size_t>(n), -1, false}, n_vocab);
+        return wrong ? wrong : n;
     }
     const float *logits = llama_get_logits_ith(context, i);
     if (!logits) {
@@ -56,18 +69,8 @@ int32_t fill(llama_context *context, int32_t i, llama_token_data *data, int32_t 
     return scores ? n_vocab : LLAMACFFI_SAMPLE_NAN;
 }
 
-int32_t check(const Candidates &candidates, int32_t n_vocab) {
-    bool scores = true, tokens = true;
-    for (size_t k = 0; k < candidates.size; ++k) {
-        const llama_token_data &one = candidates.data[k];
-        scores &= is_score(one.logit);
-        tokens &= 0 <= one.id && one.id < n_vocab;
-    }
-    return !tokens ? LLAMACFFI_SAMPLE_ID : scores ? 0 : LLAMACFFI_SAMPLE_NAN;
-}
-
 // Returns the token that was chosen, or what is wrong with it.
-int32_t chosen(const llamacffi_chain &chain, const Candidates &candidates) {
+int32_t chosen(const llamacffi_chain &chain, const Candidates &candidates, int32_t n_vocab) {
     if (chain.failed) {
         return LLAMACFFI_SAMPLE_FAILED;
     }
@@ -78,7 +81,7 @@ int32_t chosen(const llamacffi_chain &chain, const Candidates &candidates) {
     if (!std::isfinite(one.logit)) {
         return one.logit > 0 ? LLAMACFFI_SAMPLE_NAN : LLAMACFFI_SAMPLE_RULED_OUT;
     }
-    return 0 <= one.id && one.id < chain.n_vocab ? one.id : LLAMACFFI_SAMPLE_ID;
+    return 0 <= one.id && one.id < n_vocab ? one.id : LLAMACFFI_SAMPLE_ID;
 }
 
 // --- Grammars ------------------------------------------------------------------------------------
@@ -175,7 +178,7 @@ int32_t try_without_grammars(llamacffi_chain &chain, Candidates &candidates) {
             llama_sampler_apply(sampler, &candidates);
         }
     }
-    int32_t token = chosen(chain, candidates);
+    int32_t token = chosen(chain, candidates, chain.n_data);
     for (int32_t k = 0; token >= 0 && k < chain.n_grammars; ++k) {
         if (!allows(chain.grammars[k], token)) {
             token = LLAMACFFI_SAMPLE_GRAMMAR;
@@ -186,9 +189,9 @@ int32_t try_without_grammars(llamacffi_chain &chain, Candidates &candidates) {
 }
 
 int32_t choose(llamacffi_chain &chain, llama_context *context, int32_t i) {
-    const bool attempt = !chain.grammar_first && chain.n_grammars > 0;
+    const bool attempt = !chain.grammar_first && chain.n_grammars > 0 && !chain.in_graph;
     for (int32_t round = attempt ? 0 : 1; round < 2; ++round) {
-        const int32_t n = fill(context, i, chain.data, chain.n_vocab);
+        const int32_t n = fill(context, i, chain.data);
         if (n < 0) {
             return n;
         }
@@ -200,7 +203,7 @@ int32_t choose(llamacffi_chain &chain, llama_context *context, int32_t i) {
             }
         } else {
             llama_sampler_apply(chain.sampler, &candidates);
-            return chosen(chain, candidates);
+            return chosen(chain, candidates, chain.n_data);
         }
     }
     return LLAMACFFI_SAMPLE_NONE;
@@ -209,9 +212,12 @@ int32_t choose(llamacffi_chain &chain, llama_context *context, int32_t i) {
 int32_t sample(llamacffi_chain &chain, llama_context *context, int32_t i) {
     chain.failed = false;
     const llama_token done = llama_get_sampled_token_ith(context, i);
-    if (done != LLAMA_TOKEN_NULL) { // by the samplers of this chain, in the graph
+    if (chain.in_graph != (llama_get_sampled_logits_ith(context, i) != nullptr)) {
+        return LLAMACFFI_SAMPLE_GRAPH;
+    }
+    if (done != LLAMA_TOKEN_NULL) {
         llama_sampler_accept(chain.sampler, done);
-        return done;
+        return chain.failed ? LLAMACFFI_SAMPLE_FAILED : done;
     }
     const int32_t token = choose(chain, context, i);
     if (token < 0) {
@@ -227,7 +233,7 @@ int32_t apply(llamacffi_chain &chain, Candidates &candidates) {
         return wrong;
     }
     llama_sampler_apply(chain.sampler, &candidates);
-    const int32_t token = chosen(chain, candidates);
+    const int32_t token = chosen(chain, candidates, chain.n_vocab);
     const bool open = token == LLAMACFFI_SAMPLE_NONE && candidates.selected < 0;
     return open || token >= 0 ? 0 : token;
 }
@@ -292,20 +298,10 @@ const llama_sampler_i unsorted = {
     /* .copy_state        = */ nullptr,
 };
 
-std::vector<llama_token> end_tokens(const llama_vocab *vocab) {
-    std::vector<llama_token> ends;
-    for (llama_token token = 0; token < llama_vocab_n_tokens(vocab); ++token) {
-        if (llama_vocab_is_eog(vocab, token)) {
-            ends.push_back(token);
-        }
-    }
-    return ends;
-}
-
 } // namespace
 
-int32_t llamacffi_candidates(llama_context *context, int32_t i, llama_token_data *data, int32_t n_vocab) {
-    return guarded("llamacffi_candidates", [&] { return fill(context, i, data, n_vocab); });
+int32_t llamacffi_candidates(llama_context *context, int32_t i, llama_token_data *data) {
+    return guarded("llamacffi_candidates", [&] { return fill(context, i, data); });
 }
 
 int32_t llamacffi_candidates_check(const Candidates *candidates, int32_t n_vocab) {
@@ -344,9 +340,10 @@ void llamacffi_chain_accept_prompt(llamacffi_chain *chain, const int32_t *tokens
     });
 }
 
-llama_sampler *llamacffi_sampler_init_min_tokens(const llama_vocab *vocab, int32_t n) {
-    return guarded("llamacffi_sampler_init_min_tokens",
-                   [&] { return new_min_tokens({n, end_tokens(vocab), 0}); });
+llama_sampler *llamacffi_sampler_init_min_tokens(const int32_t *ends, int32_t n_ends, int32_t n) {
+    return guarded("llamacffi_sampler_init_min_tokens", [&] {
+        return new_min_tokens({n, std::vector<llama_token>(ends, ends + n_ends), 0});
+    });
 }
 
 llama_sampler *llamacffi_sampler_init_unsorted(void) {

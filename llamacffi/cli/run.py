@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError
-from ..sampling import Dist, Greedy, MinP, Penalties, Sampler, SamplerChain, Temp, TopK, TopP
+from ..samplers import Dist, Greedy, MinP, Sampler, Temp, TopK, TopP
+from ..sampling import SamplerChain
+from ..token_samplers import Penalties
 from .failure import UsageError
 from .interrupt import ctrl_c_cancels
 from .progress import ProgressBar

@@ -17,6 +17,8 @@ errors
 log
 _generated
 _handle _callbacks _views _text _tokens _params _atomic _files
+_checks _gbnf_rules
+_gbnf samplers
 _ggml_types _gguf_values
 _gguf_metadata _gguf_tensors
 _gguf_files
@@ -26,9 +28,16 @@ _sources _weights
 _cores _devices
 backend
 perf tensor threads
+candidates
+_python_samplers
+custom
 rpc
 _entries _sequences
 vocab
+token_samplers
+grammar_sampler
+_chain _recommended
+sampling
 _overrides
 _loading _model_info _model_params
 _making _saving hub
@@ -46,7 +55,6 @@ _memory_size
 _context_params _computation
 _perf
 context
-sampling
 _loop
 generation
 imatrix

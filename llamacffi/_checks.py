@@ -1,0 +1,64 @@
+"""Checks of single values, each with a message that names the value and its limits."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, SupportsFloat
+
+from ._params import FLOAT_MAX
+from .errors import ArgumentError
+
+INT32_MAX = 2**31 - 1
+
+
+def check_int(name: str, value: Any, least: int, most: int, remedy: str = "") -> None:
+    """Check an integer.
+
+    Raises:
+        TypeError: It is none; True and False are none either.
+        ArgumentError: It is not in ``least`` to ``most``.
+    """
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+    if not least <= number <= most:
+        raise ArgumentError(f"{name}={value} is not in {least} to {most}{remedy}")
+
+
+def check_number(
+    name: str, value: Any, least: float = -FLOAT_MAX, most: float = FLOAT_MAX, remedy: str = ""
+) -> None:
+    """Check a number that C gets as a 32-bit float.
+
+    Raises:
+        TypeError: It is none; text, True and False are none either.
+        ArgumentError: It is not finite, or not in ``least`` to ``most``.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    number = float(value)
+    if not (math.isfinite(number) and least <= number <= most):
+        limits = f"{least:g} to {most:g}" if most < FLOAT_MAX else f"{least:g} and above"
+        limits = "the finite 32-bit numbers" if least == -FLOAT_MAX else limits
+        raise ArgumentError(f"{name}={value} is not in {limits}{remedy}")
+
+
+def check_text(name: str, value: Any) -> bytes:
+    """Return text as C takes it.
+
+    Raises:
+        TypeError: It is no text.
+        ArgumentError: It has a zero, where C would end it, or cannot be UTF-8.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text, not {value!r}")
+    if "\0" in value:
+        raise ArgumentError(f"{name} has a zero character at index {value.index(chr(0))}")
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"{name} has a lone surrogate at index {error.start}") from None
