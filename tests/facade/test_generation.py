@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from llamacffi import AbortedError, ArgumentError, Dist, Greedy, Penalties, generate
+from llamacffi import (
+    AbortedError,
+    ArgumentError,
+    Batch,
+    BusyError,
+    ClosedError,
+    Context,
+    ContextError,
+    Dist,
+    Greedy,
+    InvalidBatchError,
+    Penalties,
+    SamplerChain,
+    UnsupportedError,
+    generate,
+)
 from tests.facade.oracle import END, START, greedy, logits_after, token
+from tests.facade.test_text import stopped
 
 PROMPT = "The llama"
 LAST = token(" llama")
@@ -132,7 +150,6 @@ def test_leaving_early_and_going_on(context, chain):
 
 
 def test_a_generation_left_early_frees_its_context(model):
-    from llamacffi import Context, SamplerChain
     from llamacffi._handle import live_objects
 
     before = live_objects()
@@ -185,6 +202,8 @@ def test_a_prompt_longer_than_a_batch(new_context, chain):
         (PROMPT, {"max_tokens": 0}, "max_tokens=0"),
         (PROMPT, {"stop": [""]}, "stop string is empty"),
         (PROMPT, {"seq_id": 1}, "seq_id 1 is not in 0 to 0"),
+        (PROMPT, {"top_logprobs": -1}, "top_logprobs=-1 is not in 0 to 514"),
+        (PROMPT, {"top_logprobs": 515}, "top_logprobs=515 is not in 0 to 514"),
     ],
 )
 def test_what_cannot_be_generated(context, chain, prompt, options, message):
@@ -265,3 +284,210 @@ def test_a_character_of_several_tokens_comes_whole(tmp_path, run_python):
         r"['', '', '', '\U0001f999'] length",
         r"['', '\ufffd'] length",
     ]
+
+
+def test_any_stop_strings(context, chain):
+    """The text ends as the definition says, wherever the tokens are cut."""
+    text, greediest = pieces(context.model, PATH[:16]), chain(Greedy())
+    part = st.tuples(st.integers(0, len(text) - 1), st.integers(1, 6))
+    strings = st.one_of(
+        st.text("abcdefghilmnoprstu ", min_size=1, max_size=5),
+        part.map(lambda place: text[place[0] : sum(place)]),
+    )
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(strings, max_size=4))
+    def check(stops):
+        context.memory.clear(data=False)
+        generation = generate(context, PROMPT, sampler=greediest, stop=stops, max_tokens=16)
+        assert (generation.text(), generation.stop_match) == stopped(text, stops)
+        assert generation.finish_reason == ("length" if generation.stop_match is None else "stop")
+
+    check()
+
+
+def test_a_condition_stops(context, chain):
+    seen = []
+
+    def stop_when(tokens):
+        seen.append(list(tokens))
+        assert context.logits().argmax() == tokens[-1]
+        return len(tokens) == 4
+
+    text = pieces(context.model, PATH[:4])
+    generation = run(context, chain, stop_when=stop_when, stop=text[-1] + "never there")
+    assert generation.text() == text  # with what was held back
+    assert seen == [PATH[:n] for n in range(1, 5)]
+    assert (generation.finish_reason, generation.stop_match) == ("stop", None)
+    assert generation.tokens == tuple(PATH[:4])
+
+
+def test_a_condition_that_fails(context, chain):
+    generation = run(context, chain, stop_when=lambda tokens: 0 / (len(tokens) - 2))
+    assert next(generation).id == PATH[0]
+    with pytest.raises(ZeroDivisionError):
+        next(generation)
+    assert context.memory.next_pos() == 3 + 1
+
+
+@pytest.mark.parametrize("n", [1, 7, 514])
+def test_the_most_likely_tokens(context, chain, n):
+    sampler = chain(Dist(4))
+    tokens = list(generate(context, PROMPT, sampler=sampler, max_tokens=10, top_logprobs=n))
+    before = [LAST, *(one.id for one in tokens)][:-1]
+    for one, logits in zip(tokens, logits_after(before).astype(np.float64), strict=True):
+        expected = logits - np.log(np.exp(logits).sum())
+        ids, values = zip(*one.top_logprobs, strict=True)
+        assert len(set(ids)) == n
+        assert list(values) == pytest.approx(expected[list(ids)], abs=2e-3)
+        assert list(values) == sorted(values, reverse=True)
+        assert min(values) == pytest.approx(np.sort(expected)[-n], abs=2e-3)
+        assert one.logprob == pytest.approx(expected[one.id], abs=2e-3)
+
+
+def test_two_generations_take_turns(new_context, chain):
+    """Each chooses from its own scores, though the other has used the context since."""
+    context = new_context(n_seq_max=2, kv_unified=True)
+    texts = [[5] * 3 + [LAST], [7, token(" the")]]
+    options = {"max_tokens": 30, "logprobs": True}
+    both = [
+        generate(context, text, sampler=chain(Greedy()), seq_id=seq_id, **options)
+        for seq_id, text in enumerate(texts)
+    ]
+    tokens = [[], []]
+    for one, two in zip(*both, strict=True):
+        tokens[0].append(one)
+        tokens[1].append(two)
+    for found, text in zip(tokens, texts, strict=True):
+        path = greedy(text[-1], 30)
+        assert [one.id for one in found] == path
+        scores = logits_after([text[-1], *path[:-1]])
+        expected = scores.max(axis=1) - np.log(np.exp(scores).sum(axis=1))
+        assert [one.logprob for one in found] == pytest.approx(expected, abs=2e-3)
+
+
+def test_two_generations_in_one_sequence(context, chain):
+    one, two = run(context, chain), run(context, chain)
+    next(one)
+    with pytest.raises(InvalidBatchError):  # it was to begin the sequence
+        next(two)
+    assert next(one).id == PATH[1]
+
+
+def test_a_prompt_that_is_cancelled_leaves_the_sequence_as_it_was(model, chain):
+    count = []
+
+    def stop(_node, asked):
+        count.append(asked)
+        return asked or len(count) < 200
+
+    with Context(model, n_ctx=256, n_threads=1, n_batch=8, n_ubatch=4, cb_eval=stop) as context:
+        context.decode(Batch.from_tokens([1, 2, 3]))
+        assert len(count) < 100
+        generation = run(context, chain, prompt=[5] * 60)
+        with pytest.raises(AbortedError):
+            next(generation)
+        assert context.memory.pos_max() == 2
+        assert next(generation, None) is None
+
+
+def test_a_prompt_that_is_interrupted_leaves_the_sequence_as_it_was(model, chain):
+    count = []
+
+    def interrupt(_node, asked):
+        count.append(asked)
+        if len(count) > 200:
+            raise KeyboardInterrupt
+        return True
+
+    with Context(model, n_ctx=256, n_threads=1, n_batch=8, cb_eval=interrupt) as context:
+        context.decode(Batch.from_tokens([1, 2, 3]))
+        with pytest.raises(KeyboardInterrupt):
+            next(run(context, chain, prompt=[5] * 60))
+        assert context.memory.pos_max() == 2
+
+
+def test_a_state_that_cannot_go_back_is_forgotten(random_context, chain):
+    count = []
+
+    def stop(_node, asked):
+        count.append(asked)
+        return asked or len(count) < 1000
+
+    context = random_context("mamba", n_batch=8, cb_eval=stop)
+    context.decode(Batch.from_tokens([1, 2, 3]))
+    with pytest.raises(AbortedError):
+        next(run(context, chain, prompt=[5] * 200))
+    assert context.memory.pos_max() is None
+
+
+def test_the_context_is_closed_meanwhile(new_context, chain):
+    context = new_context()
+    generation = run(context, chain)
+    next(generation)
+    context.close()
+    with pytest.raises(ClosedError):
+        next(generation)
+
+
+def test_a_generation_that_is_asked_twice_at_once(model, chain):
+    """As another thread would: here from within its own computation."""
+    asked = []
+
+    def again(_node, _asked):
+        if asked:
+            next(asked[0])
+        return False
+
+    with Context(model, n_ctx=256, n_threads=1, cb_eval=again) as context:
+        generation = run(context, chain)
+        next(generation)
+        asked.append(generation)
+        with pytest.raises(BusyError, match="another thread is asking this Generation"):
+            next(generation)
+
+
+def test_the_seed_is_told(context, chain):
+    for sampler, seed in ((chain(Dist(5)), 5), (chain(Greedy()), None)):
+        context.memory.clear(data=False)
+        generation = generate(context, PROMPT, sampler=sampler, max_tokens=3)
+        generation.text()
+        assert generation.seed == seed
+    context.memory.clear(data=False)
+    one = generate(context, PROMPT, max_tokens=20)
+    text = one.text()
+    context.memory.clear(data=False)
+    again = SamplerChain.default(seed=one.seed)
+    assert generate(context, PROMPT, sampler=again, max_tokens=20).text() == text
+
+
+def test_an_encoder_decoder_model_encodes_the_prompt(random_context, chain):
+    context, by_hand = random_context("t5"), random_context("t5")
+    prompt, start = [5, 17, 40, 3, 88], 3
+    generation = run(context, chain, prompt=prompt, max_tokens=6)
+    found = [one.id for one in generation]
+    by_hand.encode(Batch.from_tokens(prompt, logits="all"))
+    tokens = [start]
+    for pos in range(6):
+        by_hand.decode(Batch.from_tokens(tokens[-1:], pos))
+        tokens.append(int(by_hand.logits().argmax()))
+    assert found == tokens[1:]
+    assert (generation.n_prompt, context.memory.next_pos()) == (5, 6)
+    with pytest.raises(ArgumentError, match="begins its sequence, and 6 tokens are in it"):
+        run(context, chain, prompt=prompt)
+
+
+def test_answers_to_two_prompts_do_not_mix(random_context, chain):
+    """The encoder's output is one for the context: the last prompt's."""
+    context = random_context("t5", n_seq_max=2, kv_unified=True)
+    one = run(context, chain, prompt=[5, 17, 40], max_tokens=6)
+    next(one)
+    next(run(context, chain, prompt=[6, 18], seq_id=1))
+    with pytest.raises(ContextError, match="sequence 0 was not in the last encode"):
+        next(one)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5encoder"])
+def test_models_that_do_not_generate(random_context, chain, kind):
+    with pytest.raises(UnsupportedError):
+        run(random_context(kind), chain, prompt=[1, 2]).text()
