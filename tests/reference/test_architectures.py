@@ -64,11 +64,11 @@ def all_logits(context: Context, tokens: list[int], pos: int = 0) -> Any:
     return np.stack([context.logits(i) for i in range(len(tokens))])
 
 
-def one_by_one(context: Context, tokens: list[int], pos: int = 0) -> Any:
+def one_by_one(context: Context, tokens: list[int], pos: int = 0, seq_id: int = 0) -> Any:
     """Decode tokens in batches of one and return the logits after each, ``[n, n_vocab]``."""
     batch, rows = Batch(1), []
     for i, token in enumerate(tokens):
-        batch.set_one(token, pos + i)
+        batch.set_one(token, pos + i, seq_id)
         context.decode(batch)
         rows.append(context.logits())
     return np.stack(rows)
@@ -120,5 +120,57 @@ def test_one_batch_is_token_by_token(models):
                 alone = error(one_by_one(context, tokens), at_once)
                 return None if alone > 1e-6 else "has no memory, but the same logits"
             return expect(one_by_one(context, tokens), at_once, 1e-7)
+
+    check_each(models, check)
+
+
+def test_a_sequence_goes_on_after_save_and_load(models):
+    """Whole states into a fresh context, and one sequence's into another of the same context."""
+
+    def check(model: Model, _path: Path) -> str | None:
+        tokens = model.vocab.tokenize(PROMPT)
+        half = len(tokens) * 2 // 3
+        options: dict[str, Any] = {"n_ctx": N_CTX, "n_threads": 1, "n_seq_max": 2}
+        with Context(model, **options) as context, Context(model, **options) as other:
+            all_logits(context, tokens[:half])
+            try:
+                state, sequence = context.save_state(), context.save_state(seq_id=0)
+            except UnsupportedError:
+                return None if model.is_diffusion else "has no memory"
+            expected = one_by_one(context, tokens[half:], half)
+            other.load_state(state)
+            found = expect(one_by_one(other, tokens[half:], half), expected, 1e-10)
+            if found:
+                return f"whole: {found}"
+            other.load_state(sequence, seq_id=1)
+            if other.memory.pos_max(1) != half - 1:
+                return f"a sequence: ends at {other.memory.pos_max(1)}"
+            got = one_by_one(other, tokens[half:], half, seq_id=1)
+            found = expect(got, expected, 1e-10)
+            return found and f"a sequence: {found}"
+
+    check_each(models, check)
+
+
+def test_memory_tells_the_truth_of_each_kind(models):
+    """What `remove` says is what later logits show, for every kind of memory."""
+
+    def check(model: Model, _path: Path) -> str | None:
+        tokens = model.vocab.tokenize(PROMPT)
+        half = len(tokens) // 2
+        with Context(model, n_ctx=N_CTX, n_threads=1) as context:
+            expected = all_logits(context, tokens)
+            try:
+                removed = context.memory.remove(0, half)
+            except UnsupportedError:
+                return None if model.is_diffusion else "has no memory"
+            end = context.memory.pos_max(0)
+            if removed:
+                if end != half - 1:
+                    return f"removed, but it ends at {end}"
+                return expect(one_by_one(context, tokens[half:], half), expected[half:], 1e-7)
+            if end != len(tokens) - 1:
+                return f"not removed, but it ends at {end}"
+            return None if context.memory.remove(0) else "a whole sequence could not be removed"
 
     check_each(models, check)
