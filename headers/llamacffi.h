@@ -177,7 +177,7 @@ int32_t llamacffi_tokenize(const struct llama_vocab *vocab, const char *text, in
 
 /* How to make a text out of tokens. */
 struct llamacffi_text_style {
-    bool remove_special;  /* leave out BOS and EOS at the ends, if llama_tokenize() adds them */
+    bool remove_special;  /* leave out those that llama_tokenize() adds at the ends */
     bool unparse_special; /* write special tokens as their texts, instead of leaving them out */
     bool exact;           /* the pieces as they are, not what llama_detokenize() makes of them */
     bool strip_blank;     /* if exact: without one blank at the beginning and after special tokens */

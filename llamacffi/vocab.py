@@ -149,7 +149,7 @@ class Vocab(Entries):
 
         Args:
             tokens: Token ids; a contiguous array of int32 is not copied.
-            remove_special: Leave out the BOS and EOS that `tokenize` adds around a text.
+            remove_special: Leave out the special tokens that `tokenize` adds around a text.
             unparse_special: Write special tokens as their texts instead of leaving them out.
             exact: Undo what `tokenize` has done: the pieces as they are, without the blank that
                 some vocabularies put before a text.  False gives what ``llama_detokenize`` makes

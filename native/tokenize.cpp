@@ -64,15 +64,20 @@ bool fits(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens)
 
 int32_t join_pieces(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens, char *text,
                     int32_t size, const llamacffi_text_style &style) {
-    constexpr int special = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED;
-    if (style.remove_special && n_tokens > 0 && llama_vocab_get_add_bos(vocab) &&
-        tokens[0] == llama_vocab_bos(vocab)) {
+    const auto type = llama_vocab_type(vocab);
+    const bool bert = type == LLAMA_VOCAB_TYPE_WPM; // which has tokens of its own around a text
+    const bool has_bos = bert || llama_vocab_get_add_bos(vocab);
+    const bool has_end = bert || llama_vocab_get_add_eos(vocab);
+    const llama_token end = bert ? llama_vocab_sep(vocab) : llama_vocab_eos(vocab);
+    if (style.remove_special && has_bos && n_tokens > 0 && tokens[0] == llama_vocab_bos(vocab)) {
         ++tokens, --n_tokens;
     }
-    if (style.remove_special && n_tokens > 0 && llama_vocab_get_add_eos(vocab) &&
-        tokens[n_tokens - 1] == llama_vocab_eos(vocab)) {
+    if (style.remove_special && has_end && n_tokens > 0 && tokens[n_tokens - 1] == end) {
         --n_tokens;
     }
+    // SPM writes what it does not know in bytes, so its unknown token was in the text as such.
+    const int special = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED |
+                        (type == LLAMA_VOCAB_TYPE_SPM ? LLAMA_TOKEN_ATTR_UNKNOWN : 0);
     int64_t total = 0;
     bool begins = style.strip_blank; // a text to which llama_tokenize() has added a blank
     for (int32_t i = 0; i < n_tokens; ++i) {
