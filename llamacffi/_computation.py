@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ._context_params import architecture
 from ._ffi import lib
 from ._params import CONVERTERS
 from ._settling import ends, roll_back, settle
@@ -112,7 +113,8 @@ class Computation(Threads):
             if feeds_decoder:
                 self._encoded = frozenset(batch.starts())
             logits = self._has_logits and self._memoryless
-            self._has = logits, self._embeddings or feeds_decoder
+            # What a draft model encodes is for itself.
+            self._has = logits, (self._embeddings or feeds_decoder) and not self._drafts
         drain()
 
     def cancel(self) -> None:
@@ -204,6 +206,8 @@ class Computation(Threads):
         """Check what llama.cpp asserts, or gets wrong, of the batches of some contexts."""
         if not lib.llama_model_has_decoder(self.model.ptr):
             raise UnsupportedError(f"{self.model!r} has no decoder: use encode()")
+        if self._drafts:
+            self._check_draft(batch)
         self._check_positions(batch)
         n_outputs = n if self._embeddings else batch.outputs().count(1)
         if n_outputs > (most := self._n_outputs_max):
@@ -215,6 +219,16 @@ class Computation(Threads):
             self._check_encoded(batch)
         if self._embeddings:
             self._check_pooled(ptr, batch, n)
+
+    def _check_draft(self, batch: Batch) -> None:
+        """Check that a draft model gets all that it reads: the rest would be what was there."""
+        if architecture(self.model) == "dflash":  # reads one or the other
+            return
+        if not (len(batch.tokens) and len(batch.embeddings)):
+            raise ArgumentError(
+                "a draft model reads tokens and the hidden states of its target: give both to "
+                "Batch.add()"
+            )
 
     def _check_pooled(self, ptr: Any, batch: Batch, n: int) -> None:
         """Check that sequences are computed at once: llama.cpp pools each micro-batch alone."""

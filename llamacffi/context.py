@@ -141,7 +141,7 @@ class Context(Outputs, Performance, Adapters, States, Snapshots):
                     "rank"
                 )
         limited = struct.n_outputs_max or self._n_positions or self._embeddings
-        self._special = bool(encodes or limited)
+        self._special = bool(encodes or limited or self._drafts)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"n_ctx={self.n_ctx}"

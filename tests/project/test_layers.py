@@ -52,7 +52,8 @@ _adapters _outputs _threads _settling _identity _state_format
 _restoring
 snapshot state
 _memory_size
-_context_params _computation
+_context_params
+_computation
 _perf
 context
 _loop
