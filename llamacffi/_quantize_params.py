@@ -44,7 +44,7 @@ def ftype_of(value: AnyFtype) -> Ftype:
         wanted = value.upper()
         for one in Ftype:
             names = (one.name, one.name.partition("_")[2], ftype_name(one).upper())
-            if wanted in names:
+            if wanted and wanted in names:
                 return one
     elif isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"ftype must be a name, a number or a member of Ftype, not {value!r}")
@@ -90,7 +90,7 @@ def quantize_params(params: Mapping[str, Any], files: list[Gguf]) -> tuple[Any, 
     imatrix = fields.get("imatrix")
     if isinstance(imatrix, (str, os.PathLike)):
         fields["imatrix"] = imatrix = Imatrix.open(imatrix)
-    if imatrix is not None:
+    if isinstance(imatrix, Mapping):
         overrides = _provenance(imatrix) | overrides
     struct = ffi.new(f"struct {STRUCT} *")
     struct[0] = lib.llama_model_quantize_default_params()
@@ -216,8 +216,9 @@ def _imatrix(value: Any, files: list[Gguf]) -> tuple[Any, object]:
             shape = (tensor.shape[-3] if len(tensor.shape) > 2 else 1, tensor.shape[-1])
         data = _weights(name, weights, shape)
         chars = ffi.new("char[]", name.encode("utf-8", "surrogateescape"))
-        one.name, one.data, one.size = chars, ffi.from_buffer("float[]", data), data.size
-        keep += [chars, one.data]
+        numbers = ffi.from_buffer("float[]", data)
+        one.name, one.data, one.size = chars, numbers, data.size
+        keep += [chars, numbers]
     return array, keep
 
 
