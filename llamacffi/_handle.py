@@ -203,23 +203,26 @@ class Together:
         self.first = first
         self.others = others
         """For the next to come; changed only by who holds ``first``."""
-        self._held: tuple[Exclusive, ...] = ()
+        self._held: list[Exclusive] = []
 
     def __enter__(self) -> None:
         self.first.__enter__()
-        self._held = self.others
-        for i, other in enumerate(self._held):
+        held: list[Exclusive] = []
+        for other in self.others:
             if not other._lock.acquire(blocking=False):
-                self._release(self._held[:i])
+                self._release(held)
                 other._refuse()
+            held.append(other)
+        self._held = held
 
     def __exit__(self, *exc_info: object) -> None:
         held = self._held
         self._release(held)
-        if self.first._ended or any(other._ended for other in held):
-            _park()
+        for one in (self.first, *held):
+            if one._ended:
+                _park()
 
-    def _release(self, others: tuple[Exclusive, ...]) -> None:
+    def _release(self, others: list[Exclusive]) -> None:
         for other in others:
             other._lock.release()
         self.first._lock.release()

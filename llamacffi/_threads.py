@@ -151,7 +151,7 @@ def _check_sizes(numbers: tuple[int, ...], pools: tuple[Threadpool, Threadpool])
 class Pools:
     """The pools of a context, and the locks of all."""
 
-    __slots__ = ("attached", "held", "left", "locks", "own")
+    __slots__ = ("attached", "held", "left", "locks", "own", "placed")
 
     attached: tuple[Threadpool, Threadpool]
     own: bool
@@ -162,6 +162,7 @@ class Pools:
         # What C may read until the context is freed: for the arguments of its finalizer.
         self.held: dict[Threadpool, Any] = {}
         self.left = False  # whether some of them are no longer attached
+        self.placed = False  # whether some of them move the thread that computes
 
     def attach(
         self, ptr: Any, pools: tuple[Threadpool, Threadpool], abort_flag: Any, *, own: bool
@@ -176,16 +177,19 @@ class Pools:
         # that pool must live, and run no graph.
         self.held.update(zip(pools, pointers, strict=True))
         self.attached, self.own = pools, own
-        self.left = len(self.held) > len(set(pools))
-        self.locks.others = tuple(pool.exclusive for pool in self.held)
         for pool in pools:
             pool.attached_to(abort_flag)
+        self._survey()
 
     def forget(self) -> None:
         """Let go of the pools that are no longer attached: the last graph did not use them."""
         for pool in self.held.keys() - set(self.attached):
             del self.held[pool]
-        self.left = False
+        self._survey()
+
+    def _survey(self) -> None:
+        self.left = len(self.held) > len(set(self.attached))
+        self.placed = any(pool.placement for pool in self.held)
         self.locks.others = tuple(pool.exclusive for pool in self.held)
 
 
@@ -205,7 +209,7 @@ class Computing:
     def __enter__(self) -> None:
         pools = self.pools
         pools.locks.__enter__()
-        if any(pool.placement for pool in pools.held):
+        if pools.placed:
             self._placement = Placement.current()
             if placement := pools.attached[self._index].placement:
                 placement.apply()

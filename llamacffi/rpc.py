@@ -63,13 +63,14 @@ def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
         The devices, which `devices` has now too.
 
     Raises:
-        ArgumentError: ``endpoint`` is not of that form.
+        ArgumentError: ``endpoint`` is not of that form, or ``timeout`` not positive.
         BackendUnavailableError: Nobody listens there, the server is busy with another client, it
             speaks another version of the protocol, or this build has no RPC backend.
 
     Source: ``ggml_backend_rpc_add_server``, ``ggml_backend_register``.
     """
     host, port = _parse(endpoint)
+    _check_timeout(timeout)
     _require_backend()
     try:
         _knock(host, port, timeout)
@@ -131,6 +132,7 @@ class RpcServer:
 
         Source: ``ggml_backend_rpc_start_server``.
         """
+        _check_timeout(timeout)
         settings = _check(endpoint, devices, n_threads, cache_dir)
         self.endpoint = settings.endpoint
         output = tempfile.TemporaryFile()  # noqa: SIM115  `_end` closes it; a pipe could fill up
@@ -194,6 +196,11 @@ def _parse(endpoint: str) -> tuple[str, int]:
             f"below {2**16}"
         )
     return match[1], int(match[2])
+
+
+def _check_timeout(timeout: float) -> None:
+    if not 0 < timeout <= threading.TIMEOUT_MAX:
+        raise ArgumentError(f"timeout={timeout!r} is not in 0 to {threading.TIMEOUT_MAX} seconds")
 
 
 def _require_backend() -> None:
@@ -305,15 +312,16 @@ def _wait(
 
 def _end(process: subprocess.Popen[bytes], output: IO[bytes], pid: int) -> None:
     """End a server, unless this is a fork of the process that started it."""
-    if os.getpid() != pid:
-        return
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
     assert process.stdin
+    if os.getpid() != pid:
+        process.returncode = 0  # of a process that this one cannot wait for
+    else:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
     process.stdin.close()
     output.close()
 

@@ -75,8 +75,8 @@ class Threadpool(Handle):
                 may run.
             priority: ``"low"``, ``"normal"``, ``"medium"``, ``"high"`` or ``"realtime"``; those
                 above normal need a privilege.
-            poll: How long a thread spins for the next graph before it sleeps, 0 to 100: at 1 some
-                milliseconds, less than ggml's own default, at 100 half a second.
+            poll: How long a thread spins for the next graph before it sleeps, 0 to 100: not at all,
+                at 1 a few milliseconds, at 100 a hundred times as long.
             strict_cpu: Give each thread one of ``cpus`` for itself.
             paused: Let the threads sleep until the first graph.
 

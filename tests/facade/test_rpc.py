@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -177,6 +178,13 @@ def test_endpoints_that_are_none(endpoint):
             use(endpoint)
 
 
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e300])
+def test_timeouts_that_are_none(timeout):
+    for use in (rpc.add_server, RpcServer):
+        with pytest.raises(ArgumentError, match="timeout="):
+            use("127.0.0.1:1", timeout=timeout)
+
+
 def test_endpoints_where_nobody_is():
     with pytest.raises(TypeError):
         rpc.add_server(50052)
@@ -252,6 +260,21 @@ def test_a_server_from_the_command_line(tmp_path):
     assert endpoint in text
     assert str(tmp_path) in text
     assert re.search(r"Devices:\n +CPU: ", text)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_server_ends_with_the_process_that_started_it(client):
+    client("""
+        import os, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        server = RpcServer(n_threads=1)
+        child = os.fork()
+        if child == 0:
+            server.close()
+            sys.exit()
+        assert os.waitpid(child, 0)[1] == 0
+        assert len(rpc.add_server(server.endpoint)) == 1
+    """)
 
 
 def wait_for(address):
