@@ -30,7 +30,7 @@ def identity(context: ContextBase) -> dict[str, Any]:
         "model": model._identity,
         "params": {} if lib.llama_model_is_recurrent(model.ptr) else _layout(context),
         "adapters": sorted(
-            (adapter._digest, scale) for adapter, scale in applied.adapters.items() if scale
+            [adapter._digest, scale] for adapter, scale in applied.adapters.items() if scale
         ),
         "control vector": [[applied.vector._digest, 1.0]] if applied.vector else [],
         "n_ctx_seq": lib.llama_n_ctx_seq(ptr),

@@ -143,8 +143,9 @@ def load(ptr: Any, saved: SavedState, seq_id: int | None, *, copy_first: bool) -
     flags = PARTIAL if saved.partial else 0
 
     def put() -> None:
-        source = ffi.from_buffer("uint8_t[]", saved.data)
-        n_bytes = _set(ptr, source, len(saved.data), seq_id, flags)
+        # Let go of at once: in a cycle, as of an exception, CPython would free the view first.
+        with ffi.from_buffer("uint8_t[]", saved.data) as source:
+            n_bytes = _set(ptr, source, len(saved.data), seq_id, flags)
         if n_bytes != len(saved.data):
             raise StateError(
                 f"llama.cpp cannot load the state: it has taken {n_bytes} of {len(saved.data)} "
@@ -181,7 +182,8 @@ def load_plain(
                     f"{os.fspath(path)!r} is damaged: it has positions {first} to {last}"
                 )
 
-    replace(ptr, put, None, seq_id, partial=False, copy_first=True)
+    # All of it: a damaged position can be one that no removal of a sequence finds.
+    replace(ptr, put, None, seq_id, partial=False, copy_first=True, copy_all=True)
     return ffi.unpack(tokens, n_tokens)  # type: ignore[no-any-return]
 
 
@@ -193,6 +195,7 @@ def replace(
     *,
     partial: bool,
     copy_first: bool,
+    copy_all: bool = False,
 ) -> None:
     """Replace what is in memory; if it fails, put back what was there.
 
@@ -203,6 +206,7 @@ def replace(
         seq_id: The sequence that is replaced; None is all.
         partial: Whether only what a rollback does not leave is.
         copy_first: Whether to copy what is there now, without which it cannot be put back.
+        copy_all: Whether to copy other sequences too.
 
     Raises:
         StateError: It failed.
@@ -213,8 +217,9 @@ def replace(
         assert seq_id is not None
         _check_rest(memory, end, seq_id)
     flags = PARTIAL if partial else 0
-    before = ends(ptr, seq_id)
-    copy = _copy(ptr, seq_id, flags) if before and copy_first else None
+    kept = None if copy_all else seq_id
+    before = ends(ptr, kept)
+    copy = _copy(ptr, kept, flags) if before and copy_first else None
     try:
         drain()
         if end is None and seq_id is not None:
@@ -224,16 +229,13 @@ def replace(
             lib.llama_memory_seq_rm(memory, seq_id, end + 1, -1)
         _check_ends(ptr, expected, seq_id)
     except (NativeError, StateError) as error:
-        failure = with_log(StateError(str(error)))
-        if copy is None:
-            _forget(memory, seq_id)
-            if before:
-                failure.args = (f"{failure.args[0]}; what it was to replace is forgotten",)
-        else:
-            if end is None:
-                _forget(memory, seq_id)
-            _set(ptr, copy, len(copy), seq_id, flags)
-        raise failure from (error if isinstance(error, NativeError) else None)
+        if copy is None or end is None:
+            _forget(memory, kept)
+        if copy is not None:
+            _set(ptr, copy, len(copy), kept, flags)
+        lost = "; what it was to replace is forgotten" if before and copy is None else ""
+        cause = error if isinstance(error, NativeError) else None
+        raise with_log(StateError(f"{error}{lost}")) from cause
 
 
 def fits_surely(ptr: Any, saved: SavedState, seq_id: int | None) -> bool:

@@ -7,10 +7,11 @@ what the state depends on, as JSON.
 
 from __future__ import annotations
 
+import array
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,28 @@ KINDS: Mapping[str, Any] = {
     "partial": bool,
     "ends": dict,
 }
+
+
+@dataclass(frozen=True)
+class StateInfo:
+    """What `state_info` found; None is what a file of llama.cpp's own does not say."""
+
+    tokens: list[int]
+    """The tokens that were saved with it."""
+    n_bytes: int
+    """The size of llama.cpp's data."""
+    of_one_sequence: bool
+    """Whether it is of one sequence, or of all."""
+    partial: bool = False
+    """Whether it lacks what a rollback leaves in memory."""
+    ends: Mapping[int, int] | None = None
+    """The last position of each sequence that had tokens."""
+    model: str | None = None
+    """What kind of model it is of: its `Model.desc`."""
+    llama_cpp: str | None = None
+    """The commit of the llama.cpp that has saved it."""
+    params: Mapping[str, Any] | None = None
+    """The parameters of its context that another must share to load it."""
 
 
 @dataclass(frozen=True)
@@ -112,20 +135,63 @@ def parse(data: Any, name: str = "the state") -> SavedState:
     """
     view = byte_view(data)
     checksum, n_identity, n_tokens = check_size(bytes(view[: HEADER.size]), len(view), name)
+    start = HEADER.size + n_identity
     if zlib.crc32(view[CHECKED_FROM:]) != checksum:
         raise StateError(f"{name} is damaged: its checksum is wrong")
-    start = HEADER.size + n_identity
+    identity = _parse_identity(bytes(view[HEADER.size : start]), name)
     tokens = view[start : start + 4 * n_tokens].cast("i").tolist()
+    return SavedState(identity, tokens, view[start + 4 * n_tokens :])
+
+
+def _parse_identity(text: bytes, name: str) -> dict[str, Any]:
+    """Read what a state is of.
+
+    Raises:
+        StateError: It does not say so.
+    """
     try:
-        identity = json.loads(bytes(view[HEADER.size : start]))
-        saved = SavedState(identity, tokens, view[start + 4 * n_tokens :])
+        identity: dict[str, Any] = json.loads(text)
         known = all(isinstance(identity[key], kind) for key, kind in KINDS.items())
-        known = known and all(0 <= n < 2**31 for pair in saved.ends.items() for n in pair)
+        ends = {int(seq_id): end for seq_id, end in identity["ends"].items()}
+        known = known and all(0 <= n < 2**31 for pair in ends.items() for n in pair)
     except (ValueError, KeyError, TypeError, AttributeError):
         known = False
     if not known:
         raise StateError(f"{name} is damaged: it does not say what it is of")
-    return saved
+    return identity
+
+
+def describe(read: Callable[[int, int], bytes], size: int, name: str) -> StateInfo:
+    """Read all of a state but llama.cpp's data.
+
+    Args:
+        read: Returns the bytes from a position on, and how many; fewer at the end.
+        size: Of the whole, in bytes.
+        name: For messages.
+
+    Raises:
+        StateError: It is no saved state, incomplete or damaged.
+    """
+    head = read(0, HEADER.size)
+    if not head.startswith(MAGIC):
+        magic, n_tokens = parse_plain(head, size, name)
+        tokens = array.array("i", read(PLAIN_HEADER.size, 4 * n_tokens)).tolist()
+        n_bytes = size - PLAIN_HEADER.size - 4 * n_tokens
+        return StateInfo(tokens, n_bytes, of_one_sequence=magic == SEQUENCE)
+    _checksum, n_identity, n_tokens = check_size(head, size, name)
+    identity = _parse_identity(read(HEADER.size, n_identity), name)
+    start = HEADER.size + n_identity
+    saved = SavedState(identity, [], memoryview(b""))
+    return StateInfo(
+        tokens=array.array("i", read(start, 4 * n_tokens)).tolist(),
+        n_bytes=size - start - 4 * n_tokens,
+        of_one_sequence=saved.seq_id is not None,
+        partial=saved.partial,
+        ends=saved.ends,
+        model=identity["model"].get("desc"),
+        llama_cpp=identity["llama.cpp"],
+        params=identity["params"],
+    )
 
 
 def check_size(head: bytes, size: int, name: str) -> tuple[int, int, int]:

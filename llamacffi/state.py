@@ -12,10 +12,39 @@ from ._identity import identity
 from ._restoring import Remembering, fits_surely, load, load_plain, save, save_plain
 from ._sources import opened
 from ._state_format import SavedState
+from ._state_format import StateInfo as StateInfo
 from .errors import ArgumentError, StateError
 
 if TYPE_CHECKING:
     from ._batch_input import Tokens
+
+# At least as many as the name of an architecture has, and its length.
+ARCHITECTURE_BYTES = 256
+
+
+def state_info(source: str | os.PathLike[str] | bytes) -> StateInfo:
+    """Return what a saved state says of itself; nothing is loaded, nor is its checksum checked.
+
+    Args:
+        source: The path of a file, llama.cpp's own too; or what `Context.save_state` returned.
+
+    Raises:
+        ModelNotFoundError: There is no such file.
+        LoadError: It cannot be read.
+        ArgumentError: It is no regular file.
+        StateError: It is no saved state, incomplete or damaged.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        with opened(source) as file:
+            return format.describe(
+                lambda start, size: os.pread(file.descriptor, size, start),
+                file.size,
+                repr(os.fspath(source)),
+            )
+    view = format.byte_view(source)
+    return format.describe(
+        lambda start, size: bytes(view[start : start + size]), len(view), "the state"
+    )
 
 
 class States(Remembering):
@@ -147,7 +176,10 @@ class States(Remembering):
             head = file.read(format.HEADER.size)
             if not head.startswith(format.MAGIC):
                 magic, n_tokens = format.parse_plain(head, file.size, name)
-                self._check_architecture(magic, file.descriptor, n_tokens, name)
+                if magic == format.WHOLE:
+                    start = format.PLAIN_HEADER.size + 4 * n_tokens
+                    head = os.pread(file.descriptor, ARCHITECTURE_BYTES, start)
+                    self._check_architecture(head, name)
                 _check_kind(magic == format.SEQUENCE, seq_id, name)
                 return self._load_plain(path, seq_id, n_tokens)
             format.check_size(head, file.size, name)
@@ -170,6 +202,8 @@ class States(Remembering):
             reasons = "; ".join(found)
             if reasons:
                 raise StateError(f"{name} does not fit this context: {reasons}")
+            if seq_id is None:
+                self._check_architecture(bytes(saved.data[:ARCHITECTURE_BYTES]), name)
             load(ptr, saved, seq_id, copy_first=not fits_surely(ptr, saved, seq_id))
             self._forget_outputs(seq_id, saved.end if saved.partial else None)
 
@@ -182,14 +216,13 @@ class States(Remembering):
             self._forget_outputs(seq_id, None)
             return tokens
 
-    def _check_architecture(self, magic: int, descriptor: int, n_tokens: int, name: str) -> None:
-        """Check what a plain file says of the model; C would believe any length of that name."""
-        if magic != format.WHOLE:
-            return
+    def _check_architecture(self, start: bytes, name: str) -> None:
+        """Check the name that llama.cpp's data of all sequences begin with.
+
+        C would believe any length of it, and reserve as much memory.
+        """
         wanted = self.model.metadata["general.architecture"].encode()
-        start = format.PLAIN_HEADER.size + 4 * n_tokens
-        found = os.pread(descriptor, 4 + len(wanted), start)
-        if found != len(wanted).to_bytes(4, sys.byteorder) + wanted:
+        if not start.startswith(len(wanted).to_bytes(4, sys.byteorder) + wanted):
             raise StateError(f"{name} is of another model: its architecture is not {wanted!r}")
 
 
