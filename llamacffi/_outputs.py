@@ -57,7 +57,7 @@ class Outputs(ContextBase):
         array = _array((len(self._vocab),), out)
         with self.exclusive:
             ptr = self.ptr
-            ffi.memmove(ffi.from_buffer(array), self._logits_ptr(ptr, i), array.nbytes)
+            ffi.memmove(array, self._logits_ptr(ptr, i), array.nbytes)
         return array
 
     def logits_view(self, i: int = -1) -> Floats:
@@ -90,8 +90,10 @@ class Outputs(ContextBase):
         with self.exclusive:
             ptr = self.ptr
             self._logits_ptr(ptr, -1)
+            for i in range(-self.n_outputs, 0) if self._chains else ():
+                self._logits_ptr(ptr, i)  # those that were sampled in the graph are not there
             array = _array((self.n_outputs, len(self._vocab)), out)
-            ffi.memmove(ffi.from_buffer(array), lib.llama_get_logits(ptr), array.nbytes)
+            ffi.memmove(array, lib.llama_get_logits(ptr), array.nbytes)
         return array
 
     def embeddings(self, i: int = -1, *, out: Floats | None = None) -> Floats:
@@ -114,7 +116,7 @@ class Outputs(ContextBase):
         array = _array((lib.llama_model_n_embd_out(self.model.ptr),), out)
         with self.exclusive:
             ptr = self.ptr
-            ffi.memmove(ffi.from_buffer(array), self._embeddings_ptr(ptr, i), array.nbytes)
+            ffi.memmove(array, self._embeddings_ptr(ptr, i), array.nbytes)
         return array
 
     def embeddings_view(self, i: int = -1) -> Floats:
@@ -147,7 +149,7 @@ class Outputs(ContextBase):
             ptr = self.ptr
             self._embeddings_ptr(ptr, -1)
             array = _array((self.n_outputs, lib.llama_model_n_embd_out(self.model.ptr)), out)
-            ffi.memmove(ffi.from_buffer(array), lib.llama_get_embeddings(ptr), array.nbytes)
+            ffi.memmove(array, lib.llama_get_embeddings(ptr), array.nbytes)
         return array
 
     def embeddings_seq(self, seq_id: int = 0) -> Floats:
@@ -183,7 +185,7 @@ class Outputs(ContextBase):
             ranks = lib.llama_pooling_type(ptr) == lib.LLAMA_POOLING_TYPE_RANK
             width = (lib.llama_model_n_cls_out if ranks else lib.llama_model_n_embd_out)(model)
             array = np.empty(width, np.float32)
-            ffi.memmove(ffi.from_buffer(array), pointer, array.nbytes)
+            ffi.memmove(array, pointer, array.nbytes)
         return array
 
     def check_output(self, i: int) -> None:
