@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._context_params import architecture
@@ -66,7 +65,7 @@ class Computation(Threads):
             return self.encode(batch)
         ptr = self.ptr
         with self.computing(n := len(batch)):
-            self._check_batch(ptr, batch, n)
+            self._check_batch(batch, n)
             if n > 1:
                 self._check_several(ptr, n)
             if self._special:
@@ -105,7 +104,7 @@ class Computation(Threads):
         if not self._memoryless and not lib.llama_model_has_encoder(self.model.ptr):
             raise UnsupportedError(f"{self.model!r} has no encoder: use decode()")
         with self.computing(n := len(batch)):
-            self._check_batch(ptr, batch, n)
+            self._check_batch(batch, n)
             self._check_encode(ptr, batch, n)
             self._run(ptr, batch, encode=True)
             self._outputs = b"\1" * n
@@ -186,12 +185,14 @@ class Computation(Threads):
             self._embeddings = embeddings
             self._special = self._special or embeddings
 
-    def _check_batch(self, ptr: Any, batch: Batch, n: int) -> None:
+    def _check_batch(self, batch: Batch, n: int) -> None:
         """Check what every batch must be."""
-        self._exports.check_none()
-        if not 1 <= n <= lib.llama_n_batch(ptr):
-            raise ArgumentError(f"{n} tokens are not in 1 to n_batch={self.n_batch}")
-        batch.check(len(self._vocab), lib.llama_n_seq_max(ptr), self.kv_unified, self._drafts)
+        if self._exports.count:
+            self._exports.check_none()
+        n_batch, n_vocab, n_seq_max = self._sizes
+        if not 1 <= n <= n_batch:
+            raise ArgumentError(f"{n} tokens are not in 1 to n_batch={n_batch}")
+        batch.check(n_vocab, n_seq_max, self.kv_unified, self._drafts)
 
     def _check_several(self, ptr: Any, n: int) -> None:
         """Check what llama.cpp asserts of a batch of several tokens."""
@@ -293,8 +294,11 @@ class Computation(Threads):
         before, self._outputs = self._outputs, None
         causal = encode and lib.llama_get_causal_attn(ptr)
         try:
-            with self._other_context:
+            if self._other_context is None:
                 code = batch.submit(ptr, encode)
+            else:
+                with self._other_context:
+                    code = batch.submit(ptr, encode)
         except ArgumentError:  # nothing was computed
             self._outputs = before
             raise
@@ -324,11 +328,6 @@ class Computation(Threads):
             raise failure
         error.__context__ = failure  # the user's own; its context tells what became of the memory
         raise error
-
-
-def other_context(other: Any) -> contextlib.AbstractContextManager[object]:
-    """Return what to hold while C computes, for a context whose memory or weights are used."""
-    return contextlib.nullcontext() if other is None else other.exclusive
 
 
 def pools_by_mean(ptr: Any) -> bool:

@@ -8,7 +8,6 @@ from ._ffi import lib
 from ._handle import Exclusive, Handle
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
     from typing import Any
 
     from ._adapters import Applied
@@ -51,6 +50,7 @@ class ContextBase(Handle):
         "_outputs",
         "_params",
         "_perf_offset",
+        "_sizes",
         "_snapshots",
         "_special",
         "_vocab",
@@ -86,6 +86,8 @@ class ContextBase(Handle):
     _feeds_decoder: bool
     _encoded: frozenset[int] | None
     _n_outputs_max: int
+    # n_batch, the number of tokens in the vocabulary, and n_seq_max.
+    _sizes: tuple[int, int, int]
     # How many positions the model has learned; 0 if there is no such limit.
     _n_positions: int
     # Whether its batches need more checks than others.
@@ -93,7 +95,7 @@ class ContextBase(Handle):
     # Who sees its graphs.
     _observer: Observer | None
     # To be held while C computes: the lock of the context whose memory or weights it uses.
-    _other_context: AbstractContextManager[object]
+    _other_context: Exclusive | None
     # What of the counters does not count.
     _perf_offset: ContextPerf | None
     # The struct llamacffi_abort_flag that C polls.

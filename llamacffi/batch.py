@@ -44,15 +44,18 @@ class Batch:
 
     __slots__ = (
         *("_content", "_embd", "_lock", "_logits", "_n_seq_id", "_pos", "_rows", "_sections"),
-        *("_seq_id", "_struct", "_token", "_value", "n_embd"),
-        *("_n_seq_id_max", "_seq_id_max", "_token_range"),
+        *("_seq_id", "_struct", "_token", "_value", "is_coupled", "n_embd"),
+        *("_n_seq_id_max", "_outputs", "_seq_id_max", "_token_range"),
     )
 
     _embd: npt.NDArray[np.float32]
+    _outputs: bytes | None  # what `outputs` returns; None if it is not known
     _pos: npt.NDArray[np.int32]
     _sections: npt.NDArray[np.int32] | None
     _token: npt.NDArray[np.int32]
     _token_range: tuple[int, int] | None  # least and greatest; None if they are not known
+    is_coupled: bool
+    """Whether a token belongs to several sequences."""
     n_embd: int
     """How wide the embeddings are; 0 for a batch of tokens alone."""
 
@@ -153,11 +156,6 @@ class Batch:
         counts = self._n_seq_id[: len(self)].tolist()
         return [ids[:n] for n, ids in zip(counts, self._seq_id.tolist(), strict=False)]
 
-    @property
-    def is_coupled(self) -> bool:
-        """Whether a token belongs to several sequences."""
-        return self._n_seq_id_max > 1
-
     def __len__(self) -> int:
         return int(self._value.n_tokens)
 
@@ -250,8 +248,9 @@ class Batch:
         counts = self._n_seq_id[:n]
         used = np.arange(self.n_seq_max) < counts[:, None]
         self._n_seq_id_max = int(counts.max())
+        self.is_coupled = self._n_seq_id_max > 1
         self._seq_id_max = int(self._seq_id[:n][used].max())
-        self._token_range = None
+        self._token_range = self._outputs = None
         self._value.n_tokens = n
 
     def clear(self) -> None:
@@ -259,7 +258,8 @@ class Batch:
         self._check_free()
         self._value.n_tokens = 0
         self._seq_id_max = self._n_seq_id_max = 0
-        self._token_range = (0, 0)
+        self.is_coupled = False
+        self._outputs, self._token_range = b"", (0, 0)
         self._sections = None
         self._set_content(TOKENS)
 
@@ -276,7 +276,8 @@ class Batch:
         self._seq_id[0, 0] = seq_id
         self._logits[0] = 1
         self._token_range = token, token
-        self._seq_id_max, self._n_seq_id_max = seq_id, 1
+        self._seq_id_max, self._n_seq_id_max, self.is_coupled = seq_id, 1, False
+        self._outputs = b"\1"
         self._value.n_tokens = 1
 
     def check(
@@ -351,7 +352,9 @@ class Batch:
 
     def outputs(self) -> bytes:
         """Return which tokens have an output: for each token a byte, 1 or 0."""
-        return self._logits[: len(self)].tobytes()
+        if self._outputs is None:
+            self._outputs = self._logits[: len(self)].tobytes()
+        return self._outputs
 
     def _place(
         self, n: int, content: str, pos: Positions, seq_ids: Iterable[int], logits: Logits
@@ -386,6 +389,8 @@ class Batch:
             self._logits[stop - 1] = 1
         self._seq_id_max = max(self._seq_id_max, ids[-1])
         self._n_seq_id_max = max(self._n_seq_id_max, len(ids))
+        self.is_coupled = self._n_seq_id_max > 1
+        self._outputs = None
         return start, stop
 
     def _set_content(self, content: str) -> None:

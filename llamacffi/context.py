@@ -6,7 +6,6 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from ._adapters import Adapters, Applied
-from ._computation import other_context
 from ._context_params import SHARING, ContextRequest, architecture
 from ._ffi import ffi, lib
 from ._handle import Exclusive, own
@@ -92,7 +91,7 @@ class Context(Outputs, Performance, Adapters, States, Snapshots):
         super().__init__(own(ptr, free, *kept), parent=model)
         if request.other is not None:
             request.other._adopt(self)
-        self._other_context = other_context(request.other)
+        self._other_context = None if request.other is None else request.other.exclusive
         pools.attach(ptr, threads, self._abort, own=True)
         self.model = model
         self.kv_unified = bool(struct.kv_unified)
@@ -125,6 +124,7 @@ class Context(Outputs, Performance, Adapters, States, Snapshots):
         self._encoded = None
         self._embeddings = bool(struct.embeddings)
         n_batch = lib.llama_n_batch(ptr)
+        self._sizes = n_batch, len(self._vocab), lib.llama_n_seq_max(ptr)
         self._n_outputs_max = struct.n_outputs_max or n_batch
         if struct.n_rs_seq and not lib.llama_n_rs_seq(ptr):
             raise UnsupportedError(f"{model!r} has no recurrent state to go back to: no n_rs_seq")
