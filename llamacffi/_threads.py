@@ -109,9 +109,9 @@ class Threads(ContextBase):
 
     def _computed(self) -> None:
         """Note that C has computed a graph, with a pool that is attached now."""
-        pools = self._pools
-        if pools.left:
-            pools.forget()
+        computing = self._computing  # None if it was closed meanwhile
+        if computing is not None and computing[0].pools.left:
+            computing[0].pools.forget()
 
     def _set_n_threads(self, *numbers: int) -> None:
         numbers = tuple(operator.index(n) for n in numbers)
