@@ -38,7 +38,7 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 class Squares:
     """What was seen of the inputs of one weight, which may be a stack of experts."""
 
-    sums: npt.NDArray[np.float64]
+    sums: npt.NDArray[np.floating]
     """``[experts, columns]``: the sums of the squares of the inputs."""
     counts: npt.NDArray[np.int64]
     """``[experts]``: of how many inputs; or ``[1]``."""
@@ -111,8 +111,8 @@ class Imatrix(Mapping[str, "Floats"]):
             for name in sorted(self.squares):
                 entry = self.squares[name]
                 sums = entry.sums.reshape(len(entry.counts), -1)
-                gguf.add_tensor(name + SUMS, sums.astype(np.float32))
-                gguf.add_tensor(name + COUNTS, entry.counts[:, None].astype(np.float32))
+                gguf.add_tensor(name + SUMS, sums, type="f32")
+                gguf.add_tensor(name + COUNTS, entry.counts[:, None], type="f32")
             gguf.write(path)
 
     def merge(self, other: Imatrix) -> Imatrix:
@@ -170,8 +170,10 @@ class ImatrixCollector:
             dataset: What to call the text that was seen.
             chunk_size: How many tokens are a chunk; only to say how many were seen.
         """
+        # With the precision of the files, so that a saved one is the same.
         squares = {
-            name: Squares(one.sums.copy(), one.counts.copy()) for name, one in self._squares.items()
+            name: Squares(one.sums.astype(np.float32), one.counts.copy())
+            for name, one in self._squares.items()
         }
         most = max((int(one.counts.max()) for one in squares.values()), default=0)
         datasets = [] if dataset is None else [dataset]
@@ -315,7 +317,7 @@ def _from_gguf(gguf: Gguf, path: Path) -> Imatrix:
         if sums.n_elements % n:
             raise GgufError(f"{os.fspath(path)!r}: the counts do not fit the sums of {name!r}")
         squares[name] = Squares(
-            sums.data.reshape(n, -1).astype(np.float64), np.rint(counts.data.ravel()).astype(int)
+            sums.data.reshape(n, -1).copy(), np.rint(counts.data.ravel()).astype(np.int64)
         )
     datasets, chunks = gguf.get(DATASETS, []), gguf.get(CHUNKS, 0)
     size = gguf.get(CHUNK_SIZE, 0)
@@ -333,7 +335,7 @@ def _from_legacy(data: bytes, path: Path) -> Imatrix:
             (length,) = struct.unpack_from("<i", data, at)
             name, calls, n_values = struct.unpack_from(f"<{length}sii", data, at + 4)
             at += 12 + length
-            sums = np.frombuffer(data, "<f4", n_values, at).astype(np.float64)
+            sums = np.frombuffer(data, "<f4", n_values, at).astype(np.float32)
             at += 4 * n_values
             squares[name.decode("utf-8", "surrogateescape")] = Squares(
                 sums[None], np.array([max(calls, 1)])

@@ -23,7 +23,7 @@ from ._quantize_params import ftype_name, ftype_of, ftypes, quantize_params
 from ._text import c_path
 from .errors import ArgumentError, GgufError, NativeError, QuantizeError, UnsupportedError
 from .gguf import Gguf
-from .log import drain, with_log
+from .log import capture_logs, drain, with_log
 from .shards import check_other, open_all, paths_of
 
 if TYPE_CHECKING:
@@ -189,7 +189,9 @@ def _plan(source: Any, struct: Any, files: Mapping[Path, Gguf]) -> list[Step]:
 
     dry_run, struct.dry_run = struct.dry_run, True
     try:
-        _call(source, source, struct, on_message)
+        # What it logs comes again when it is done.
+        with capture_logs(forward=dry_run, thread=True):
+            _call(source, source, struct, on_message)
     finally:
         struct.dry_run = dry_run
     if {name for name, _type in found} != set(tensors):
