@@ -97,9 +97,10 @@ def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
 
 
 class RpcServer:
-    """A server in a process of its own, which ends with this one.
+    """A server in a process of its own, since the C function never returns.
 
-    It is a process since the C function never returns.
+    It ends when it is closed, when nothing refers to this object any more, and with this process.
+    Keep it for as long as a model is on it.
     """
 
     endpoint: str
