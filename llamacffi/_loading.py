@@ -179,6 +179,8 @@ def _check_mode(file: OpenFile, struct: Any) -> None:
     """
     if struct.load_mode == lib.LLAMA_LOAD_MODE_DIRECT_IO:
         raise ArgumentError("load_mode='direct_io' needs a path: llama.cpp opens the file itself")
+    if struct.vocab_only and struct.load_mode == lib.LLAMA_LOAD_MODE_AUTO:
+        struct.load_mode = lib.LLAMA_LOAD_MODE_NONE  # without tensors, nothing need be aligned
     alignment = lib.ggml_backend_buft_get_alignment(lib.ggml_backend_cpu_buffer_type())
     if file.offset % alignment == 0:
         return

@@ -9,6 +9,7 @@ from ._callbacks import Bridge
 from ._ffi import ffi, lib
 from ._files import anonymous_file
 from ._loading import load, load_file
+from ._model_info import shape_of
 from ._overrides import fit_kv_overrides
 from .errors import ArgumentError
 from .gguf import Gguf
@@ -110,8 +111,7 @@ class _Filler:
         if name in self._seen:  # of a tensor that is used in two places there are two
             lib.ggml_backend_tensor_get(self._seen[name], ffi.from_buffer(buffer), 0, n_bytes)
         else:
-            shape = tuple(tensor.ne[i] for i in reversed(range(lib.ggml_n_dims(tensor))))
-            array = array_of(buffer, GgmlType(tensor.type), shape)
+            array = array_of(buffer, GgmlType(tensor.type), shape_of(tensor))
             if self._fill(name, array) is not None:
                 raise TypeError(f"fill returned something for {name!r}: it must write to the array")
             self._seen[name] = tensor

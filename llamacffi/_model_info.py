@@ -371,6 +371,11 @@ def weights(ptr: Any) -> Iterator[Any]:
     return iter({bytes(ffi.string(tensor.name)): tensor for tensor in _tensors(ptr)}.values())
 
 
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """Return the shape of a ``struct ggml_tensor *`` as numpy has it: rows are last."""
+    return tuple(tensor.ne[i] for i in reversed(range(lib.ggml_n_dims(tensor))))
+
+
 def typed(value: str) -> int | float | str:
     """Return a metadata value by what it looks like."""
     if re.fullmatch(r"-?\d+", value):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ._atomic import part_of
 from ._devices import text
-from ._ffi import lib
-from ._model_info import CHAT_TEMPLATE, typed, weights
+from ._ffi import ffi, lib
+from ._model_info import CHAT_TEMPLATE, shape_of, typed, weights
 from ._text import c_path
 from .errors import NativeError, UnsupportedError
 from .gguf import Gguf
@@ -34,17 +34,15 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         )
     tensors = {text(tensor.name): tensor for tensor in weights(ptr)}
     _check_tensors(tensors)
+    path = os.fsdecode(path)
     part = part_of(path)
     try:
         part.touch(exist_ok=False)  # raises what is wrong with the place
         _write(model, ptr, part)
         with Gguf.open(part) as saved:
-            lost = sorted(tensors.keys() - saved.tensors.keys())
-            if lost:
-                raise UnsupportedError(
-                    f"llama.cpp leaves out {len(lost)} tensors when it saves this architecture, "
-                    f"{model.architecture}: {', '.join(lost[:5])}"
-                )
+            for name, tensor in tensors.items():
+                if name not in saved.tensors:  # as the embeddings of a model without an output
+                    _add_tensor(saved, name, tensor)
             saved.update(_token_types(model, saved))
             for key, value in _left_out(model.metadata):
                 saved.setdefault(key, value)
@@ -80,6 +78,19 @@ def _write(model: Model, ptr: Any, part: os.PathLike[str]) -> None:
         raise with_log(OSError(f"the file could not be written: {errors[0]}"))
 
 
+def _add_tensor(saved: Gguf, name: str, tensor: Any) -> None:
+    """Add a weight that llama.cpp has left out."""
+    import numpy as np
+
+    from ._generated.enums import GgmlType
+    from ._ggml_types import array_of
+
+    buffer = np.empty(lib.ggml_nbytes(tensor), np.uint8)
+    lib.ggml_backend_tensor_get(tensor, ffi.from_buffer(buffer), 0, buffer.nbytes)
+    type_ = GgmlType(tensor.type)
+    saved.add_tensor(name, array_of(buffer, type_, shape_of(tensor)), type=type_)
+
+
 def _left_out(metadata: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     """Yield what llama.cpp does not compute with and so does not save, as far as it is known.
 
@@ -106,13 +117,15 @@ def _token_types(model: Model, saved: Gguf) -> dict[str, Any]:
     from ._generated.enums import TokenAttr, TokenType
 
     vocab = model.vocab.ptr
+    if lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
+        return {}
     flags = sum(TokenAttr[name] for name in EXTRA_ATTRS)
     attrs = np.array([lib.llama_vocab_get_attr(vocab, i) for i in range(len(model.vocab))])
     if not (attrs & flags).any():
         return {}
-    types = {TokenAttr[name]: TokenType[name] for name in TokenType.__members__}
-    return {
-        "tokenizer.ggml.token_type": np.array(
-            [types.get(attr, TokenType.UNDEFINED) for attr in (attrs & ~flags).tolist()], np.int32
-        )
-    }
+    types = np.full(len(attrs), TokenType.UNDEFINED, np.int32)
+    # The control type first: llama.cpp adds it to the type of a token that should have it.
+    for name in ("CONTROL", *(name for name in TokenType.__members__ if name != "CONTROL")):
+        if TokenAttr[name]:
+            types[attrs & TokenAttr[name] != 0] = TokenType[name]
+    return {"tokenizer.ggml.token_type": types}
