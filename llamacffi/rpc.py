@@ -36,7 +36,13 @@ from . import backend
 from ._devices import Device, new_device
 from ._ffi import ffi, lib
 from ._handle import live_objects
-from .errors import ArgumentError, BackendUnavailableError, NativeError, UnsupportedError
+from .errors import (
+    ArgumentError,
+    BackendUnavailableError,
+    LlamaError,
+    NativeError,
+    UnsupportedError,
+)
 from .log import drain, with_log
 from .threads import check_n_threads
 
@@ -340,7 +346,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", metavar="DIRECTORY", help="keep large tensors there")
     parser.add_argument("--until-eof", action="store_true", help="end when stdin does")
     args = parser.parse_args(arguments)
-    settings = _check(args.endpoint, args.device, args.threads, args.cache)
+    try:
+        settings = _check(args.endpoint, args.device, args.threads, args.cache)
+    except LlamaError as error:
+        parser.error(str(error))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the C function does not come back for Python's
     if args.until_eof:
         threading.Thread(target=_end_with_stdin, daemon=True).start()

@@ -235,6 +235,14 @@ def test_a_server_that_cannot_start(monkeypatch):
         RpcServer(n_threads=1)
 
 
+def test_the_command_line_says_what_is_wrong():
+    command = [sys.executable, "-m", "llamacffi.rpc", "localhost:50052"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "must begin with the IPv4 address" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_server_from_the_command_line(tmp_path):
     """It does what it was told, and ends when its parent does."""
     with socket.socket() as free:
