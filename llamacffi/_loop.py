@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from ._ffi import lib
 from ._text import StopFinder, Utf8Stream
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 FinishReason: TypeAlias = Literal["stop", "eog", "length", "context"]
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """One generated token."""
 
     id: int
@@ -74,39 +72,50 @@ class Loop:
         self.logprobs: Logprobs | None = None
 
     def run(self) -> Iterator[Token]:
-        """Decode the prompt, then choose, yield and decode until something ends it."""
+        """Compute the prompt, then choose, yield and decode until something ends it."""
         clock = time.perf_counter
         began = clock()
         self.sampler.reset()
         self.start()
         self.prompt_seconds = clock() - began
         context, tokens, text_of = self.context, self.tokens, self.text_of()
-        sample, decode, batch = self.sampler.sample, context.decode, Batch(1)
-        limit = self.limit()
+        sample, step, logprobs = self.sampler.sample, self.step, self.logprobs
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
+        batch, limit = Batch(1), self.limit()
+        began = clock()
         while True:
-            began = clock()
             # Right after the batch: meanwhile another generation may use the context.
             token = sample(context)
-            logprob, top = self.logprobs(context, token) if self.logprobs else (None, ())
+            if logprobs is not None:
+                logprob, top = logprobs(context, token)
             tokens.append(token)
             text, is_eog = text_of(token)
-            if self.stops.match is not None:
-                self.stop_match, self.finish_reason = self.stops.match, "stop"
-            elif is_eog:
-                self.finish_reason = "eog"
-            elif self.stop_when is not None and self.stop_when(tokens):
-                self.finish_reason = "stop"
-            elif limit is not None and len(tokens) >= limit:
-                self.finish_reason = "length" if limit == self.max_tokens else "context"
-            if self.finish_reason is not None and self.stop_match is None:
-                text += self.rest()
+            if is_eog or len(tokens) == limit or self.stop_when is not None or self.stops.match:
+                text += self.ending(is_eog, limit)
             self.seconds += clock() - began
             yield Token(token, text, logprob, top)
             if self.finish_reason is not None:
                 return
             began = clock()
-            self.step(batch, token, decode)
-            self.seconds += clock() - began
+            step(batch, token)
+
+    def ending(self, is_eog: bool, limit: int | None) -> str:
+        """Find out whether the generation ends, and return the text that was held back then."""
+        if self.stops.match is None:
+            if is_eog:
+                self.finish_reason = "eog"
+            elif self.stop_when is not None and self.stop_when(self.tokens):
+                self.finish_reason = "stop"
+            elif len(self.tokens) == limit:
+                self.finish_reason = "length" if limit == self.max_tokens else "context"
+            else:
+                return ""
+        rest = "" if self.stops.match else self.stops.feed(self.utf8.finish())
+        if self.stops.match is None:
+            return rest + self.stops.finish()
+        self.stop_match, self.finish_reason = self.stops.match, "stop"
+        return rest
 
     def limit(self) -> int | None:
         """Return how many tokens there can be, the last of which memory need not have."""
@@ -115,9 +124,9 @@ class Loop:
         room = self.context.n_ctx_seq - self.pos + 1
         return room if self.max_tokens is None else min(room, self.max_tokens)
 
-    def step(self, batch: Batch, token: int, decode: Callable[[Batch], None]) -> None:
+    def step(self, batch: Batch, token: int) -> None:
         """Decode the token that was chosen."""
-        overflow = self.overflow
+        overflow, decode = self.overflow, self.context.decode
         if overflow is not None and self.pos >= self.context.n_ctx_seq:
             self.make_room(overflow)
         batch.set_one(token, self.pos, self.seq_id)
@@ -138,31 +147,23 @@ class Loop:
     def text_of(self) -> Callable[[int], tuple[str, bool]]:
         """Return the function from a token to the text that is certain, and whether it is the end.
 
-        It is called for each token, so it remembers their pieces.
+        It is called for each token, so it remembers what it knows of them.
         """
-        vocab, stops = self.vocab, self.stops
+        vocab, feed = self.vocab, self.stops.feed if self.stops else None
         self.utf8 = utf8 = Utf8Stream()
-        pieces: dict[int, bytes | None] = {}
+        pieces: dict[int, bytes] = {}
 
         def text(token: int) -> tuple[str, bool]:
             try:
                 piece = pieces[token]
             except KeyError:
-                is_eog = vocab.is_eog(token)
-                piece = pieces[token] = None if is_eog else vocab.piece(token, special=False)
-            if piece is None:
-                return "", True
-            return stops.feed(utf8.feed(piece)), False
+                if vocab.is_eog(token):
+                    return "", True
+                piece = pieces[token] = vocab.piece(token, special=False)
+            text = utf8.feed(piece)
+            return (text if feed is None else feed(text)), False
 
         return text
-
-    def rest(self) -> str:
-        """Return the text that was held back, up to a stop string that it completes."""
-        text = self.stops.feed(self.utf8.finish())
-        if self.stops.match is not None:
-            self.stop_match, self.finish_reason = self.stops.match, "stop"
-            return text
-        return text + self.stops.finish()
 
     def start(self) -> None:
         """Compute the prompt; if that fails, leave the sequence as it was."""

@@ -89,10 +89,12 @@ class StopFinder:
         self.match: str | None = None
         """The string that was found."""
 
+    def __bool__(self) -> bool:
+        """Whether there is any string to be found."""
+        return bool(self._stops)
+
     def feed(self, text: str) -> str:
         """Add text and return what is certain not to belong to a stop string."""
-        if not self._stops:
-            return text
         buffer = self._held + text
         found = [
             (start + len(stop), start) for stop in self._stops if (start := buffer.find(stop)) >= 0
