@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from .imatrix import ImatrixCollector as ImatrixCollector
     from .imatrix import compute_imatrix as compute_imatrix
     from .log import capture_logs as capture_logs
+    from .lora import merge_lora as merge_lora
     from .memory import Memory as Memory
     from .model import Model as Model
     from .perf import ContextPerf as ContextPerf
@@ -141,6 +142,7 @@ _NAMES = {
     "gguf": "Gguf GgufTensor",
     "imatrix": "Imatrix ImatrixCollector compute_imatrix",
     "log": "capture_logs",
+    "lora": "merge_lora",
     "memory": "Memory",
     "model": "Model",
     "perf": "ContextPerf SamplerPerf",

@@ -23,6 +23,8 @@ from ._ggml_types import (
 from .errors import ClosedError, GgufError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from ._ggml_types import AnyType, Array, Floats
@@ -167,6 +169,29 @@ class GgufTensor:
         data = self._source if self._source is not None else self._array
         assert data is not None
         return GgufTensor(name, self.type, self.shape, data, self.offset)
+
+
+class Computed(Source):
+    """Data that are made each time they are used, for a tensor that is too large to keep."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[[], Array]) -> None:
+        super().__init__(None, 0, "")
+        self._make = make
+
+    def data(self, tensor: GgufTensor) -> memoryview:
+        """Make the data."""
+        made = np.ascontiguousarray(self._make()).reshape(-1).view(np.uint8).data
+        assert len(made) == tensor.nbytes
+        return made
+
+
+def computed_tensor(
+    name: str, type_: GgmlType, shape: tuple[int, ...], make: Callable[[], Array]
+) -> GgufTensor:
+    """Return a tensor whose data ``make`` returns, as `GgufTensor.data` does, when it is used."""
+    return GgufTensor(name, type_, shape, Computed(make))
 
 
 def read_tensor(ptr: Any, i: int, source: Source) -> GgufTensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from . import backend
 from ._ffi import ffi, lib
 from ._handle import Handle, own
+from ._lora import ALPHA, EMBEDDING, INVOCATION, fits, ggml_shape, pairs, shape_text
 from ._sources import gguf_of, opened, sample_digest
 from ._text import read_metadata
 from ._weights import weight_shapes
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from ._files import OpenFile
     from .gguf import Gguf, GgufTensor
     from .model import Model
-
-    Shape = tuple[int, ...]
-
-PART = re.compile(r"(.+)\.lora_([ab])")
-# Its rows are chosen, and not multiplied with: its two parts are flipped.
-EMBEDDING = "token_embd.weight"
-ALPHA = "adapter.lora.alpha"
-INVOCATION = "adapter.alora.invocation_tokens"
 
 
 class Adapter(Handle):
@@ -172,13 +164,11 @@ def _check(file: OpenFile, model: Model) -> float | None:
     try:
         with gguf_of(file) as gguf:
             _check_kind(gguf, file.name, model)
+            _check_invocation(gguf, file.name, model)
             _check_tensors(gguf, file.name, model)
-            alpha = gguf.get(ALPHA)
+            return _alpha(gguf, file.name)
     except GgufError as error:
         raise AdapterError(f"{file.name!r} is no adapter: {error}") from error
-    if alpha is not None and not isinstance(alpha, float):
-        raise AdapterError(f"{file.name!r} is damaged: its {ALPHA} is {alpha!r}, and no number")
-    return alpha
 
 
 def _check_kind(gguf: Gguf, name: str, model: Model) -> None:
@@ -195,23 +185,38 @@ def _check_kind(gguf: Gguf, name: str, model: Model) -> None:
         found = gguf.get(key)
         if found != wanted:
             raise AdapterError(f"{name!r} {what}: its {key} is {found!r}, and not {wanted!r}")
+
+
+def _check_invocation(gguf: Gguf, name: str, model: Model) -> None:
+    """Check that the tokens which switch it on are the model's."""
+    if INVOCATION not in gguf:
+        return
+    tokens: Any = gguf[INVOCATION]
     n_vocab = len(model.vocab)
-    if INVOCATION in gguf:
-        tokens = gguf[INVOCATION]
-        if isinstance(tokens, (str, int, float)) or not all(
-            isinstance(token, int) and 0 <= token < n_vocab for token in list(tokens)
-        ):
-            raise AdapterError(
-                f"{name!r} is not for {model!r}: {INVOCATION} is {tokens!r}, and its tokens are "
-                f"0 to {n_vocab - 1}"
-            )
+    right = gguf.is_array(INVOCATION) and gguf.type(INVOCATION) == lib.GGUF_TYPE_UINT32
+    if not right or not all(token < n_vocab for token in tokens):
+        raise AdapterError(
+            f"{name!r} is not for {model!r}: its {INVOCATION} is {tokens!r}, and not some uint32 "
+            f"of 0 to {n_vocab - 1}"
+        )
+
+
+def _alpha(gguf: Gguf, name: str) -> float | None:
+    """Return what the matrices are multiplied with; None if the file does not say."""
+    alpha = gguf.get(ALPHA)
+    if alpha is None:
+        return None
+    right = isinstance(alpha, float) and gguf.type(ALPHA) == lib.GGUF_TYPE_FLOAT32
+    if not right or not math.isfinite(alpha):  # type: ignore[arg-type]
+        raise AdapterError(f"{name!r} is damaged: its {ALPHA} is {alpha!r}, and no finite float32")
+    return alpha  # type: ignore[return-value]
 
 
 def _check_tensors(gguf: Gguf, name: str, model: Model) -> None:
     """Check that each pair of matrices fits the weights that it changes."""
     shapes, shared = weight_shapes(model.ptr)
     n_pairs = 0
-    for weight, a, b in _pairs(gguf, name):
+    for weight, a, b in pairs(gguf, name):
         n_pairs += 1
         shape = shapes.get(weight)
         if shape is None:
@@ -222,29 +227,13 @@ def _check_tensors(gguf: Gguf, name: str, model: Model) -> None:
                 "cannot compute that"
             )
         _check_types(name, a, b)
-        if not _fits(shape, _ggml_shape(a), _ggml_shape(b), flipped=weight == EMBEDDING):
+        if not fits(shape, ggml_shape(a), ggml_shape(b), flipped=weight == EMBEDDING):
             raise AdapterError(
-                f"{name!r} is not for {model!r}: {weight!r} is {_text(shape)}, and the parts are "
-                f"lora_a {_text(_ggml_shape(a))} and lora_b {_text(_ggml_shape(b))}"
+                f"{name!r} is not for {model!r}: {weight!r} is {shape_text(shape)}, and the parts "
+                f"are lora_a {shape_text(ggml_shape(a))} and lora_b {shape_text(ggml_shape(b))}"
             )
     if not n_pairs:
         raise AdapterError(f"{name!r} changes nothing: it has no lora_a and lora_b")
-
-
-def _pairs(gguf: Gguf, name: str) -> Iterator[tuple[str, GgufTensor, GgufTensor]]:
-    """Yield the weights that are changed, each with its two matrices."""
-    pairs: dict[str, dict[str, GgufTensor]] = {}
-    for tensor in gguf.tensors.values():
-        match = PART.fullmatch(tensor.name)
-        if match:
-            pairs.setdefault(match[1], {})[match[2]] = tensor
-        elif not tensor.name.endswith("_norm.weight"):  # llama.cpp passes over those
-            raise AdapterError(f"{name!r} is no LoRA: it has a tensor {tensor.name!r}")
-    for weight, parts in pairs.items():
-        if len(parts) < 2:
-            missing = "lora_b" if "a" in parts else "lora_a"
-            raise AdapterError(f"{name!r} is damaged: {weight!r} has no {missing}")
-        yield weight, parts["a"], parts["b"]
 
 
 def _check_types(name: str, *parts: GgufTensor) -> None:
@@ -256,21 +245,3 @@ def _check_types(name: str, *parts: GgufTensor) -> None:
                 f"{name!r} is damaged: {part.name!r} is {part.type.name}, which is no type of "
                 "weights"
             )
-
-
-def _fits(weight: Shape, a: Shape, b: Shape, *, flipped: bool) -> bool:
-    """Return whether ``b @ a`` has the shape of a weight; all in ggml's order."""
-    if flipped:
-        return a[0] == b[0] and (b[1], a[1], *a[2:]) == weight and a[2:] == b[2:]
-    return a[1] == b[0] and (a[0], b[1], *a[2:]) == weight and a[2:] == b[2:]
-
-
-def _ggml_shape(tensor: GgufTensor) -> Shape:
-    shape = tuple(reversed(tensor.shape))
-    return shape + (1,) * (lib.GGML_MAX_DIMS - len(shape))
-
-
-def _text(shape: Shape) -> str:
-    """Return a shape without the dimensions that it has not got."""
-    n = max((i for i, size in enumerate(shape, start=1) if size != 1), default=1)
-    return " x ".join(map(str, shape[: max(n, 2)]))

@@ -6,7 +6,7 @@ The first file of such a model has all metadata; llama.cpp finds the others by t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,18 +124,24 @@ def merge(first: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
         for gguf in files.values():
             stack.enter_context(gguf)
         check_other(target, files)
-        whole = stack.enter_context(next(iter(files.values())).copy())
-        if whole.get(COUNT, 0) == 0:
+        if next(iter(files.values())).get(COUNT, 0) == 0:
             raise GgufError(f"{os.fspath(first)!r} is not one of several files")
-        for gguf in list(files.values())[1:]:
-            for tensor in gguf.tensors.values():
-                whole.add_tensor(tensor.name, tensor)
-        for key in (NUMBER, COUNT, TENSORS):
-            whole.pop(key, None)
-        whole.write(target)
+        stack.enter_context(whole(files)).write(target)
 
 
-def check_other(target: str | os.PathLike[str], sources: Iterable[Path]) -> None:
+def whole(files: Mapping[Path, Gguf]) -> Gguf:
+    """Return the model of several files as one, with their data; the caller closes it."""
+    first, *rest = files.values()
+    merged = first.copy()
+    for gguf in rest:
+        for tensor in gguf.tensors.values():
+            merged.add_tensor(tensor.name, tensor)
+    for key in (NUMBER, COUNT, TENSORS):
+        merged.pop(key, None)
+    return merged
+
+
+def check_other(target: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]]) -> None:
     """Raise unless ``target`` is none of the files that are read.
 
     Raises:

@@ -35,7 +35,7 @@ rpc
 _entries _sequences
 vocab
 token_samplers
-grammar_sampler
+grammar_sampler _plan
 _chain _recommended
 sampling
 _overrides
@@ -46,12 +46,15 @@ _batch_ext _batch_input
 batch _lineage
 _held_memory
 memory
+_lora
 adapter control_vector
+lora
 _context
 _adapters _outputs _threads _settling _identity _state_format
 _restoring
 snapshot state
-_memory_size
+_backend_sampling
+_graph _memory_size
 _context_params
 _computation
 _perf
