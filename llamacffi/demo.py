@@ -14,21 +14,21 @@ from __future__ import annotations
 import math
 import os
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ._ffi import ffi, lib
+from ._atomic import replacing
+from ._ffi import lib
 from .errors import LoadError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from .gguf import Gguf
 
 TEXT = """
 The llama walks over the hill and looks at the river. The river runs down the hill to the sea.
@@ -78,7 +78,8 @@ def path() -> Path:
     file = directory / f"demo-v{VERSION}-{len(content)}.gguf"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(file, content)
+        with replacing(file) as part:
+            part.write(content)
     except OSError as error:
         reason = f"cannot keep the built-in model in the cache: {error.strerror}"
         raise LoadError(error.errno, reason, os.fspath(directory)) from error
@@ -164,44 +165,14 @@ def write(file: Path) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    _replace(file, to_bytes())
+    with _gguf() as gguf:
+        gguf.write(file)
 
 
 def to_bytes() -> bytes:
-    """Return the model as GGUF.
-
-    Source: the ``gguf_set_*`` functions, ``gguf_add_tensor`` and ``gguf_get_meta_data``.
-    """
-    tensors = weights()
-    with _gguf() as gguf, _tensor_descriptions(len(tensors)) as context:
-        _set_metadata(gguf)
-        for name, array in tensors.items():
-            # ggml counts dimensions from the innermost.
-            shape = array.shape[::-1]
-            tensor = lib.ggml_new_tensor(context, lib.GGML_TYPE_F32, len(shape), shape)
-            lib.ggml_set_name(tensor, name.encode())
-            lib.gguf_add_tensor(gguf, tensor)
-        content = bytearray(lib.gguf_get_meta_size(gguf))
-        lib.gguf_get_meta_data(gguf, ffi.from_buffer(content, require_writable=True))
-        alignment = lib.gguf_get_alignment(gguf)
-    for array in tensors.values():
-        content += array.tobytes()
-        content += bytes(-len(content) % alignment)
-    return bytes(content)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Write a file so that others see either all of it or what was there before."""
-    handle, temporary = tempfile.mkstemp(suffix=".part", dir=file.parent)
-    try:
-        with open(handle, "wb") as part:
-            part.write(content)
-            part.flush()
-            os.fsync(part.fileno())
-        os.replace(temporary, file)
-    except BaseException:  # also if interrupted: leave nothing behind
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Return the model as GGUF."""
+    with _gguf() as gguf:
+        return gguf.to_bytes()
 
 
 def width() -> int:
@@ -237,56 +208,32 @@ def weights() -> dict[str, npt.NDArray[np.float32]]:
     }
 
 
-def _set_metadata(gguf: Any) -> None:
-    """Set the keys that a llama needs."""
-    texts = {
-        "general.architecture": "llama",
-        "general.name": "llamacffi demo (bigrams)",
-        "tokenizer.ggml.model": "llama",
-    }
-    numbers = {
-        "llama.context_length": N_CTX,
-        "llama.embedding_length": width(),
-        "llama.feed_forward_length": HEAD,
-        "llama.block_count": 1,
-        "llama.attention.head_count": width() // HEAD,
-        "llama.rope.dimension_count": HEAD,
-        "tokenizer.ggml.unknown_token_id": 0,
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-    }
-    for name, text in texts.items():
-        lib.gguf_set_val_str(gguf, name.encode(), text.encode())
-    for name, number in numbers.items():
-        lib.gguf_set_val_u32(gguf, name.encode(), number)
-    lib.gguf_set_val_f32(gguf, b"llama.attention.layer_norm_rms_epsilon", EPSILON)
+def _gguf() -> Gguf:
+    """Return the model, with the keys that a llama needs."""
+    from .gguf import Gguf
+
     entries = vocabulary()
-    pieces = [ffi.new("char[]", entry.text.encode()) for entry in entries]
-    lib.gguf_set_arr_str(gguf, b"tokenizer.ggml.tokens", pieces, len(pieces))
-    for key, kind, array in (
-        (b"tokenizer.ggml.scores", lib.GGUF_TYPE_FLOAT32, [entry.score for entry in entries]),
-        (b"tokenizer.ggml.token_type", lib.GGUF_TYPE_INT32, [entry.type for entry in entries]),
-    ):
-        c_type = "float[]" if kind == lib.GGUF_TYPE_FLOAT32 else "int32_t[]"
-        lib.gguf_set_arr_data(gguf, key, kind, ffi.new(c_type, array), len(array))
-
-
-@contextmanager
-def _gguf() -> Iterator[Any]:
-    gguf = lib.gguf_init_empty()
-    try:
-        yield gguf
-    finally:
-        lib.gguf_free(gguf)
-
-
-@contextmanager
-def _tensor_descriptions(n: int) -> Iterator[Any]:
-    """Yield a ggml context with room for ``n`` tensors, but not for their data."""
-    params = ffi.new("struct ggml_init_params *", {"no_alloc": True})
-    params.mem_size = n * (lib.ggml_tensor_overhead() + lib.GGML_MEM_ALIGN)
-    context = lib.ggml_init(params[0])
-    try:
-        yield context
-    finally:
-        lib.ggml_free(context)
+    gguf = Gguf.new()
+    gguf.update(
+        {
+            "general.architecture": "llama",
+            "general.name": "llamacffi demo (bigrams)",
+            "tokenizer.ggml.model": "llama",
+            "llama.context_length": N_CTX,
+            "llama.embedding_length": width(),
+            "llama.feed_forward_length": HEAD,
+            "llama.block_count": 1,
+            "llama.attention.head_count": width() // HEAD,
+            "llama.rope.dimension_count": HEAD,
+            "tokenizer.ggml.unknown_token_id": 0,
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            "llama.attention.layer_norm_rms_epsilon": EPSILON,
+            "tokenizer.ggml.tokens": [entry.text for entry in entries],
+            "tokenizer.ggml.scores": [entry.score for entry in entries],
+            "tokenizer.ggml.token_type": [entry.type for entry in entries],
+        }
+    )
+    for name, array in weights().items():
+        gguf.add_tensor(name, array)
+    return gguf
