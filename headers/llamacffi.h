@@ -138,6 +138,7 @@ struct llamacffi_chain {
     int32_t n_vocab;               /* for what vocabulary; INT32_MAX if that does not matter */
     bool timed;                    /* measure what the chain does not measure itself: */
     int64_t t_sample_us;
+    int32_t n_sample;              /* and what it does not count */
 };
 
 /* Copy what output `i` of the last batch has into `data`, which has room for the whole vocabulary.

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ._checks import INT32_MAX
 from ._ffi import ffi, lib
 from ._handle import Exclusive, Handle, own
+from ._plan import plan_of
 from ._python_samplers import Room, Running
 from ._text import new_uncleared
 from ._tokens import token_id
 from .candidates import problem
 from .custom import PythonSampler
-from .errors import ArgumentError, GrammarError, LlamaError, NativeError
-from .grammar_sampler import Grammar
+from .errors import (
+    ArgumentError,
+    BusyError,
+    ClosedError,
+    GrammarError,
+    LlamaError,
+    NativeError,
+)
+from .grammar_sampler import Grammar, grammar_failure
 from .log import with_log
-from .samplers import AdaptiveP, Sampler, TopK, Unsorted
-from .token_samplers import Infill
+from .samplers import AdaptiveP, Sampler, Unsorted
 from .vocab import Vocab
 
 if TYPE_CHECKING:
-    from .context import Context
+    from ._backend_sampling import BackendSampling
+    from ._context import ContextBase
 
 
 class ChainBase(Handle):
@@ -43,6 +51,7 @@ class ChainBase(Handle):
         "_room",
         "_runs",
         "_samplers",
+        "_stop",
         "_struct",
         "_vocab",
     )
@@ -59,13 +68,15 @@ class ChainBase(Handle):
             raise TypeError(f"vocab must be a Vocab, not {vocab!r}")
         self._closed = False
         self._samplers = samplers
-        self._plan = _plan(samplers)
+        self._plan = plan_of(samplers)
         self._grammar_first, self._no_perf = grammar_first, no_perf
         self._exclusive = Exclusive("SamplerChain")
         self._needy = any(one.needs_vocab for one in samplers)
         self._vocab = vocab
         # The context that samples with it in its graph.
-        self._attached: weakref.ref[Context] | None = None
+        self._attached: Callable[[], BackendSampling | None] | None = None
+        # Where in the plan something stands that keeps the rest out of that graph.
+        self._stop: int | None = None
         # For whose vocabulary there is room.
         self._prepared: Callable[[], Vocab | None] = _nobody
         self._struct = ffi.new("struct llamacffi_chain *")
@@ -85,6 +96,8 @@ class ChainBase(Handle):
         """
         if self._owner is None and not self._closed:
             self._make()
+        elif self._attached is not None and self._attached() is None:
+            self._leave_graph()
         return super().ptr
 
     @property
@@ -93,7 +106,15 @@ class ChainBase(Handle):
         return self._closed
 
     def close(self) -> None:
-        """Free the chain in C now.  Idempotent."""
+        """Free the chain in C now.  Idempotent.
+
+        A context that samples with it in its graph no longer does so.
+        """
+        context = None if self._attached is None else self._attached()
+        if context is not None:
+            # If it computes just now in another thread, the chain in C is its own from here on.
+            with contextlib.suppress(BusyError, BufferError, ClosedError):
+                context._drop(self)
         self._closed = True
         super().close()
 
@@ -150,7 +171,7 @@ class ChainBase(Handle):
         struct.n_vocab = len(self._vocab) if self._vocab is not None and self._needy else INT32_MAX
         self._owner = chain  # not before it is whole
 
-    def _prepare(self, context: Context) -> None:
+    def _prepare(self, context: ContextBase) -> None:
         """Get ready to sample for a context: for its vocabulary, with room for the candidates."""
         if not any(one.selects for one in self._samplers):
             raise ArgumentError(f"{self!r} chooses no token: end it with Greedy() or Dist()")
@@ -168,18 +189,63 @@ class ChainBase(Handle):
             # A weak reference: it would keep the weights in memory.
             self._prepared = weakref.ref(context._vocab)
 
-    def _settle_for(self, context: Context) -> None:
+    def _settle_for(self, context: ContextBase) -> None:
         """Make the chain, for the vocabulary of a context if it has none yet."""
+        self._settle_for_vocab(context._vocab)
+
+    def _settle_for_vocab(self, vocab: Vocab) -> None:
         if self._lacks_vocab():
-            self._vocab = context._vocab
+            self._vocab = vocab
             try:
                 self.ptr  # noqa: B018  makes it
             except BaseException:
                 self._vocab = None
                 raise
-        elif self._needy and self._vocab is not None and self._vocab.model is not context.model:
+        elif self._needy and self._vocab is not None and self._vocab.model is not vocab.model:
             raise ArgumentError("this chain was made for the vocabulary of another model")
         self.ptr  # noqa: B018
+
+    def _enter_graph(self, stop: int | None) -> None:
+        """Become a chain that a context can have in its graph, up to the part ``stop`` of the plan.
+
+        llama.cpp gets a sampler ready for that only once, so those are clones.
+        """
+        self._rebuild(stop)
+        self._struct.in_graph = True
+
+    def _leave_graph(self) -> None:
+        """Become a chain again that does not leave out what was in the graph."""
+        self._attached = None
+        self._struct.in_graph = False
+        self._rebuild(None)
+
+    def _rebuild(self, stop: int | None) -> None:
+        """Move the samplers into a new chain; with something at ``stop`` that ends the graph."""
+        old, plan = self._owner, list(self._plan)
+        params = lib.llama_sampler_chain_default_params()
+        params.no_perf = self._no_perf
+        chain = self._own(lib.llama_sampler_chain_init(params), self._handles)
+        if self._stop is not None:
+            lib.llama_sampler_free(lib.llama_sampler_chain_remove(old, self._stop))
+            del plan[self._stop]
+        for k in range(len(plan)):
+            if k == stop:
+                lib.llama_sampler_chain_add(chain, Unsorted().make(None))
+            part = lib.llama_sampler_chain_remove(old, 0)
+            if part.iface.backend_init != ffi.NULL:
+                used, part = part, lib.llama_sampler_clone(part)
+                lib.llama_sampler_free(used)
+            lib.llama_sampler_chain_add(chain, part)
+        if stop is not None:
+            plan.insert(stop, Unsorted())
+        self._plan, self._stop = tuple(plan), stop
+        counted = lib.llama_perf_sampler(old)
+        self._struct.n_sample += counted.n_sample
+        self._struct.t_sample_us += int(counted.t_sample_ms * 1000)
+        waited = [entry.n_waited for entry in self._grammars]
+        self._bind(chain, self._handles)
+        for entry, n in zip(self._grammars, waited, strict=True):
+            entry.n_waited = n
 
     def _take_clone(self, source: ChainBase) -> None:
         """Become a clone of a chain that exists in C; who calls holds its lock."""
@@ -189,11 +255,17 @@ class ChainBase(Handle):
         finally:
             handles += source._take_clones()
         source._raise_stored()
+        if source._stop is not None:
+            lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, source._stop))
         self._bind(chain, handles)
         self._become_of(source)
 
     def _copy(self, source: ChainBase) -> None:
         """Take over the state of another chain of the same samplers."""
+        if self._stop != source._stop:
+            raise ArgumentError(
+                "one of the chains is in the graph of a context, and cannot be copied to the other"
+            )
         own_ptr, ptr = self.ptr, source.ptr
         try:
             lib.llama_sampler_copy(ptr, own_ptr)
@@ -277,64 +349,10 @@ class ChainBase(Handle):
         return GrammarError(f"the grammar allows none of the tokens that are left{hint}")
 
 
-def grammar_failure(code: int, token: int | None, vocab: Vocab | None) -> GrammarError | None:
-    """Return the error for a token that a grammar does not take."""
-    piece = "" if token is None or vocab is None else f" {vocab.piece(token)!r}"
-    if code == lib.LLAMACFFI_SAMPLE_GRAMMAR:
-        return GrammarError(f"the grammar does not allow the token {token}{piece}")
-    if code == lib.LLAMACFFI_SAMPLE_TRIGGER:
-        return GrammarError(
-            "the text that triggers the lazy grammar does not begin as the grammar demands"
-        )
-    if code == lib.LLAMACFFI_SAMPLE_WAITED:
-        return GrammarError(
-            "the text has become too long to search for the trigger of a lazy grammar: use a "
-            "trigger pattern without repetitions such as .*, or a trigger token"
-        )
-    return None
-
-
-def check_order(samplers: Sequence[Sampler]) -> None:
-    """Check what llama.cpp would do wrong with samplers in this order."""
-    reduced = False
-    for i, sampler in enumerate(samplers):
-        if not isinstance(sampler, Sampler):
-            raise TypeError(f"not a sampler: {sampler!r}")
-        if sampler.selects and i + 1 < len(samplers):
-            raise ArgumentError(
-                f"{sampler!r} chooses the token, so {samplers[i + 1]!r} after it would spoil that: "
-                "it must be the last"
-            )
-        reduced = reduced or (isinstance(sampler, TopK) and sampler.k > 0)
-        if isinstance(sampler, Infill) and not reduced:
-            raise ArgumentError(
-                "Infill() compares each candidate with each other: put TopK before it"
-            )
-
-
 def parts_of(chain: Any) -> list[Any]:
     """Return the samplers of a chain in C, which owns them."""
     n = lib.llama_sampler_chain_n(chain)
     return [lib.llama_sampler_chain_get(chain, k) for k in range(n)]
-
-
-def reseeded(sampler: Sampler, seed: int | None) -> Sampler:
-    """Return a sampler with another seed, if it has one."""
-    if "seed" in {field.name for field in fields(sampler)}:  # type: ignore[arg-type]
-        return replace(sampler, seed=seed)  # type: ignore[type-var]
-    return sampler
-
-
-def _plan(samplers: Sequence[Sampler]) -> tuple[Sampler, ...]:
-    """Return what is made in C for a chain, in order."""
-    plan: list[Sampler] = []
-    in_order = False
-    for sampler in samplers:
-        plan += sampler.parts()
-        if sampler.disorders and in_order:
-            plan.append(Unsorted())
-        in_order = in_order or sampler.sorts
-    return tuple(plan)
 
 
 def _made(sampler: Sampler, vocab: Vocab | None) -> Any:

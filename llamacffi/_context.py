@@ -32,6 +32,7 @@ class ContextBase(Handle):
     __slots__ = (
         "_abort",
         "_applied",
+        "_chain_owners",
         "_chains",
         "_computing",
         "_drafts",
@@ -104,6 +105,8 @@ class ContextBase(Handle):
     _params: Any
     # The chains that it samples with in its graph, by sequence.
     _chains: dict[int, SamplerChain]
+    # What C has of them.
+    _chain_owners: list[Any]
     # The adapters and the control vector in use.
     _applied: Applied
     # What of each sequence is kept on its device: who has asked for it last.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import backend
+from ._backend_sampling import check_chains
 from ._context import ContextBase
 from ._ffi import ffi, lib
 from ._memory_size import check_memory
@@ -15,12 +16,14 @@ from .tensor import Observer
 
 if TYPE_CHECKING:
     from .model import Model
+    from .sampling import SamplerChain
 
 # Fields of llama_context_params that `Context` fills itself.
 OWNED = {
     "abort_callback": "use Context.cancel()",
     "abort_callback_data": "use Context.cancel()",
     "cb_eval_user_data": "use cb_eval, a Python function, which has its own data",
+    "n_samplers": "it is the number of samplers",
     "defrag_thold": "llama.cpp no longer defragments its memory, and ignores it",
 }
 
@@ -37,7 +40,7 @@ YARN_ALONE = ("yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx")
 class ContextRequest:
     """What a context is to be: the struct for C, and what it points to."""
 
-    __slots__ = ("abort", "keep", "n_outputs_max", "observer", "other", "struct")
+    __slots__ = ("abort", "chains", "keep", "n_outputs_max", "observer", "other", "struct")
 
     struct: Any
     """The ``struct llama_context_params *``."""
@@ -49,6 +52,8 @@ class ContextRequest:
     """Who sees the compute graphs."""
     other: ContextBase | None
     """The context whose memory or weights this one uses."""
+    chains: dict[int, SamplerChain]
+    """What each sequence is sampled with in the graph."""
     n_outputs_max: int
     """How many outputs a batch can have; 0 if as many as tokens."""
 
@@ -68,6 +73,9 @@ class ContextRequest:
         struct.abort_callback = lib.llamacffi_abort_requested
         struct.abort_callback_data = self.abort
         self.observer = self.other = None
+        self.chains = {}
+        chains = params.get("samplers")
+        params = {name: value for name, value in params.items() if name != "samplers"}
         converters = {"cb_eval": self._callback, "ctx_other": self._context}
         self.keep = fill(struct, "llama_context_params", params, OWNED, converters)
         if self.observer is not None:
@@ -81,6 +89,8 @@ class ContextRequest:
         check_sharing(self.other, struct, model)
         self.n_outputs_max = struct.n_outputs_max
         check_memory(struct, model)
+        if chains is not None:
+            self.chains = check_chains(chains, struct.n_seq_max)
 
     def _callback(self, function: Any) -> tuple[Any, object]:
         """Convert ``cb_eval``."""
@@ -119,8 +129,6 @@ def check_ranges(struct: Any, model: Model) -> None:
     for name in ("rope_freq_base", "rope_freq_scale"):
         if (number := getattr(struct, name)) < 0:
             raise ArgumentError(f"{name}={number} must be above 0, or 0 for the model's own")
-    if struct.n_samplers and struct.samplers == ffi.NULL:
-        raise ArgumentError(f"n_samplers={struct.n_samplers} without samplers")
     _check_outputs(struct)
     for name in ("type_k", "type_v"):
         _check_cache_type(name, getattr(struct, name))

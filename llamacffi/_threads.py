@@ -12,6 +12,7 @@ from .errors import ArgumentError, ClosedError
 from .threads import Placement, Threadpool, check_n_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
 
@@ -151,7 +152,7 @@ def _check_sizes(numbers: tuple[int, ...], pools: tuple[Threadpool, Threadpool])
 class Pools:
     """The pools of a context, and the locks of all."""
 
-    __slots__ = ("attached", "held", "left", "locks", "own", "placed")
+    __slots__ = ("attached", "held", "left", "locks", "others", "own", "placed")
 
     attached: tuple[Threadpool, Threadpool]
     own: bool
@@ -163,6 +164,7 @@ class Pools:
         self.held: dict[Threadpool, Any] = {}
         self.left = False  # whether some of them are no longer attached
         self.placed = False  # whether some of them move the thread that computes
+        self.others: tuple[Exclusive, ...] = ()  # what else C uses while it computes
 
     def attach(
         self, ptr: Any, pools: tuple[Threadpool, Threadpool], abort_flag: Any, *, own: bool
@@ -187,10 +189,15 @@ class Pools:
             del self.held[pool]
         self._survey()
 
+    def hold(self, others: Iterable[Exclusive]) -> None:
+        """Hold the locks of what else C uses while it computes; the caller holds the context."""
+        self.others = tuple(others)
+        self._survey()
+
     def _survey(self) -> None:
         self.left = len(self.held) > len(set(self.attached))
         self.placed = any(pool.placement for pool in self.held)
-        self.locks.others = tuple(pool.exclusive for pool in self.held)
+        self.locks.others = (*(pool.exclusive for pool in self.held), *self.others)
 
 
 class Computing:

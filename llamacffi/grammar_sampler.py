@@ -148,3 +148,20 @@ def _check_reference(reference: TokenReference, vocab: Vocab) -> None:
             f"{reference.place}: {reference.text} is not one token of the vocabulary, but "
             f"{len(tokens)}"
         )
+
+
+def grammar_failure(code: int, token: int | None, vocab: Vocab | None) -> GrammarError | None:
+    """Return the error for a token that a grammar does not take."""
+    piece = "" if token is None or vocab is None else f" {vocab.piece(token)!r}"
+    if code == lib.LLAMACFFI_SAMPLE_GRAMMAR:
+        return GrammarError(f"the grammar does not allow the token {token}{piece}")
+    if code == lib.LLAMACFFI_SAMPLE_TRIGGER:
+        return GrammarError(
+            "the text that triggers the lazy grammar does not begin as the grammar demands"
+        )
+    if code == lib.LLAMACFFI_SAMPLE_WAITED:
+        return GrammarError(
+            "the text has become too long to search for the trigger of a lazy grammar: use a "
+            "trigger pattern without repetitions such as .*, or a trigger token"
+        )
+    return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, overload
 
-from ._chain import ChainBase, check_order, parts_of, reseeded
+from ._chain import ChainBase, parts_of
 from ._ffi import ffi, lib
+from ._plan import check_order, reseeded
 from ._recommended import chain_of
 from .candidates import Candidates
 from .errors import ArgumentError
@@ -281,13 +282,14 @@ class SamplerChain(ChainBase):
         with self._exclusive:
             data = lib.llama_perf_sampler(self.ptr)
             spent = data.t_sample_ms + self._struct.t_sample_us / 1000
-        return SamplerPerf(None if self._no_perf else spent, data.n_sample)
+            n = data.n_sample + self._struct.n_sample
+        return SamplerPerf(None if self._no_perf else spent, n)
 
     def reset_perf(self) -> None:
         """Count from zero.  Source: ``llama_perf_sampler_reset``."""
         with self._exclusive:
             lib.llama_perf_sampler_reset(self.ptr)
-            self._struct.t_sample_us = 0
+            self._struct.t_sample_us, self._struct.n_sample = 0, 0
 
     def _new(self, samplers: tuple[Sampler, ...]) -> Self:
         """Return a chain of other samplers that is otherwise alike."""

@@ -61,9 +61,11 @@ int32_t fill(llama_context *context, int32_t i, llama_token_data *data) {
     if (!logits) {
         return LLAMACFFI_SAMPLE_LOGITS;
     }
-    bool scores = true;
     for (int32_t id = 0; id < n_vocab; ++id) {
         data[id] = {id, logits[id], 0.0f};
+    }
+    bool scores = true; // in a loop of its own, which is faster
+    for (int32_t id = 0; id < n_vocab; ++id) {
         scores &= is_score(logits[id]);
     }
     return scores ? n_vocab : LLAMACFFI_SAMPLE_NAN;

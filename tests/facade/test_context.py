@@ -146,7 +146,6 @@ PARAMETERS = {
     "n_seq_max": (0, -1, 257),
     "n_threads": (0, -1, 513, 2**40),
     "n_threads_batch": (0, -1, 513),
-    "n_samplers": (1,),  # without samplers
     "type_k": (*map(enums.GgmlType, (9, 26)), "q8_k", "i8", "f64", "count"),
     "type_v": (*map(enums.GgmlType, (9, 26)), "q8_k", "i8", "f64", "count"),
     "rope_freq_base": (float("nan"), float("inf")),
