@@ -38,6 +38,23 @@ def outside(token: int, size: int) -> str:
     return f"token {token} is not in the vocabulary: 0 to {size - 1}"
 
 
+def token_sequence(tokens: TokenIds) -> list[int] | tuple[int, ...] | npt.NDArray[Any]:
+    """Return tokens as a list or a tuple, or as the numpy array that they are; not yet checked.
+
+    Raises:
+        TypeError: They are no sequence.
+    """
+    numpy = sys.modules.get("numpy")  # who has an array has imported it
+    if isinstance(tokens, list | tuple) or (numpy and isinstance(tokens, numpy.ndarray)):
+        return tokens
+    if isinstance(tokens, str | bytes | bytearray):
+        raise TypeError(f"tokens are integers, not text; tokenize() makes them: {tokens!r:.80}")
+    try:
+        return list(tokens)
+    except TypeError:
+        raise TypeError(f"tokens must be a sequence, not {type(tokens).__name__}") from None
+
+
 def token_array(tokens: TokenIds, size: int) -> tuple[Any, int]:
     """Return token ids as a C array, and how many they are.
 
@@ -51,15 +68,9 @@ def token_array(tokens: TokenIds, size: int) -> tuple[Any, int]:
         TypeError: They are no integers.
         ArgumentError: One does not fit an int32.
     """
-    numpy = sys.modules.get("numpy")  # who has no array need not import it
-    if numpy is not None and isinstance(tokens, numpy.ndarray):
-        return _from_numpy(tokens, size, numpy)
-    if isinstance(tokens, str | bytes | bytearray):
-        raise TypeError(f"tokens are integers, not text; tokenize() makes them: {tokens!r:.80}")
-    try:
-        ids = tokens if isinstance(tokens, list | tuple) else list(tokens)
-    except TypeError:
-        raise TypeError(f"tokens must be a sequence, not {type(tokens).__name__}") from None
+    ids = token_sequence(tokens)
+    if not isinstance(ids, list | tuple):
+        return _from_numpy(ids, size)
     if not set(map(type, ids)) <= {int}:
         ids = list(map(token_id, ids))
     try:
@@ -69,7 +80,9 @@ def token_array(tokens: TokenIds, size: int) -> tuple[Any, int]:
     return array, len(array)
 
 
-def _from_numpy(tokens: npt.NDArray[Any], size: int, np: Any) -> tuple[Any, int]:
+def _from_numpy(tokens: npt.NDArray[Any], size: int) -> tuple[Any, int]:
+    import numpy as np
+
     if tokens.ndim != 1 or (tokens.dtype.kind not in "iu" and tokens.size):
         raise TypeError(
             "tokens must be an array of integers with one dimension, "

@@ -18,7 +18,7 @@ from ._sequences import (
     tokenize_all,
 )
 from ._text import new_uncleared
-from ._tokens import outside, token_array
+from ._tokens import outside, token_array, token_sequence
 from .errors import ArgumentError, NativeError, TokenizeError
 from .log import drain, with_log
 
@@ -240,18 +240,18 @@ class Vocab(Entries):
             ArgumentError: One is not in the vocabulary.
             TypeError: One is no integer.
         """
-        ids = tokens if isinstance(tokens, list | tuple) or hasattr(tokens, "dtype") else [*tokens]
+        ids = token_sequence(tokens)
         array, count = token_array(ids, self._size)
         model = self._model.ptr  # noqa: F841
         self._check_array(array, count)
-        return ids  # type: ignore[return-value]
+        return ids
 
-    def warn_of_second_bos(self, tokens: Sequence[int], *, stacklevel: int = 2) -> None:
+    def warn_of_second_bos(self, tokens: Sequence[int], *, stacklevel: int = 1) -> None:
         """Warn if a text that has become ``tokens`` began with BOS, and `tokenize` put one before.
 
         Args:
             tokens: What `tokenize` has returned.
-            stacklevel: Whose line the warning shows, as for `warnings.warn`.
+            stacklevel: Whose line the warning shows: 1 for the caller's, 2 for that of its caller.
         """
         bos = self.bos
         if len(tokens) > 1 and tokens[0] == tokens[1] == bos and self.add_bos:
@@ -284,7 +284,8 @@ class Vocab(Entries):
         try:
             n: int = lib.llamacffi_tokenize(self._vocab, data, len(data), buffer, size, *flags)
         except NativeError as error:
-            raise with_log(TokenizeError(self._reason(str(error), add_special))) from error
+            failure = str(error).removeprefix(f"{error.function}: ")
+            raise with_log(TokenizeError(self._reason(failure, add_special))) from error
         if n == INT32_MIN:
             raise TokenizeError(f"the text has too many tokens: it has {len(data)} bytes")
         return n

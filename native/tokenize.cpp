@@ -44,13 +44,17 @@ int32_t tokenize(const llama_vocab *vocab, const char *text, int64_t length, lla
     if (length > std::numeric_limits<int32_t>::max()) {
         return too_long;
     }
-    const int32_t n = llama_tokenize(vocab, text, static_cast<int32_t>(length), tokens, size, add_special,
-                                     parse_special);
-    // A vocabulary without a token for the unknown gives LLAMA_TOKEN_NULL instead.
-    if (n > 0 && llamacffi_token_outside(vocab, tokens, n) >= 0) {
+    try {
+        const int32_t n = llama_tokenize(vocab, text, static_cast<int32_t>(length), tokens, size,
+                                         add_special, parse_special);
+        // LLAMA_TOKEN_NULL stands for the unknown token that there is not.
+        if (n > 0 && llamacffi_token_outside(vocab, tokens, n) >= 0) {
+            throw std::out_of_range("");
+        }
+        return n;
+    } catch (const std::out_of_range &) { // also if a byte was looked up that is no token
         throw std::runtime_error("the vocabulary has no token for a part of the text");
     }
-    return n;
 }
 
 // llama_detokenize adds up the lengths in an int32.

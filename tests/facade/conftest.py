@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import llamacffi
-from llamacffi import Context, Model
+from llamacffi import Context, Model, Vocab
 from tests.facade import random_models
 
 
@@ -17,6 +17,18 @@ def model(demo_path: Path) -> Iterator[Model]:
     """The built-in model; do not close it."""
     with Model(demo_path) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def vocabularies(llama_cpp: Path) -> Iterator[dict[str, Vocab]]:
+    """All vocabularies that come with llama.cpp, by name; do not close their models."""
+    files = sorted((llama_cpp / "models").glob("ggml-vocab-*.gguf"))
+    models = {
+        file.stem.removeprefix("ggml-vocab-"): Model(file, vocab_only=True) for file in files
+    }
+    yield {name: model.vocab for name, model in models.items()}
+    for model in models.values():
+        model.close()
 
 
 @pytest.fixture

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 import llamacffi
-from llamacffi import ArgumentError, ClosedError, Model, TokenizeError, Vocab, enums
+from llamacffi import ArgumentError, ClosedError, Model, TokenizeError, enums, generate
 
 GOLDEN = [
     "bert-bge",
@@ -34,30 +33,6 @@ GOLDEN = [
 OTHERS = ["aquila", "baichuan", "gpt-neox", "nomic-bert-moe"]
 SEPARATOR = "\n__ggml_vocab_test__\n"
 
-LoadVocab = Callable[[str], Vocab]
-
-
-@pytest.fixture(scope="module")
-def vocab_file(llama_cpp: Path) -> Callable[[str], Path]:
-    return lambda name: llama_cpp / "models" / f"ggml-vocab-{name}.gguf"
-
-
-@pytest.fixture(scope="module")
-def load_vocab(vocab_file: Callable[[str], Path]) -> Iterator[LoadVocab]:
-    """Load vocabularies by name, each once."""
-    models: dict[str, Model] = {}
-
-    def load(name: str) -> Vocab:
-        if name not in models:
-            models[name] = Model(vocab_file(name), vocab_only=True)
-        return models[name].vocab
-
-    for name in ("llama-spm", "llama-bpe", "gpt-2", "bert-bge", "falcon", "qwen2"):
-        load(name)  # before the leak check of a single test begins
-    yield load
-    for model in models.values():
-        model.close()
-
 
 def test_every_vocabulary_is_known_here(llama_cpp):
     files = (llama_cpp / "models").glob("ggml-vocab-*.gguf")
@@ -69,87 +44,37 @@ def test_every_vocabulary_is_known_here(llama_cpp):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_upstreams_expected_ids(vocab_file, name):
+def test_upstreams_expected_ids(llama_cpp, vocabularies, name):
     """As upstream's test-tokenizer-0 reads them: texts in .inp, a line of ids for each in .out."""
-    file = vocab_file(name)
+    file = llama_cpp / "models" / f"ggml-vocab-{name}.gguf"
     texts = Path(f"{file}.inp").read_bytes().decode().removesuffix(SEPARATOR).split(SEPARATOR)
     lines = Path(f"{file}.out").read_text().splitlines()
     assert len(texts) == len(lines) > 30
-    with Model(file, vocab_only=True) as model:
-        for text, line in zip(texts, lines, strict=True):
-            ids = list(map(int, line.split()))
-            assert model.vocab.tokenize(text, add_special=False) == ids, text
+    expected = [list(map(int, line.split())) for line in lines]
+    vocab = vocabularies[name]
+    assert [vocab.tokenize(text, add_special=False) for text in texts] == expected
+    assert vocab.tokenize_batch(texts, add_special=False, n_threads=2) == expected
 
 
-# Some lose bytes by design: WPM (bert) blanks and case, falcon and starcoder some bytes.
-@pytest.mark.parametrize("name", ["llama-bpe", "gpt-2", "qwen2"])
-@settings(max_examples=60)
-@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-@example(text="a\0b")
-@example(text="  two  blanks \n\n\t\r\n")
-@example(text="🦙 é e\u0301 \ufffd \U0010ffff")
-@example(text="<|endoftext|> is text here")
-def test_bpe_loses_nothing(load_vocab, name, text):
-    vocab = load_vocab(name)
-    ids = vocab.tokenize(text, add_special=False)
-    assert vocab.detokenize(ids, unparse_special=True) == text
-    assert b"".join(map(vocab.piece, ids)) == text.encode()
-
-
-@settings(max_examples=60)
-@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-@example(text="a\0b")
-@example(text=" leading")
-@example(text="</s> is text here")
-def test_spm_loses_nothing_but_its_blank(load_vocab, text):
-    """SPM puts a blank before the text (add_space_prefix), and detokenize takes it away."""
-    vocab = load_vocab("llama-spm")
-    # Its own sign for a blank is read as one.
-    clean = text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
-    ids = vocab.tokenize(text, add_special=False)
-    assert vocab.detokenize(ids) == clean
-    pieces = b"".join(vocab.piece(one) for one in ids)
-    assert pieces == (f" {clean}".encode() if text else b"")
-
-
-@pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "gpt-2", "falcon", "bert-bge"])
-@settings(max_examples=40)
-@given(data=st.binary(max_size=40))
-@example(data=b"\xff\xfe\0\xc3")
-@example(data=b"\xed\xa0\x80 a surrogate in UTF-8")
-@example(data=b"\xf0\x9f cut")
-def test_any_bytes_give_tokens_or_a_clear_error(load_vocab, name, data):
-    vocab = load_vocab(name)
-    try:
-        ids = vocab.tokenize(data)
-    except TokenizeError:
-        with pytest.raises(UnicodeDecodeError):
-            data.decode()
-        return
-    vocab.check(ids)
-    assert isinstance(vocab.detokenize(ids), str)
-    assert isinstance(vocab.detokenize_bytes(ids), bytes)
-
-
-def test_text_and_its_bytes_are_the_same(load_vocab):
-    vocab, text = load_vocab("llama-bpe"), "Ein Lama 🦙, zwei\0 Lamas"
+def test_text_and_its_bytes_are_the_same(vocabularies):
+    vocab, text = vocabularies["llama-bpe"], "Ein Lama 🦙, zwei\0 Lamas"
     assert vocab.tokenize(text) == vocab.tokenize(text.encode())
 
 
 @pytest.mark.parametrize(("text", "index"), [("\ud800", 0), ("ok\udfff", 2), ("a\ud83e\udd99", 1)])
-def test_a_lone_surrogate_is_refused(load_vocab, text, index):
+def test_a_lone_surrogate_is_refused(vocabularies, text, index):
     with pytest.raises(TokenizeError, match=f"surrogate at index {index}"):
-        load_vocab("llama-bpe").tokenize(text)
+        vocabularies["llama-bpe"].tokenize(text)
 
 
 @pytest.mark.parametrize("text", [5, None, ["a"]])
-def test_what_is_no_text_is_refused(load_vocab, text):
+def test_what_is_no_text_is_refused(vocabularies, text):
     with pytest.raises(TypeError):
-        load_vocab("llama-bpe").tokenize(text)
+        vocabularies["llama-bpe"].tokenize(text)
 
 
-def test_special_tokens_on_and_off(load_vocab):
-    vocab = load_vocab("llama-bpe")
+def test_special_tokens_on_and_off(vocabularies):
+    vocab = vocabularies["llama-bpe"]
     text = "<|begin_of_text|>hi<|eot_id|>"
     assert vocab.add_bos
     plain = vocab.tokenize(text, add_special=False)
@@ -167,15 +92,15 @@ def test_special_tokens_on_and_off(load_vocab):
     assert vocab.detokenize(with_bos, unparse_special=True, remove_special=True) == "hi"
 
 
-def test_empty_text(load_vocab):
+def test_empty_text(vocabularies):
     for name in ("llama-bpe", "llama-spm", "bert-bge"):
-        vocab = load_vocab(name)
+        vocab = vocabularies[name]
         assert vocab.tokenize("", add_special=False) == vocab.tokenize(b"", add_special=False) == []
         assert vocab.detokenize([]) == ""
-    assert load_vocab("llama-bpe").tokenize("") == [load_vocab("llama-bpe").bos]
+    assert vocabularies["llama-bpe"].tokenize("") == [vocabularies["llama-bpe"].bos]
 
 
-OUT_OF_RANGE = {
+ONE_TOKEN = {
     "piece": lambda vocab, token: vocab.piece(token),
     "text": lambda vocab, token: vocab.text(token),
     "score": lambda vocab, token: vocab.score(token),
@@ -184,10 +109,13 @@ OUT_OF_RANGE = {
     "is_control": lambda vocab, token: vocab.is_control(token),
     "detokenize": lambda vocab, token: vocab.detokenize([1, token]),
     "detokenize_bytes": lambda vocab, token: vocab.detokenize_bytes((token, 1)),
+    "detokenize_batch": lambda vocab, token: vocab.detokenize_batch([[1], [1, token]]),
+    "check": lambda vocab, token: vocab.check([token]),
+    "a generator": lambda vocab, token: vocab.detokenize(one for one in (1, token)),
 }
 
 
-@pytest.mark.parametrize("call", OUT_OF_RANGE.values(), ids=OUT_OF_RANGE.keys())
+@pytest.mark.parametrize("call", ONE_TOKEN.values(), ids=ONE_TOKEN.keys())
 def test_a_token_out_of_range(model, call):
     vocab = model.vocab
     for token in (-1, len(vocab), 2**31 - 1, 2**31, 2**70, -(2**40)):
@@ -195,11 +123,78 @@ def test_a_token_out_of_range(model, call):
             ArgumentError, match=f"token {token} is not in the vocabulary: 0 to 513"
         ):
             call(vocab, token)
-    for token in (1.5, "1", None):
-        with pytest.raises(TypeError):
-            call(vocab, token)
     call(vocab, 0)
     call(vocab, len(vocab) - 1)
+
+
+@pytest.mark.parametrize("call", ONE_TOKEN.values(), ids=ONE_TOKEN.keys())
+def test_what_is_no_token(model, call):
+    for token in (1.5, "1", None, True, np.True_, np.float32(1), Fraction(3), [1]):
+        with pytest.raises(TypeError, match=f"a token is an integer, not {type(token).__name__}"):
+            call(model.vocab, token)
+    for token in (np.int64(3), np.uint8(3), np.int32(3)):
+        assert call(model.vocab, token) == call(model.vocab, 3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ("12", "tokens are integers, not text"),
+        (b"12", "tokens are integers, not text"),
+        (5, "tokens must be a sequence, not int"),
+        (None, "tokens must be a sequence, not NoneType"),
+        (np.zeros((2, 2), np.int32), "one dimension"),
+        (np.array(3), "one dimension"),
+        (np.array([1.0, 2.0]), "array of integers"),
+        (np.array([True]), "array of integers"),
+    ],
+)
+def test_what_are_no_tokens(model, tokens, message):
+    for call in (model.vocab.detokenize, model.vocab.check):
+        with pytest.raises(TypeError, match=message):
+            call(tokens)
+
+
+def test_arrays_of_tokens(model):
+    vocab = model.vocab
+    ids = vocab.tokenize("The llama is here")
+    text = vocab.detokenize(ids)
+    for dtype in (np.int32, np.int64, np.uint16, np.uint64, ">i4"):
+        array = np.array(ids, dtype)
+        assert vocab.detokenize(array) == text
+        assert vocab.detokenize(array[::-1][::-1]) == text
+        assert vocab.check(array) is array
+    array = np.array(ids, np.int32)
+    array.flags.writeable = False
+    assert vocab.detokenize(array) == vocab.detokenize(memoryview(array)) == text
+    assert vocab.detokenize(np.zeros(0)) == ""
+    with pytest.raises(ArgumentError, match=r"token 514 is not .* \(at index 2\)"):
+        vocab.detokenize(np.array([1, 2, 514, 600]))
+    with pytest.raises(ArgumentError, match=f"token {2**40} is not in the vocabulary"):
+        vocab.check(np.array([1, 2**40]))
+    with pytest.raises(ArgumentError, match="token -1 is not in the vocabulary"):
+        vocab.check(np.array([1, -1], np.int8))
+
+
+def test_a_large_array_is_not_copied(model):
+    tokens = np.full(1_000_000, 3 + ord("a"), np.int32)
+    vocab = model.vocab
+    vocab.detokenize_bytes(tokens[:10])
+    tracemalloc.start()
+    try:
+        assert vocab.check(tokens) is tokens
+        assert tracemalloc.get_traced_memory()[1] < 10_000
+    finally:
+        tracemalloc.stop()
+    assert vocab.detokenize_bytes(tokens) == b"a" * 1_000_000
+
+
+@pytest.mark.parametrize("text", ["a", b"a", "", "é", "\0"])
+def test_an_array_is_the_callers_own(model, text):
+    array = model.vocab.tokenize_array(text)
+    assert (array.dtype, array.ndim, array.flags.owndata) == (np.int32, 1, True)
+    array[:] = 0
+    assert model.vocab.tokenize_array(text).tolist() == model.vocab.tokenize(text)
 
 
 def test_what_is_known_of_tokens(model):
@@ -217,20 +212,11 @@ def test_what_is_known_of_tokens(model):
     assert vocab.piece(3 + 0xE9) == b"\xe9"
 
 
-def test_threads_tokenize_at_once(load_vocab):
-    vocab = load_vocab("llama-bpe")
-    texts = [f"The {i}th llama 🦙 says {'na ' * (i % 50)}\n" * 20 for i in range(64)]
-    serial = [vocab.tokenize(text) for text in texts]
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(vocab.tokenize, texts)) == serial
-        assert list(pool.map(vocab.detokenize, serial)) == texts
-
-
-def test_a_megabyte_of_text(load_vocab):
+def test_a_megabyte_of_text(vocabularies):
     text = "The quick brown llama jumps over 12345 lazy dogs.\n" * 20_000
     assert len(text) == 10**6
     for name in ("llama-bpe", "llama-spm"):
-        vocab = load_vocab(name)
+        vocab = vocabularies[name]
         ids = vocab.tokenize(text, add_special=False)
         assert vocab.detokenize(ids) == text
 
@@ -242,7 +228,15 @@ def test_a_vocabulary_keeps_its_model_and_closes_with_it(demo_path):
     for call in (
         lambda: vocab.ptr,
         lambda: vocab.tokenize("a"),
+        lambda: vocab.tokenize_array("a"),
+        lambda: vocab.tokenize_batch(["a"]),
+        lambda: vocab.n_tokens("a"),
         lambda: vocab.detokenize([1]),
+        lambda: vocab.detokenize_batch([[1]]),
+        lambda: vocab.check([1]),
+        lambda: vocab.is_eog(1),
+        lambda: vocab.eog_tokens,
+        lambda: vocab.suppress_tokens,
         lambda: vocab.piece(1),
         lambda: vocab.bos,
         lambda: vocab.type,
@@ -255,3 +249,26 @@ def test_a_vocabulary_keeps_its_model_and_closes_with_it(demo_path):
 def test_a_model_has_one_vocabulary(model):
     vocab = model.vocab
     assert model.vocab is vocab
+
+
+def test_a_second_bos_is_warned_of(model, new_context):
+    """Where the model puts BOS before a text that has it already."""
+    context = new_context()
+    with pytest.warns(UserWarning, match="begins with '<s>'.*leave it out") as warned:
+        generate(context, "<s>The", max_tokens=1)
+    assert [one.filename for one in warned] == [__file__]
+    generate(context, "The", max_tokens=1).text()
+    generate(context, "<s>The", max_tokens=1)  # goes on with a sequence: no BOS is added
+    context.memory.clear()
+    generate(context, [model.vocab.bos, model.vocab.bos], max_tokens=1)  # as they were given
+    ids = model.vocab.tokenize("The <s>", parse_special=True)
+    model.vocab.warn_of_second_bos(ids)
+    with pytest.warns(UserWarning, match="begins with") as warned:
+        model.vocab.warn_of_second_bos([1, 1, 5])
+    assert [one.filename for one in warned] == [__file__]
+
+
+def test_no_warning_where_none_is_added(vocabularies):
+    vocab = vocabularies["qwen2"]
+    assert not vocab.add_bos
+    vocab.warn_of_second_bos([vocab.bos] * 3)
