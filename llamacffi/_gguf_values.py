@@ -37,7 +37,7 @@ NUMBERS: dict[GgufType, np.dtype[Any]] = {
 }
 TYPES = {dtype: type_ for type_, dtype in NUMBERS.items()}
 # "u8", "str", ...: the ends of gguf_get_val_* and gguf_set_val_*.
-SHORT = {
+SHORT: dict[GgufType, str] = {
     type_: ffi.string(lib.gguf_type_name(type_)).decode()
     for type_ in GgufType
     if type_ != GgufType.COUNT
@@ -60,7 +60,7 @@ class Typed:
     type: GgufType
     """Of the value, or of the elements of an array."""
     value: Any
-    """bool, int, float or bytes; of an array, a numpy array or a list of bytes."""
+    """bool, int, float or bytes; of an array, a numpy array, or strings with a NUL after each."""
     array: bool = False
 
 
@@ -235,9 +235,23 @@ def _array(key: str, value: Any, type_: GgufType | None, old: Typed | None) -> T
         if type_ is None:
             type_ = _element_type(key, items, None if old is None else old.type)
         if type_ == GgufType.STRING:
-            return Typed(type_, [encode(one, f"an element of {key!r}") for one in items], True)
+            return Typed(type_, _joined(key, items), True)
         array = _numbers(key, items, type_)
     return Typed(type_, _cast(key, array, type_), True)
+
+
+def _joined(key: str, items: list[Any]) -> bytes:
+    """Return strings as C takes them, one after the other; at once, since there may be many."""
+    try:
+        raw = "".join([f"{one}\0" for one in items]).encode("utf-8", "surrogateescape")
+        longest = max(map(len, items), default=0)
+    except (TypeError, UnicodeEncodeError):
+        longest = MOST
+    all_text = all([type(one) is str for one in items])
+    if all_text and 4 * longest < MOST and raw.count(0) == len(items):
+        return raw
+    # One by one, for bytes, and to say what is wrong with which.
+    return b"".join([encode(one, f"an element of {key!r}") + b"\0" for one in items])
 
 
 def _element_type(key: str, items: list[Any], old: GgufType | None) -> GgufType:
@@ -314,10 +328,12 @@ def get(ptr: Any, i: int) -> Value:
     kind = type_at(ptr, i)
     if not kind.array:
         value = getattr(lib, f"gguf_get_val_{SHORT[kind.type]}")(ptr, i)
-        return decode(value) if kind.type == GgufType.STRING else value  # type: ignore[no-any-return]
+        return decode(value) if kind.type == GgufType.STRING else value
     n = lib.gguf_get_arr_n(ptr, i)
     if kind.type == GgufType.STRING:
-        return [decode(lib.gguf_get_arr_str(ptr, i, j)) for j in range(n)]
+        string, at = ffi.string, lib.gguf_get_arr_str  # there may be very many
+        joined = b"\0".join([string(at(ptr, i, j)) for j in range(n)])
+        return joined.decode("utf-8", "surrogateescape").split("\0") if n else []
     dtype = NUMBERS[kind.type]
     out = np.empty(n, dtype)
     if n:
@@ -333,7 +349,11 @@ def put(ptr: Any, key: bytes, value: Typed) -> None:
     if not value.array:
         getattr(lib, f"gguf_set_val_{SHORT[value.type]}")(ptr, key, value.value)
     elif value.type == GgufType.STRING:
-        chars = [ffi.new("char[]", one) for one in value.value]
-        lib.gguf_set_arr_str(ptr, key, chars, len(chars))
+        chars = ffi.from_buffer(value.value)
+        ends = np.flatnonzero(np.frombuffer(value.value, np.uint8) == 0)
+        starts = np.concatenate([[0], ends + 1])[:-1].astype(np.uintp)
+        starts += int(ffi.cast("uintptr_t", chars))
+        pointers = ffi.cast("const char **", ffi.from_buffer(starts))
+        lib.gguf_set_arr_str(ptr, key, pointers, len(starts))
     else:
         lib.gguf_set_arr_data(ptr, key, value.type, ffi.from_buffer(value.value), len(value.value))

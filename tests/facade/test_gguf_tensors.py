@@ -305,6 +305,25 @@ def test_added_arrays_are_read_only_for_others(gguf):
     assert array.flags.writeable
 
 
+def test_tensors_pass_from_file_to_file(gguf, tmp_path):
+    """Without a copy of them in Python's memory."""
+    import tracemalloc
+
+    for i in range(4):
+        gguf.add_tensor(f"t{i}", np.full(2_000_000, i, np.float32))
+    gguf.write(tmp_path / "one.gguf")
+    with Gguf.open(tmp_path / "one.gguf") as read:
+        read["new"] = 1
+        read.remove_tensor("t1")
+        tracemalloc.start()
+        read.write(tmp_path / "two.gguf")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 1_000_000
+    with Gguf.open(tmp_path / "two.gguf") as read:
+        assert [int(read.tensors[name].data[-1]) for name in read.tensors] == [0, 2, 3]
+
+
 def test_metadata_alone(demo_path, tmp_path):
     with Gguf.open(demo_path) as gguf:
         offset, names = gguf.data_offset, list(gguf.tensors)
