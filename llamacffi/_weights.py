@@ -13,21 +13,12 @@ from .errors import NativeError
 SAMPLE_BYTES, N_SAMPLES = 64, 4
 
 
-def weight_shapes(model: Any) -> tuple[dict[str, tuple[int, ...]], set[str]]:
-    """Return the weights of a model.
-
-    Returns:
-        The shape of each by its name, in ggml's order, with all dimensions; and the names of those
-        that are used in two places.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    shared = set()
-    for tensor in _tensors(model):
-        name = ffi.string(tensor.name).decode(errors="replace")
-        if name in shapes:
-            shared.add(name)
-        shapes[name] = tuple(tensor.ne)
-    return shapes, shared
+def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight of a model by its name, in ggml's order, all dimensions."""
+    return {
+        ffi.string(tensor.name).decode(errors="replace"): tuple(tensor.ne)
+        for tensor in _tensors(model)
+    }
 
 
 def weights_identity(model: Any, metadata: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -206,22 +207,23 @@ def _alpha(gguf: Gguf, name: str) -> float | None:
     alpha = gguf.get(ALPHA)
     if alpha is None:
         return None
-    right = isinstance(alpha, float) and gguf.type(ALPHA) == lib.GGUF_TYPE_FLOAT32
-    if not right or not math.isfinite(alpha):  # type: ignore[arg-type]
-        raise AdapterError(f"{name!r} is damaged: its {ALPHA} is {alpha!r}, and no finite float32")
-    return alpha  # type: ignore[return-value]
+    single = gguf.type(ALPHA) == lib.GGUF_TYPE_FLOAT32
+    if isinstance(alpha, float) and single and math.isfinite(alpha):
+        return alpha
+    raise AdapterError(f"{name!r} is damaged: its {ALPHA} is {alpha!r}, and no finite float32")
 
 
 def _check_tensors(gguf: Gguf, name: str, model: Model) -> None:
     """Check that each pair of matrices fits the weights that it changes."""
-    shapes, shared = weight_shapes(model.ptr)
+    shapes = weight_shapes(model.ptr)
+    is_output = _scores_with_embedding(model, shapes)
     n_pairs = 0
     for weight, a, b in pairs(gguf, name):
         n_pairs += 1
         shape = shapes.get(weight)
         if shape is None:
             raise AdapterError(f"{name!r} is not for {model!r}, which has no {weight!r}")
-        if weight == EMBEDDING and weight in shared:
+        if weight == EMBEDDING and is_output:
             raise AdapterError(
                 f"{name!r} changes {weight!r}, which {model!r} uses for its output too: llama.cpp "
                 "cannot compute that"
@@ -234,6 +236,14 @@ def _check_tensors(gguf: Gguf, name: str, model: Model) -> None:
             )
     if not n_pairs:
         raise AdapterError(f"{name!r} changes nothing: it has no lora_a and lora_b")
+
+
+def _scores_with_embedding(model: Model, shapes: Mapping[str, Any]) -> bool:
+    """Return whether the embedding of tokens is what the output is computed with, too."""
+    if "output.weight" in shapes or not lib.llama_model_has_decoder(model.ptr):
+        return False
+    architecture = model.metadata["general.architecture"]
+    return model.metadata.get(f"{architecture}.attention.causal") != "false"
 
 
 def _check_types(name: str, *parts: GgufTensor) -> None:

@@ -59,11 +59,11 @@ class ControlVector:
         """
         try:
             given = np.asarray(array)
-            rows = np.array(given, np.float64, order="C")
         except (TypeError, ValueError) as error:
             raise TypeError(f"a control vector is made of numbers: {error}") from None
         if given.dtype.kind not in "biuf":
             raise TypeError(f"a control vector is made of numbers, not of {given.dtype}")
+        rows = given.astype(np.float64)
         if rows.ndim != 2 or not rows.size:
             raise ArgumentError(
                 f"a control vector has a row of n_embd numbers for each layer, not shape "
@@ -93,10 +93,13 @@ class ControlVector:
             except GgufError as error:
                 raise AdapterError(f"{file.name!r} is no control vector: {error}") from error
             first, last = min(directions), max(directions)
-            rows = np.zeros((last - first + 1, directions[first].shape[0]), np.float64)
+            rows = np.zeros((last - first + 1, len(directions[first])))
             for layer, direction in directions.items():
                 rows[layer - first] = direction
-            return cls.from_array(rows, first_layer=first)
+            try:
+                return cls.from_array(rows, first_layer=first)
+            except ArgumentError as error:
+                raise AdapterError(f"{file.name!r} is no control vector: {error}") from None
 
     @property
     def array(self) -> npt.NDArray[np.float32]:
