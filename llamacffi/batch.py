@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import operator
-import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._batch_arrays import BOTH, EMBEDDINGS, TOKENS, BatchArrays
 from ._batch_ext import process
 from ._batch_input import (
-    INT32,
     SECTIONS,
     embedding_rows,
     output_flags,
@@ -30,11 +29,8 @@ if TYPE_CHECKING:
 
     from ._batch_input import Logits, Positions, Tokens
 
-# What the entries of a batch are: all the same, as llama.cpp wants it.
-TOKENS, EMBEDDINGS, BOTH = "tokens", "embeddings", "tokens with embeddings"
 
-
-class Batch:
+class Batch(BatchArrays):
     """Up to ``capacity`` tokens, each with its position, its sequences and its output flag.
 
     Instead of tokens it can have embeddings, or both for a draft model that reads the hidden state
@@ -42,22 +38,7 @@ class Batch:
     A batch can be cleared and used again.  It is for one thread at a time.
     """
 
-    __slots__ = (
-        *("_content", "_embd", "_lock", "_logits", "_n_seq_id", "_pos", "_rows", "_sections"),
-        *("_seq_id", "_struct", "_token", "_value", "is_coupled", "n_embd"),
-        *("_n_seq_id_max", "_outputs", "_seq_id_max", "_token_range"),
-    )
-
-    _embd: npt.NDArray[np.float32]
-    _outputs: bytes | None  # what `outputs` returns; None if it is not known
-    _pos: npt.NDArray[np.int32]
-    _sections: npt.NDArray[np.int32] | None
-    _token: npt.NDArray[np.int32]
-    _token_range: tuple[int, int] | None  # least and greatest; None if they are not known
-    is_coupled: bool
-    """Whether a token belongs to several sequences."""
-    n_embd: int
-    """How wide the embeddings are; 0 for a batch of tokens alone."""
+    __slots__ = ()
 
     def __init__(self, capacity: int, n_seq_max: int = 1, n_embd: int = 0) -> None:
         """Make an empty batch.
@@ -67,32 +48,8 @@ class Batch:
             n_seq_max: To how many sequences one token may belong, at least 1.
             n_embd: The width of embeddings, `Model.n_embd` for most models; 0 for tokens alone.
         """
-        if not (1 <= capacity <= INT32.max and 1 <= n_seq_max <= INT32.max):
-            raise ArgumentError(
-                f"capacity={capacity} and n_seq_max={n_seq_max} must both be at least 1, and fit "
-                "32 bits"
-            )
-        if n_embd < 0:
-            raise ArgumentError(f"n_embd={n_embd} must be at least 0")
-        self.n_embd = n_embd
-        self._token = np.zeros(capacity, np.int32)
-        self._pos = np.zeros(capacity, np.int32)
-        self._n_seq_id = np.zeros(capacity, np.int32)
-        self._seq_id = np.zeros((capacity, n_seq_max), np.int32)
-        self._logits = np.zeros(capacity, np.int8)
-        self._embd = np.zeros((capacity, n_embd), np.float32)
-        self._sections = None  # made for the first that needs it
-        # A pointer for each row of _seq_id.
-        first, step = self._seq_id.ctypes.data, self._seq_id.strides[0]
-        self._rows = np.arange(first, first + capacity * step, step, dtype=np.uintp)
-        self._lock = threading.Lock()  # held while C reads the arrays
-        self._content = ""
-        self._struct = ffi.new("struct llama_batch *")
-        self._value = self._struct[0]  # the same memory, as C's functions take it
-        self._value.pos = pointer("llama_pos *", self._pos)
-        self._value.n_seq_id = pointer("int32_t *", self._n_seq_id)
-        self._value.seq_id = pointer("llama_seq_id **", self._rows)
-        self._value.logits = pointer("int8_t *", self._logits)
+        super().__init__(capacity, n_seq_max, n_embd)
+        self._set_rows(1)
         self.clear()
 
     @classmethod
@@ -111,56 +68,6 @@ class Batch:
         batch = cls(max(len(array), 1), max(len(ids), 1))
         batch.add(array, pos, ids, logits)
         return batch
-
-    @property
-    def ptr(self) -> Any:
-        """The ``struct llama_batch *``, valid as long as this object.
-
-        Positions with sections are not in it: C has another place for those.
-        """
-        return self._struct
-
-    @property
-    def capacity(self) -> int:
-        """How many tokens fit."""
-        return len(self._token)
-
-    @property
-    def n_left(self) -> int:
-        """How many more fit."""
-        return len(self._token) - len(self)
-
-    @property
-    def n_seq_max(self) -> int:
-        """To how many sequences one token may belong."""
-        return int(self._seq_id.shape[1])
-
-    @property
-    def tokens(self) -> npt.NDArray[np.int32]:
-        """A copy of the tokens; empty for embeddings alone."""
-        return np.array(self._token[: 0 if self._content == EMBEDDINGS else len(self)], np.int32)
-
-    @property
-    def embeddings(self) -> npt.NDArray[np.float32]:
-        """A copy of the embeddings: ``[len(batch), n_embd]``, without rows for tokens alone."""
-        return np.array(self._embd[: 0 if self._content == TOKENS else len(self)], np.float32)
-
-    @property
-    def positions(self) -> npt.NDArray[np.int32]:
-        """A copy of the positions, of those with sections the first."""
-        return np.array(self._pos[: len(self)], np.int32)
-
-    @property
-    def seq_ids(self) -> list[list[int]]:
-        """The sequences of each token."""
-        counts = self._n_seq_id[: len(self)].tolist()
-        return [ids[:n] for n, ids in zip(counts, self._seq_id.tolist(), strict=False)]
-
-    def __len__(self) -> int:
-        return int(self._value.n_tokens)
-
-    def __repr__(self) -> str:
-        return f"<Batch of {len(self)} of {self.capacity} {self._content}>"
 
     def add(
         self,
@@ -250,7 +157,7 @@ class Batch:
         self._n_seq_id_max = int(counts.max())
         self.is_coupled = self._n_seq_id_max > 1
         self._seq_id_max = int(self._seq_id[:n][used].max())
-        self._token_range = self._outputs = None
+        self._token_range, self._outputs, self._single = None, None, None
         self._value.n_tokens = n
 
     def clear(self) -> None:
@@ -258,7 +165,7 @@ class Batch:
         self._check_free()
         self._value.n_tokens = 0
         self._seq_id_max = self._n_seq_id_max = 0
-        self.is_coupled = False
+        self.is_coupled, self._single = False, None
         self._outputs, self._token_range = b"", (0, 0)
         self._sections = None
         self._set_content(TOKENS)
@@ -268,17 +175,14 @@ class Batch:
 
         The values must fit int32, as those that `Context` and `SamplerChain` return do.
         """
-        if self._content != TOKENS or self._lock.locked():
+        if self._single != seq_id or self._lock.locked():
             self.clear()
-        self._token[0] = token
-        self._pos[0] = pos
-        self._n_seq_id[0] = 1
-        self._seq_id[0, 0] = seq_id
-        self._logits[0] = 1
+            self._n_seq_id[0], self._seq_id[0, 0], self._logits[0] = 1, seq_id, 1
+            self._seq_id_max, self._n_seq_id_max, self._outputs = int(seq_id), 1, b"\1"
+            self._value.n_tokens, self._single = 1, int(seq_id)
+        self._first_token[0] = token
+        self._first_pos[0] = pos
         self._token_range = token, token
-        self._seq_id_max, self._n_seq_id_max, self.is_coupled = seq_id, 1, False
-        self._outputs = b"\1"
-        self._value.n_tokens = 1
 
     def check(
         self, n_vocab: int, n_seq_max: int, kv_unified: bool = True, drafts: bool = True
@@ -342,20 +246,6 @@ class Batch:
         finally:
             self._lock.release()
 
-    def starts(self) -> dict[int, int]:
-        """Return the sequences of the batch, each with its first position."""
-        starts: dict[int, int] = {}
-        for pos, ids in zip(self.positions.tolist(), self.seq_ids, strict=True):
-            for seq_id in ids:
-                starts[seq_id] = min(pos, starts.get(seq_id, pos))
-        return starts
-
-    def outputs(self) -> bytes:
-        """Return which tokens have an output: for each token a byte, 1 or 0."""
-        if self._outputs is None:
-            self._outputs = self._logits[: len(self)].tobytes()
-        return self._outputs
-
     def _place(
         self, n: int, content: str, pos: Positions, seq_ids: Iterable[int], logits: Logits
     ) -> tuple[int, int]:
@@ -376,6 +266,8 @@ class Batch:
         if not n:
             return start, stop
         self._set_content(content)
+        if stop > self._n_rows:
+            self._set_rows(stop)
         if positions.ndim == 2 and self._sections is None:
             self._sections = np.zeros((self.capacity, SECTIONS), np.int32)
             self._sections[:start] = section_rows(self._pos[:start])
@@ -389,7 +281,7 @@ class Batch:
             self._logits[stop - 1] = 1
         self._seq_id_max = max(self._seq_id_max, ids[-1])
         self._n_seq_id_max = max(self._n_seq_id_max, len(ids))
-        self.is_coupled = self._n_seq_id_max > 1
+        self.is_coupled, self._single = self._n_seq_id_max > 1, None
         self._outputs = None
         return start, stop
 
@@ -398,7 +290,7 @@ class Batch:
         if content != self._content:
             self._content = content
             token, embd = content != EMBEDDINGS, content != TOKENS
-            self._value.token = pointer("llama_token *", self._token) if token else ffi.NULL
+            self._value.token = self._first_token if token else ffi.NULL
             self._value.embd = pointer("float *", self._embd) if embd else ffi.NULL
 
     def _process(self, context: Any, encode: bool) -> int:

@@ -43,6 +43,7 @@ _loading _model_info _model_params
 _making _saving hub
 model
 _batch_ext _batch_input
+_batch_arrays
 batch _lineage
 _held_memory
 memory
