@@ -36,6 +36,14 @@ class Bridge:
         if self.on_error is not None:
             self.on_error()
 
+    def reraise(self) -> None:
+        """Raise the error that there is, if any, and forget it: it knows frames that know this."""
+        if self.error is not None:
+            try:
+                raise self.error  # the cause; what C made of it becomes its __context__
+            finally:
+                self.error = None
+
 
 @contextmanager
 def bridged(function: Callable[..., Any]) -> Iterator[Any]:
@@ -49,8 +57,7 @@ def bridged(function: Callable[..., Any]) -> Iterator[Any]:
     try:
         yield user_data
     finally:
-        if bridge.error is not None:
-            raise bridge.error  # the cause; what C made of it becomes its __context__
+        bridge.reraise()
 
 
 def _on_entry(_type: Any, error: BaseException, traceback: Any) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._context_params import architecture
 from ._ffi import lib
+from ._graph import check_widths, describe
 from ._params import CONVERTERS
 from ._settling import ends, roll_back, settle
 from ._threads import Threads
@@ -169,6 +170,8 @@ class Computation(Threads):
 
         Raises:
             ArgumentError: This context cannot pool.
+            ContextError: llama.cpp cannot compute them.
+            UnsupportedError: llama.cpp cannot read those of this model.
 
         Source: ``llama_set_embeddings``.
         """
@@ -181,6 +184,9 @@ class Computation(Threads):
                 f"{n_seq_max}: create the Context so"
             )
         with self.exclusive:
+            if embeddings and not self._embeddings:
+                graph = describe(ptr, self._n_outputs_max, embeddings=True, keep=False)
+                check_widths(ptr, graph, self.model)
             lib.llama_set_embeddings(ptr, embeddings)
             self._embeddings = embeddings
             self._special = self._special or embeddings
@@ -294,6 +300,8 @@ class Computation(Threads):
         before, self._outputs = self._outputs, None
         causal = encode and lib.llama_get_causal_attn(ptr)
         try:
+            if not self._applied.planned:
+                self._applied.plan(ptr)
             if self._other_context is None:
                 code = batch.submit(ptr, encode)
             else:

@@ -10,7 +10,7 @@ from ._handle import Exclusive, Handle
 if TYPE_CHECKING:
     from typing import Any
 
-    from ._adapters import Applied
+    from ._planning import Applied
     from ._generated.enums import PoolingType
     from ._lineage import Lineage
     from ._threads import Computing

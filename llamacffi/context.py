@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from ._adapters import Adapters, Applied
+from ._adapters import Adapters
+from ._backend_sampling import BackendSampling, check_first, given
 from ._context_params import SHARING, ContextRequest, architecture
 from ._ffi import ffi, lib
+from ._graph import check_widths, describe
 from ._handle import Exclusive, own
 from ._lineage import Lineage
-from ._outputs import Outputs
 from ._perf import Performance
+from ._planning import Applied, lock
 from ._threads import Computing, Pools, own_pools
 from ._views import Exports
-from .errors import ContextError, NativeError, UnsupportedError
+from .errors import ArgumentError, ContextError, NativeError, UnsupportedError
 from .log import drain, with_log
 from .memory import Memory
 from .snapshot import Snapshots
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from .model import Model
 
 
-class Context(Outputs, Performance, Adapters, States, Snapshots):
+class Context(BackendSampling, Performance, Adapters, States, Snapshots):
     """A place to compute with a `Model`, with memory for its sequences.
 
     It owns the ``struct llama_context``: the memory, the buffers to compute in, the outputs of the
@@ -63,7 +65,8 @@ class Context(Outputs, Performance, Adapters, States, Snapshots):
                 True then, it is called again when the node is computed, and stops the computation
                 if it returns False; what it raises is raised by `decode`.  ``ctx_other`` is the
                 `Context` of the target, for the context of a draft model; it closes this one, and
-                one of the two can compute at a time.
+                one of the two can compute at a time.  ``samplers`` are a `SamplerChain` for each
+                sequence that is to be sampled in the graph; see `set_sampler`.
 
         Raises:
             ArgumentError: A value is out of range, or does not fit the others.
@@ -77,17 +80,18 @@ class Context(Outputs, Performance, Adapters, States, Snapshots):
         struct = request.struct
         self._abort, self._observer = request.abort, request.observer
         threads = own_pools(struct.n_threads, struct.n_threads_batch)
-        ptr = _create(model, struct)
+        with given(request.chains, model, struct):
+            ptr = _create(model, struct)
         self.exclusive = Exclusive("Context")
         pools = Pools(self.exclusive)
         self._computing = Computing(pools, 0), Computing(pools, 1)
         cancel = functools.partial(lib.llamacffi_abort_set, self._abort, True)
         free = self.exclusive.ending(lib.llama_free, cancel)
         self._params, self._applied, self._snapshots = struct, Applied(), {}
-        self._chains = {}
-        # C reads the flag, the pools, the model's weights, the adapters and what the parameters
-        # point to until the context is freed.
-        kept = model.ptr, self._abort, pools.held, self._applied, request.keep
+        self._chains, self._chain_owners = {}, []
+        # C reads the flag, the pools, the model's weights, the adapters, the samplers and what the
+        # parameters point to until the context is freed.
+        kept = model.ptr, self._abort, pools.held, self._applied, self._chain_owners, request.keep
         super().__init__(own(ptr, free, *kept), parent=model)
         if request.other is not None:
             request.other._adopt(self)
@@ -106,6 +110,9 @@ class Context(Outputs, Performance, Adapters, States, Snapshots):
         self._has = False, False
         self._perf_offset = None
         try:
+            for seq_id, chain in request.chains.items():
+                self._attach(seq_id, chain)
+                check_first(chain)
             self._learn(ptr, struct)
         except BaseException:
             self.close()
@@ -128,18 +135,19 @@ class Context(Outputs, Performance, Adapters, States, Snapshots):
         self._n_outputs_max = struct.n_outputs_max or n_batch
         if struct.n_rs_seq and not lib.llama_n_rs_seq(ptr):
             raise UnsupportedError(f"{model!r} has no recurrent state to go back to: no n_rs_seq")
+        if struct.n_rs_seq and (n_ubatch := lib.llama_n_ubatch(ptr)) < struct.n_rs_seq + 2:
+            raise ArgumentError(
+                f"n_rs_seq={struct.n_rs_seq} needs an n_ubatch of at least {struct.n_rs_seq + 2}, "
+                f"not {n_ubatch}: the tokens to go back over are computed at once"
+            )
         if self._memoryless and struct.attention_type == lib.LLAMA_ATTENTION_TYPE_CAUSAL:
             raise UnsupportedError(f"{model!r} has no memory: its tokens always see all")
-        graph = _graph_of(ptr, struct, min(self._n_outputs_max, n_batch))
+        ranks = lib.llama_pooling_type(ptr) == lib.LLAMA_POOLING_TYPE_RANK
+        looks = self._embeddings or ranks  # a classifier is in the graph only with embeddings
+        graph = describe(ptr, self._n_outputs_max, embeddings=looks, keep=self._embeddings)
         self._has_logits, self._n_positions = graph.has_logits, graph.n_positions
-        pooling = lib.llama_pooling_type(ptr)
-        if pooling == lib.LLAMA_POOLING_TYPE_RANK:
-            n_scores = lib.llama_model_n_cls_out(model.ptr)
-            if graph.n_pooled != n_scores:
-                raise UnsupportedError(
-                    f"{model!r} has no classifier of {n_scores} scores: pooling_type must not be "
-                    "rank"
-                )
+        if looks:
+            check_widths(ptr, graph, model)
         limited = struct.n_outputs_max or self._n_positions or self._embeddings
         self._special = bool(encodes or limited or self._drafts)
 
@@ -156,33 +164,16 @@ class Context(Outputs, Performance, Adapters, States, Snapshots):
 def _create(model: Model, struct: Any) -> Any:
     """Create a context and return the pointer that nobody owns yet."""
     try:
-        ptr = lib.llama_init_from_model(model.ptr, struct[0])
+        with lock:
+            ptr = lib.llama_init_from_model(model.ptr, struct[0])
     except NativeError as error:
         raise with_log(ContextError(f"cannot create a context: {error}")) from error
     if ptr == ffi.NULL:
-        n_seq_max = struct.n_seq_max
-        hint = "; pooling by mean needs an n_ubatch that is a multiple of n_seq_max"
-        pools = struct.embeddings and struct.n_ubatch % n_seq_max
-        raise with_log(ContextError(f"cannot create a context{hint if pools else ''}"))
+        hint = ""
+        if struct.embeddings and (struct.n_outputs_max or struct.n_ubatch % struct.n_seq_max):
+            hint = (
+                "; pooling by mean needs an n_ubatch that is a multiple of n_seq_max, and no "
+                "n_outputs_max"
+            )
+        raise with_log(ContextError(f"cannot create a context{hint}"))
     return ptr
-
-
-def _graph_of(ptr: Any, struct: Any, n_outputs_max: int) -> Any:
-    """Return what the graph of a context shows: a ``struct llamacffi_graph``.
-
-    Source: ``llamacffi_graph_describe``.
-    """
-    graph = ffi.new("struct llamacffi_graph *")
-    n_tokens = min(lib.llama_n_ctx(ptr), lib.llama_n_ubatch(ptr))
-    # The classifier is in the graph only with embeddings.
-    ranks = lib.llama_pooling_type(ptr) == lib.LLAMA_POOLING_TYPE_RANK
-    lib.llama_set_embeddings(ptr, struct.embeddings or ranks)
-    try:
-        # So large as llama.cpp has made room for, so that it need not make room again.
-        n_outputs = min(n_tokens, n_outputs_max)
-        lib.llamacffi_graph_describe(ptr, n_tokens, struct.n_seq_max, n_outputs, graph)
-    except NativeError as error:
-        raise with_log(ContextError(f"cannot create a context: {error}")) from error
-    finally:
-        lib.llama_set_embeddings(ptr, struct.embeddings)
-    return graph

@@ -87,12 +87,17 @@ ELSEWHERE = {
     "n_rs_seq": "below, and in test_memory.py",
     "n_outputs_max_per_seq": "samplers",
     "samplers": "samplers",
-    "n_samplers": "samplers",
     "swa_full": "below",
     "offload_kqv": "a device",
     "op_offload": "a device",
 }
-REFUSED = {"abort_callback", "abort_callback_data", "cb_eval_user_data", "defrag_thold"}
+REFUSED = {
+    "abort_callback",
+    "abort_callback_data",
+    "cb_eval_user_data",
+    "defrag_thold",
+    "n_samplers",
+}
 
 
 def test_no_parameter_is_forgotten():
@@ -137,7 +142,6 @@ def test_sizes_are_told_as_they_have_become(random_context):
         ({"yarn_beta_fast": 16.0}, "yarn_beta_fast is for YaRN"),
         ({"yarn_orig_ctx": 128, "yarn_ext_factor": 0.0}, "yarn_orig_ctx is for YaRN"),
         ({"yarn_beta_slow": 2.0, "rope_scaling_type": "linear"}, "yarn_beta_slow is for YaRN"),
-        ({"n_samplers": 1}, "n_samplers"),
     ],
 )
 def test_values_that_do_not_fit_each_other(model, params, message):

@@ -24,7 +24,7 @@ _gguf_metadata _gguf_tensors
 _gguf_files
 gguf
 shards
-_sources _weights
+_sources _weights _planning
 _cores _devices
 backend
 perf tensor threads
