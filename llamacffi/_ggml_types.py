@@ -74,11 +74,17 @@ def array_of(buffer: Any, type_: GgmlType, shape: tuple[int, ...]) -> Array:
 
     Returns:
         For plain types an array of ``shape``; for blocks ``[..., bytes of a row]`` uint8.
+
+    Raises:
+        GgufError: numpy has no arrays of that shape, as of ``[0, 2**62]``.
     """
     dtype = DTYPES.get(type_)
     if dtype is None:
         dtype, shape = np.dtype(np.uint8), (*shape[:-1], row_bytes(type_, shape[-1]))
-    return np.frombuffer(buffer, dtype, math.prod(shape)).reshape(shape)
+    try:
+        return np.frombuffer(buffer, dtype, math.prod(shape)).reshape(shape)
+    except ValueError as error:
+        raise GgufError(f"an array of shape {shape} is impossible: {error}") from None
 
 
 def shape_of(array: Array, type_: GgmlType) -> tuple[int, ...]:

@@ -146,8 +146,11 @@ class Gguf(GgufMetadata):
             self._tensors[tensor.name] = tensor
         self._described = n
         # C compares names up to a NUL in some places, and as a whole in others.
-        if len(self._tensors) != n or len(set(self)) != len(self):
+        keys = set(self)
+        if len(self._tensors) != n or len(keys) != len(self):
             raise GgufError(f"{source.name} has two keys or tensors of the same name")
+        if "" in keys:
+            raise GgufError(f"{source.name} has a key that begins with NUL")
 
     @property
     def ptr(self) -> Any:

@@ -246,6 +246,15 @@ def test_longest_name(gguf):
     assert list(again(gguf).tensors) == ["x" * 63]
 
 
+def test_a_shape_that_numpy_has_not_got():
+    raw = header(1, 0) + described("t", [2**62, 0], 0) + bytes(100)
+    with Gguf.from_bytes(raw) as read:
+        assert read.tensors["t"].nbytes == 0
+        for call in (lambda: read.tensors["t"].data, read.to_bytes, read.hash):
+            with pytest.raises(GgufError):
+                call()
+
+
 def test_edits_keep_the_order(gguf):
     for name in "abc":
         gguf.add_tensor(name, np.full(2, ord(name), np.int32))
@@ -445,6 +454,7 @@ def key_u8(name):
         header(1, 0) + described("t", [1000], 0) + bytes(100),
         header(0, 2) + key_u8("a") * 2,
         header(0, 2) + key_u8("a\0b") + key_u8("a\0c"),
+        header(0, 1) + key_u8("\0a"),
         header(0, 1) + struct.pack("<Q", 2**63),
         header(0, 1) + struct.pack("<Q1siiQ", 1, b"a", 9, 8, 2**40),
         header(0, 1) + struct.pack("<Q1siiQ", 1, b"a", 9, 9, 1),
