@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     Progress: TypeAlias = Callable[[float], bool | None]
     Path: TypeAlias = str | os.PathLike[str]
 
+# How a file is mapped into memory.
+MAPPED = (lib.LLAMA_LOAD_MODE_MMAP, lib.LLAMA_LOAD_MODE_MMAP_MLOCK)
+
 # What llama.cpp says of every load that failed, beside the reason.
 NO_REASON = re.compile(r"failed to load model( from .*)?$")
 # What stands before it: names of functions, and what we say ourselves.
@@ -37,12 +40,12 @@ def load_path(path: Path, struct: Any, progress: Progress | None) -> Any:
     """Load a file, and those that belong to it.  Source: ``llama_model_load_from_file``."""
     check_gguf(path)
     raw = c_path(path)
-    _fit(struct, lambda params: lib.gguf_init_from_file(raw, params))
     return load(
         lambda params: lib.llama_model_load_from_file(raw, params),
         struct,
         os.fspath(path),
         progress,
+        read=lambda params: lib.gguf_init_from_file(raw, params),
         explain=lambda: explain_shards(path),
     )
 
@@ -52,12 +55,12 @@ def load_splits(paths: Sequence[Path], struct: Any, progress: Progress | None) -
     check_shards(paths)
     raw = [ffi.new("char[]", c_path(path)) for path in paths]
     array = ffi.new("const char *[]", raw)
-    _fit(struct, lambda params: lib.gguf_init_from_file(raw[0], params))
     return load(
         lambda params: lib.llama_model_load_from_splits(array, len(raw), params),
         struct,
         os.fspath(paths[0]),
         progress,
+        read=lambda params: lib.gguf_init_from_file(raw[0], params),
     )
 
 
@@ -68,12 +71,12 @@ def load_file(
     with c_file(source, offset=offset) as file:
         check_magic(file.read(len(MAGIC)), file.name)
         _check_mode(file, struct)
-        _fit(struct, lambda params: _gguf_in(file, params))
         return load(
-            lambda params: lib.llama_model_load_from_file_ptr(file.ptr, params),
+            lambda params: _read_again(file, lib.llama_model_load_from_file_ptr, params),
             struct,
             file.name,
             progress,
+            read=lambda params: _read_again(file, lib.gguf_init_from_file_ptr, params),
         )
 
 
@@ -82,15 +85,18 @@ def load(
     struct: Any,
     name: str,
     progress: Progress | None,
+    *,
+    read: Callable[[Any], Any] | None = None,
     explain: Callable[[], None] | None = None,
 ) -> Any:
-    """Run a C function that loads a model.
+    """Run a C function that loads a model, and perhaps again in a way that is possible.
 
     Args:
         call: Gets the parameters, returns a model that nobody owns.
         struct: The ``struct llama_model_params *``.
         name: The file, for messages.
         progress: The user's function.
+        read: Gets the parameters for it, returns the metadata in the file, that nobody owns.
         explain: Raises a better error for a load that failed, if it finds one.
 
     Returns:
@@ -99,29 +105,55 @@ def load(
     Raises:
         LoadError: llama.cpp cannot load it; the lines of its log are in the notes.
     """
+    if read is not None:
+        _fit(struct, read)
+    ptr, failure = _call(call, struct, name, progress)
+    if failure is not None and read is not None and not _is_aligned(read):
+        if struct.load_mode == lib.LLAMA_LOAD_MODE_AUTO:
+            struct.load_mode = lib.LLAMA_LOAD_MODE_NONE
+            ptr, failure = _call(call, struct, name, progress)
+        elif struct.load_mode in MAPPED:
+            raise ArgumentError(
+                f"{name!r} is not aligned to be mapped: load_mode='none' can"
+            ) from failure
+    try:
+        if failure is None:
+            return ptr
+        if explain is not None:
+            explain()
+        raise failure
+    finally:
+        del failure  # it would keep this frame, and this frame it
+
+
+def _call(
+    call: Callable[[Any], Any], struct: Any, name: str, progress: Progress | None
+) -> tuple[Any, LoadError | None]:
+    """Run a C function that loads a model; return the model, or why there is none.
+
+    Raises:
+        BaseException: What ``progress`` has raised.
+    """
     # Always a callback: Python must run now and then for Ctrl-C to stop the load.
     bridge = Bridge(progress or (lambda _part: None))
     user_data = ffi.new_handle(bridge)
     struct.progress_callback = lib.llamacffi_on_progress
     struct.progress_callback_user_data = user_data
     log.drain()
+    ptr, failure = ffi.NULL, None
     try:
         ptr = call(struct[0])
     except NativeError as error:
-        if bridge.error is not None:
-            raise bridge.error from error
         reason = str(error).partition(": ")[2]
-        raise log.with_log(LoadError(f"cannot load {name!r}: {reason}")) from error
+        failure = log.with_log(LoadError(f"cannot load {name!r}: {reason}"))
+        failure.__cause__ = error
     if bridge.error is not None:
         if ptr != ffi.NULL:
             lib.llama_model_free(ptr)
-        raise bridge.error
-    if ptr == ffi.NULL:
+        bridge.reraise()
+    if ptr == ffi.NULL and failure is None:
         failure = log.with_log(LoadError(f"cannot load {name!r}: {_reason()}"))
-        if explain is not None:
-            explain()
-        raise failure
-    return ptr
+    return ptr, failure
 
 
 def _reason() -> str:
@@ -181,7 +213,7 @@ def _check_mode(file: OpenFile, struct: Any) -> None:
         raise ArgumentError("load_mode='direct_io' needs a path: llama.cpp opens the file itself")
     if struct.vocab_only and struct.load_mode == lib.LLAMA_LOAD_MODE_AUTO:
         struct.load_mode = lib.LLAMA_LOAD_MODE_NONE  # without tensors, nothing need be aligned
-    alignment = lib.ggml_backend_buft_get_alignment(lib.ggml_backend_cpu_buffer_type())
+    alignment = _alignment()
     if file.offset % alignment == 0:
         return
     # Mapped tensors are where they are in the file.
@@ -190,7 +222,7 @@ def _check_mode(file: OpenFile, struct: Any) -> None:
     )
     if struct.load_mode == lib.LLAMA_LOAD_MODE_AUTO:
         struct.load_mode = lib.LLAMA_LOAD_MODE_NONE
-    elif struct.load_mode in (lib.LLAMA_LOAD_MODE_MMAP, lib.LLAMA_LOAD_MODE_MMAP_MLOCK):
+    elif struct.load_mode in MAPPED:
         raise ArgumentError(f"{where}: it cannot be mapped; load_mode='none' reads it into memory")
     if struct.lazy_mode == lib.LLAMA_LAZY_MODE_ON:
         raise ArgumentError(f"{where}: lazy_mode='on' is not possible, 'off' is")
@@ -204,22 +236,33 @@ def _metadata(call: Callable[[Any], Any]) -> Any:
     return None if ptr == ffi.NULL else own(ptr, lib.gguf_free)
 
 
-def _gguf_in(file: OpenFile, params: Any) -> Any:
-    """Read the metadata in an open file, through a second ``FILE *`` of it."""
-    ptr = lib.llamacffi_file_open(file.descriptor, file.offset, False)
-    try:
-        return lib.gguf_init_from_file_ptr(ptr, params)
-    finally:
-        lib.llamacffi_file_close(ptr)
-        os.lseek(file.descriptor, file.offset, os.SEEK_SET)  # where the first believes it to be
-
-
-def _fit(struct: Any, call: Callable[[Any], Any]) -> None:
+def _fit(struct: Any, read: Callable[[Any], Any]) -> None:
     """Fit the overrides of metadata to the file, if there are any."""
     if struct.kv_overrides != ffi.NULL:
-        gguf = _metadata(call)
+        gguf = _metadata(read)
         if gguf is not None:  # else the load itself will say what is wrong
             fit_kv_overrides(struct, gguf)
+
+
+def _is_aligned(read: Callable[[Any], Any]) -> bool:
+    """Return whether tensors can be used where they are in the file; True if nobody knows."""
+    gguf = _metadata(read)
+    return gguf is None or lib.gguf_get_data_offset(gguf) % _alignment() == 0
+
+
+def _alignment() -> int:
+    return int(lib.ggml_backend_buft_get_alignment(lib.ggml_backend_cpu_buffer_type()))
+
+
+def _read_again(file: OpenFile, function: Callable[..., Any], *params: Any) -> Any:
+    """Call a C function that reads a ``FILE *`` with one of its own, at the beginning."""
+    ptr = lib.llamacffi_file_open(file.descriptor, file.offset, False)
+    if ptr == ffi.NULL:
+        raise LoadError(ffi.errno, os.strerror(ffi.errno), file.name)
+    try:
+        return function(ptr, *params)
+    finally:
+        lib.llamacffi_file_close(ptr)
 
 
 def shard_info(path: Path) -> tuple[int, int]:

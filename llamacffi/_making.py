@@ -58,7 +58,7 @@ def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) ->
             if bridge.error is not None:  # C could not be told to stop
                 if ptr != ffi.NULL:
                     lib.llama_model_free(ptr)
-                raise bridge.error
+                bridge.reraise()
         return ptr
 
     metadata = _metadata_of(gguf)

@@ -96,6 +96,27 @@ def test_an_unaligned_gguf_is_not_mapped(tmp_path, data):
             Model.from_file(file, load_mode="direct_io")
 
 
+@pytest.mark.parametrize("length", range(4))
+def test_a_gguf_of_a_smaller_alignment(tmp_path, demo_path, expected, length):
+    path = tmp_path / "model.gguf"
+    with Gguf.open(demo_path) as gguf:
+        gguf["general.alignment"] = 8
+        gguf["general.author"] = "x" * 8 * length
+        gguf.write(path)
+    with Gguf.open(path) as gguf:
+        aligned = gguf.data_offset % ALIGNMENT == 0
+    with open(path, "rb") as file:
+        for load, source in ((Model, path), (Model.from_file, file), (Model.from_splits, [path])):
+            parts: list[float] = []
+            with load(source, progress=parts.append) as model:
+                assert np.array_equal(logits(model), expected)
+                assert list(model.placement) == ["CPU_Mapped" if aligned else "CPU"]
+            assert parts == sorted(parts)
+            if not aligned:
+                with pytest.raises(ArgumentError, match="load_mode='none' can"):
+                    load(source, load_mode="mmap")
+
+
 def test_a_descriptor(demo_path, expected):
     descriptor = os.open(demo_path, os.O_RDONLY)
     try:

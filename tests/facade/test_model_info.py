@@ -101,6 +101,28 @@ def test_what_is_known_is_what_was_written(kind, random_path):
             assert getattr(model, name) == value, name
 
 
+@pytest.mark.parametrize("kind", ["llama", "mamba", "bert+classifier", "mimo2"])
+def test_metadata_are_the_scalars_of_the_file(kind, random_path):
+    path = random_path(kind)
+    with Model(path, vocab_only=True) as model, Gguf.open(path) as gguf:
+        scalars = {key for key in gguf if not gguf.is_array(key)}
+        assert scalars == model.metadata.keys()
+        for key in scalars:
+            value, text = gguf[key], model.metadata[key]
+            if isinstance(value, bool):
+                assert text == str(value).lower()
+            elif isinstance(value, float):
+                assert float(text) == pytest.approx(value, abs=1e-6)
+            else:
+                assert text == str(value)
+
+
+def test_layers_that_predict_further_tokens_are_loaded_on_demand(random_path):
+    with Model(random_path("mimo2")) as less, Model(random_path("mimo2"), load_mtp=True) as more:
+        assert less.n_layer_nextn == more.n_layer_nextn == 1
+        assert sum(less.placement.values()) < sum(more.placement.values()) == more.size
+
+
 def test_every_property_is_tested():
     getters = {name for name in dir(Model) if isinstance(getattr(Model, name), property)}
     others = {"ptr", "closed", "vocab", "chat_templates", "recommended_sampling", "placement"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import zlib
 
@@ -22,6 +24,7 @@ from llamacffi import (
     ffi,
     lib,
 )
+from llamacffi._handle import live_objects
 
 KINDS = ["llama", "gpt2", "mamba", "bert", "bert+classifier", "mimo2", "qwen2vl", "lfm2"]
 
@@ -187,6 +190,28 @@ def test_what_a_function_raises_is_raised(demo_path, kind, after):
         Model.from_gguf(gguf, fill)
     assert caught.value is error
     assert len(calls) == after + 1
+
+
+def test_errors_leave_nothing_to_the_garbage_collector(demo_path):
+    def fail(*_):
+        raise ValueError("mine")
+
+    with Gguf.open(demo_path) as gguf:
+        gc.collect()
+        gc.disable()
+        try:
+            before = live_objects()
+            for make in (
+                lambda: Model.from_gguf(gguf, fail),
+                lambda: Model.from_gguf(gguf, progress=fail),
+                lambda: Model(demo_path, progress=fail, kv_overrides={"llama.context_length": 3}),
+                lambda: Model(demo_path, kv_overrides={"general.architecture": "none"}),
+            ):
+                with contextlib.suppress(ValueError, LoadError):
+                    make()
+                assert live_objects() == before
+        finally:
+            gc.enable()
 
 
 def test_a_function_must_write(demo_path):
