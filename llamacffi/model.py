@@ -32,7 +32,7 @@ class Model(ModelInfo):
 
     ::
 
-        model = Model("model.gguf")                             # all that fits on the GPU, there
+        model = Model("model.gguf")                             # on the GPUs, if there are any
         model = Model("model.gguf", n_gpu_layers=20, load_mode="none")
         model = Model.from_pretrained("owner/repo", "*Q4_K_M.gguf")
         print(model)                                            # what it is, and where
@@ -44,8 +44,8 @@ class Model(ModelInfo):
     function that gives the weights (`from_gguf`); or from the Hugging Face hub (`from_pretrained`).
 
     It owns the ``struct llama_model``.  One model serves any number of contexts and threads: its
-    weights are read only, and in memory once.  `close`, or the end of a ``with``, frees them and
-    closes the contexts first; else they go with the last reference to the model and its contexts.
+    weights are in memory once.  `close`, or the end of a ``with``, frees them and closes the
+    contexts first; else they go with the last reference to the model and its contexts.
 
     **Parameters.**  All ways to get a model take the fields of ``llama_model_params``, with
     llama.cpp's defaults for those that are not given:
