@@ -152,7 +152,7 @@ def _check_sizes(numbers: tuple[int, ...], pools: tuple[Threadpool, Threadpool])
 class Pools:
     """The pools of a context, and the locks of all."""
 
-    __slots__ = ("attached", "held", "left", "locks", "others", "own", "placed")
+    __slots__ = ("alone", "attached", "held", "left", "locks", "others", "own", "placed")
 
     attached: tuple[Threadpool, Threadpool]
     own: bool
@@ -198,6 +198,8 @@ class Pools:
         self.left = len(self.held) > len(set(self.attached))
         self.placed = any(pool.placement for pool in self.held)
         self.locks.others = (*(pool.exclusive for pool in self.held), *self.others)
+        # Nobody else can use what this context computes with: its own lock is enough.
+        self.alone = self.own and not (self.left or self.placed or self.others)
 
 
 class Computing:
@@ -206,15 +208,25 @@ class Computing:
     The calling thread is placed as the others of the pool.
     """
 
-    __slots__ = ("_index", "_placement", "pools")
+    __slots__ = ("_alone", "_index", "_placement", "pools")
 
     def __init__(self, pools: Pools, index: int) -> None:
         self.pools = pools
+        self._alone = False  # whether only the context is held, meanwhile
         self._index = index  # of the pool among those attached
         self._placement: Placement | None = None  # of the calling thread, meanwhile
 
     def __enter__(self) -> None:
         pools = self.pools
+        if pools.alone:
+            # For each token: as `Exclusive` does, but here.
+            first = pools.locks.first
+            if not first._lock.acquire(blocking=False):
+                first._refuse()
+            if pools.alone:  # and nobody has changed that before
+                self._alone = True
+                return
+            first.__exit__()
         pools.locks.__enter__()
         if pools.placed:
             self._placement = Placement.current()
@@ -228,6 +240,10 @@ class Computing:
         traceback: TracebackType | None,
     ) -> None:
         pools = self.pools
+        if self._alone:
+            self._alone = False
+            pools.locks.first.__exit__()
+            return
         if self._placement:
             self._placement.apply()
             self._placement = None
