@@ -9,24 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ._context import ContextBase
 from ._ffi import ffi, lib
 from ._params import CONVERTERS
+from ._planning import Applied
 from .errors import AdapterError
 from .log import with_log
 
 if TYPE_CHECKING:
     from .adapter import Adapter
     from .control_vector import ControlVector
-
-
-class Applied:
-    """What a context computes with; C points to the adapters until it is given others."""
-
-    __slots__ = ("adapters", "owners", "vector")
-
-    def __init__(self) -> None:
-        self.adapters: Mapping[Adapter, float] = MappingProxyType({})
-        self.owners: list[Any] = []
-        """The C objects, which stay although their `Adapter` is closed."""
-        self.vector: ControlVector | None = None
 
 
 class Adapters(ContextBase):
@@ -70,6 +59,7 @@ class Adapters(ContextBase):
         with self.exclusive:
             lib.llama_set_adapters_lora(ptr, c_adapters, len(owners), c_scales)
             applied.adapters, applied.owners = MappingProxyType(scales), owners
+            applied.planned = False
 
     @property
     def control_vector(self) -> ControlVector | None:
@@ -104,6 +94,7 @@ class Adapters(ContextBase):
             data = ffi.cast("float *", rows.ctypes.data)
             args = data, rows.size, rows.shape[1], first, last
         with self.exclusive:
+            applied.planned = False
             if lib.llama_set_adapter_cvec(ptr, *args) != 0:
                 raise with_log(AdapterError(f"llama.cpp cannot use {vector!r}"))
             applied.vector = vector

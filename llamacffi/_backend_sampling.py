@@ -178,6 +178,7 @@ class BackendSampling(Outputs, Threads):
 
     def _replace(self, ptr: Any, seq_id: int, chain: SamplerChain | None) -> None:
         """Set the chain of a sequence; who calls holds the context, and the chain."""
+        self._applied.planned = False
         if chain is None:
             before = self._chains.pop(seq_id, None)
             lib.llama_set_sampler(ptr, seq_id, ffi.NULL)

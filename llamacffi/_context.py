@@ -10,9 +10,9 @@ from ._handle import Exclusive, Handle
 if TYPE_CHECKING:
     from typing import Any
 
-    from ._planning import Applied
     from ._generated.enums import PoolingType
     from ._lineage import Lineage
+    from ._planning import Applied
     from ._threads import Computing
     from ._views import Exports
     from .model import Model

@@ -51,6 +51,8 @@ class Remembering(Threads):
             # To be stopped would leave it half done, without a word.
             lib.llama_set_abort_callback(ptr, ffi.NULL, ffi.NULL)
             try:
+                if not self._applied.planned:
+                    self._applied.plan(ptr)
                 lib.llamacffi_memory_update(ptr)
             finally:
                 lib.llama_set_abort_callback(ptr, lib.llamacffi_abort_requested, self._abort)

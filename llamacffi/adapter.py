@@ -12,6 +12,7 @@ from . import backend
 from ._ffi import ffi, lib
 from ._handle import Handle, own
 from ._lora import ALPHA, EMBEDDING, INVOCATION, fits, ggml_shape, pairs, shape_text
+from ._planning import free_adapter, lock
 from ._sources import gguf_of, opened, sample_digest
 from ._text import read_metadata
 from ._weights import weight_shapes
@@ -32,11 +33,8 @@ class Adapter(Handle):
     It owns the ``struct llama_adapter_lora`` and keeps the model's weights alive; any number of
     contexts of the model can use it at once, each with a scale of its own: see `Context.adapters`.
     It is closed when the model is.  A context that uses it keeps the C object until it is given
-    other adapters, so closing one that is in use takes nothing away.
-
-    Load and close adapters while no other thread creates a context of the model, or decodes for the
-    first time after it has set adapters: llama.cpp keeps a list of a model's adapters without a
-    lock.
+    other adapters, so closing one that is in use takes nothing away.  Any thread may load and close
+    adapters, whatever others compute.
     """
 
     __slots__ = (
@@ -80,7 +78,7 @@ class Adapter(Handle):
             self._digest = sample_digest(file.descriptor, file.offset, file.size)
             ptr = _load(model_ptr, file)
         # llama.cpp frees a model's adapters with it: this one must be gone by then.
-        super().__init__(own(ptr, lib.llama_adapter_lora_free, model_ptr), parent=model)
+        super().__init__(own(ptr, free_adapter, model_ptr), parent=model)
         self.model = model
         self._metadata: Mapping[str, str] | None = None
         n = lib.llama_adapter_get_alora_n_invocation_tokens(ptr)
@@ -149,7 +147,8 @@ def _load(model_ptr: Any, file: OpenFile) -> Any:
     failure = f"cannot load the adapter {file.name!r}"
     drain()
     try:
-        ptr = lib.llama_adapter_lora_init_from_file_ptr(model_ptr, file.ptr)
+        with lock:
+            ptr = lib.llama_adapter_lora_init_from_file_ptr(model_ptr, file.ptr)
     except NativeError as error:
         raise with_log(AdapterError(f"{failure}: {error}")) from error
     if ptr == ffi.NULL:
