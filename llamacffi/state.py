@@ -16,13 +16,15 @@ from ._state_format import StateInfo as StateInfo
 from .errors import ArgumentError, StateError
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from ._batch_input import Tokens
 
 # At least as many as the name of an architecture has, and its length.
 ARCHITECTURE_BYTES = 256
 
 
-def state_info(source: str | os.PathLike[str] | bytes) -> StateInfo:
+def state_info(source: str | os.PathLike[str] | Buffer) -> StateInfo:
     """Return what a saved state says of itself; nothing is loaded, nor is its checksum checked.
 
     Args:
@@ -76,7 +78,7 @@ class States(Remembering):
             return save(ptr, identity(self), b"", seq_id, partial)
 
     def load_state(
-        self, data: bytes, *, seq_id: int | None = None, any_adapters: bool = False
+        self, data: Buffer, *, seq_id: int | None = None, any_adapters: bool = False
     ) -> None:
         """Replace what is in memory by what was saved.
 

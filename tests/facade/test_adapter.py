@@ -502,6 +502,39 @@ def test_loading_and_leaving_many(random_path, write, run_python):
     assert int(done.stdout) < 4 << 20
 
 
+def test_loading_and_freeing_while_others_compute(llama, write):
+    path = write({QUERY: (64, 64)})
+    mine = Adapter(llama, path)
+    done, failed = threading.Event(), []
+
+    def load():
+        while not done.is_set():
+            for one in [Adapter(llama, path) for _ in range(3)]:
+                one.close()
+
+    def compute():
+        try:
+            for _ in range(2):
+                with Context(llama, **EXACT) as context:
+                    for pos in range(6):
+                        context.adapters = {mine: 1.0 + pos}
+                        batch = Batch(1)
+                        batch.add([5], pos)
+                        context.decode(batch)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=compute) for _ in range(2)]
+    loader = threading.Thread(target=load)
+    for thread in (loader, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    loader.join()
+    assert failed == []
+
+
 @pytest.mark.parametrize(
     ("tokens", "start"),
     [
