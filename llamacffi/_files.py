@@ -161,7 +161,7 @@ def _check_readable(descriptor: int, name: str) -> None:
     """
     import fcntl  # not everywhere, nor is this
 
-    if descriptor < 0:
+    if not 0 <= descriptor < 2**31:
         raise ArgumentError(f"{descriptor} is no descriptor")
     try:
         mode = os.fstat(descriptor).st_mode

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ._atomic import part_of
+from ._checks import check_int
 from ._ffi import ffi, lib
 from ._state_format import PLAIN_HEADER, SavedState, StateWriter
 from ._text import c_path, new_uncleared
 from ._threads import Threads
-from .errors import ArgumentError, NativeError, StateError, UnsupportedError
+from .errors import NativeError, StateError, UnsupportedError
 from .log import drain, with_log
 
 if TYPE_CHECKING:
@@ -29,23 +31,29 @@ class Remembering(Threads):
 
     __slots__ = ()
 
+    def _sequence(self, seq_id: int | None) -> int | None:
+        """Return the number of a sequence, or None for all.
+
+        Raises:
+            ArgumentError: There is no such sequence.
+            TypeError: It is no integer.
+        """
+        if seq_id is None:
+            return None
+        last = lib.llama_n_seq_max(self.ptr) - 1
+        check_int("seq_id", seq_id, 0, last, ": create the Context with a larger n_seq_max")
+        return operator.index(seq_id)
+
     @contextmanager
-    def _remembering(self, seq_id: int | None) -> Iterator[Any]:
+    def _remembering(self) -> Iterator[Any]:
         """Hold the context, with a memory in which nothing is left to be done; yield its pointer.
 
         Raises:
             UnsupportedError: The model has no memory.
-            ArgumentError: There is no such sequence.
         """
         ptr = self.ptr
         if lib.llama_get_memory(ptr) == ffi.NULL:
             raise UnsupportedError("this model has no memory: it sees one batch at a time")
-        n_seq_max = lib.llama_n_seq_max(ptr)
-        if seq_id is not None and not 0 <= seq_id < n_seq_max:
-            raise ArgumentError(
-                f"seq_id {seq_id} is not in 0 to {n_seq_max - 1}: create the Context with a larger "
-                "n_seq_max"
-            )
         with self.computing(2):
             # What was moved or copied is so only for the next decode, and would be saved as it was.
             # To be stopped would leave it half done, without a word.

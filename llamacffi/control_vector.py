@@ -132,6 +132,8 @@ class ControlVector:
         Raises:
             ArgumentError: It has none of them.
         """
+        if not isinstance(layers, range):
+            raise TypeError(f"layers must be a range, not {layers!r}")
         if layers.step != 1:
             raise ArgumentError(f"{layers} are not consecutive layers")
         start, stop = max(layers.start, self._layers.start), min(layers.stop, self._layers.stop)

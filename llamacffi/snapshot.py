@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._ffi import ffi, lib
+from ._params import CONVERTERS
 from ._restoring import ON_DEVICE, PARTIAL, Remembering, ends, replace, state_size
 from .errors import NativeError, StateError, UnsupportedError
 from .log import drain, with_log
@@ -66,7 +67,13 @@ class Snapshots(Remembering):
 
         Source: ``llama_state_seq_get_data_ext`` with ``LLAMA_STATE_SEQ_FLAGS_ON_DEVICE``.
         """
-        with self._remembering(seq_id) as ptr:
+        number, partial = self._sequence(seq_id), CONVERTERS["bool"]("partial", partial)
+        if number is None:
+            raise TypeError("a snapshot is of one sequence: seq_id must be an integer, not None")
+        return self._snapshot_of(number, partial)
+
+    def _snapshot_of(self, seq_id: int, partial: bool) -> Snapshot:
+        with self._remembering() as ptr:
             drain()
             partial = partial and state_size(ptr, seq_id, PARTIAL) != state_size(ptr, seq_id, 0)
             _check_types(self, ptr, partial)
@@ -95,8 +102,9 @@ class Snapshots(Remembering):
         """
         if not isinstance(snapshot, Snapshot):
             raise TypeError(f"restore takes what snapshot() returned, not {snapshot!r}")
-        target = snapshot.seq_id if seq_id is None else seq_id
-        with self._remembering(target) as ptr:
+        number = self._sequence(seq_id)
+        target = snapshot.seq_id if number is None else number
+        with self._remembering() as ptr:
             if self._snapshots.get(snapshot.seq_id) is not snapshot._mark:
                 raise StateError(
                     f"{snapshot!r} is not valid: a later one has replaced it, or it is of another "

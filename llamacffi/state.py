@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from . import _state_format as format
 from ._atomic import replacing
 from ._identity import identity
+from ._params import CONVERTERS
 from ._restoring import Remembering, fits_surely, load, load_plain, save, save_plain
 from ._sources import opened
 from ._state_format import SavedState
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ._batch_input import Tokens
 
+as_bool = CONVERTERS["bool"]
 # At least as many as the name of an architecture has, and its length.
 ARCHITECTURE_BYTES = 256
 
@@ -74,7 +76,8 @@ class States(Remembering):
 
         Source: ``llama_state_get_data``, ``llama_state_seq_get_data_ext``.
         """
-        with self._remembering(seq_id) as ptr:
+        seq_id, partial = self._sequence(seq_id), as_bool("partial", partial)
+        with self._remembering() as ptr:
             return save(ptr, identity(self), b"", seq_id, partial)
 
     def load_state(
@@ -104,7 +107,8 @@ class States(Remembering):
 
         Source: ``llama_state_set_data``, ``llama_state_seq_set_data_ext``.
         """
-        self._load(format.parse(data), seq_id, any_adapters)
+        any_adapters = as_bool("any_adapters", any_adapters)
+        self._load(format.parse(data), self._sequence(seq_id), any_adapters)
 
     def save_file(
         self,
@@ -137,10 +141,11 @@ class States(Remembering):
         """
         from ._batch_input import token_array  # takes numpy, which the rest need not
 
-        if plain and partial:
+        seq_id, partial = self._sequence(seq_id), as_bool("partial", partial)
+        if as_bool("plain", plain) and partial:
             raise ArgumentError("a plain file has no place for partial=True")
         array = token_array(tokens).astype("int32")
-        with self._remembering(seq_id) as ptr:
+        with self._remembering() as ptr:
             if plain:
                 save_plain(ptr, path, array.tobytes(), seq_id)
                 return
@@ -174,6 +179,7 @@ class States(Remembering):
         Source: ``llama_state_load_file``, ``llama_state_seq_load_file``.
         """
         name = repr(os.fspath(path))
+        seq_id, any_adapters = self._sequence(seq_id), as_bool("any_adapters", any_adapters)
         with opened(path) as file:
             head = file.read(format.HEADER.size)
             if not head.startswith(format.MAGIC):
@@ -198,7 +204,7 @@ class States(Remembering):
     ) -> None:
         """Load a state that is complete and not damaged."""
         _check_kind(saved.seq_id is not None, seq_id, name)
-        with self._remembering(seq_id) as ptr:
+        with self._remembering() as ptr:
             present = identity(self)
             found = format.differences(saved.identity, present, adapters=not any_adapters)
             reasons = "; ".join(found)
@@ -213,7 +219,7 @@ class States(Remembering):
         self, path: str | os.PathLike[str], seq_id: int | None, n_tokens: int
     ) -> list[int]:
         """Load one of llama.cpp's own files, and return its tokens."""
-        with self._remembering(seq_id) as ptr:
+        with self._remembering() as ptr:
             tokens = load_plain(ptr, path, seq_id, n_tokens)
             self._forget_outputs(seq_id, None)
             return tokens

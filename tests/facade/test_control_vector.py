@@ -160,6 +160,9 @@ def test_some_layers_only():
     for bad in (range(5, 9), range(2), range(3, 3)):
         with pytest.raises(ArgumentError, match="has no direction for"):
             a.within(bad)
+    for bad in (3, [1, 2], None):
+        with pytest.raises(TypeError, match="layers must be a range"):
+            a.within(bad)
     with pytest.raises(ArgumentError, match="not consecutive"):
         a.within(range(2, 5, 2))
 

@@ -233,9 +233,36 @@ def test_sequences_that_there_are_not(context, tmp_path, seq_id):
         lambda: context.snapshot(seq_id),
         lambda: context.restore(context.snapshot(0), seq_id=seq_id),
     ):
-        with pytest.raises(ArgumentError, match=f"seq_id {seq_id} is not in 0 to 0"):
+        with pytest.raises(ArgumentError, match=f"seq_id={seq_id} is not in 0 to 0"):
             use()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_are_no_sequences_or_flags(context, tmp_path):
+    for bad in ("0", 0.0, True, [0], np.zeros(2)):
+        for use in (
+            lambda bad=bad: context.save_state(seq_id=bad),
+            lambda bad=bad: context.load_state(context.save_state(), seq_id=bad),
+            lambda bad=bad: context.save_file(tmp_path / "x", seq_id=bad),
+            lambda bad=bad: context.load_file(tmp_path / "x", seq_id=bad),
+            lambda bad=bad: context.snapshot(bad),
+            lambda bad=bad: context.restore(context.snapshot(), seq_id=bad),
+        ):
+            with pytest.raises(TypeError, match="seq_id must be an integer"):
+                use()
+    with pytest.raises(TypeError, match="of one sequence"):
+        context.snapshot(None)
+    for bad in ("yes", 2, None, np.zeros(2)):
+        for use in (
+            lambda bad=bad: context.save_state(partial=bad),
+            lambda bad=bad: context.load_state(context.save_state(), any_adapters=bad),
+            lambda bad=bad: context.save_file(tmp_path / "x", plain=bad),
+            lambda bad=bad: context.snapshot(partial=bad),
+        ):
+            with pytest.raises(TypeError, match="must be True or False"):
+                use()
+    assert list(tmp_path.iterdir()) == []
+    context.load_state(context.save_state(seq_id=np.int64(0)), seq_id=np.uint8(0))
 
 
 def test_the_state_of_one_sequence_and_of_all_are_not_the_same(context):
