@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .context import Context
     from .sampling import SamplerChain
+    from .vocab import Vocab
 
 FinishReason: TypeAlias = Literal["stop", "eog", "length", "context"]
 
@@ -67,22 +68,22 @@ class Loop:
         self.tokens: list[int] = []
         self.max_tokens: int | None = None
         self.stops = StopFinder(())
+        self.utf8 = Utf8Stream()
         self.stop_when: Callable[[Sequence[int]], object] | None = None
         self.overflow: Overflow | None = None
         self.logprobs: Logprobs | None = None
 
     def run(self) -> Iterator[Token]:
         """Compute the prompt, then choose, yield and decode until something ends it."""
-        clock = time.perf_counter
-        began = clock()
-        self.sampler.reset()
+        clock, began = time.perf_counter, time.perf_counter()
         self.start()
         self.prompt_seconds = clock() - began
-        context, tokens, text_of = self.context, self.tokens, self.text_of()
-        sample, step, logprobs = self.sampler.sample, self.step, self.logprobs
+        context, tokens, stops = self.context, self.tokens, self.stops
+        utf8, texts, find = self.utf8, Texts(self.vocab), stops.feed if stops else None
+        sample, logprobs, limit = self.sampler.sample, self.logprobs, self.limit()
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
-        batch, limit = Batch(1), self.limit()
+        batch = Batch(1)
         began = clock()
         while True:
             # Right after the batch: meanwhile another generation may use the context.
@@ -90,15 +91,25 @@ class Loop:
             if logprobs is not None:
                 logprob, top = logprobs(context, token)
             tokens.append(token)
-            text, is_eog = text_of(token)
-            if is_eog or len(tokens) == limit or self.stop_when is not None or self.stops.match:
+            text = texts[token]
+            if utf8.waits or text is None:
+                text = utf8.feed(texts.pieces[token])
+            if find is not None:
+                text = find(text)
+            is_eog = token in texts.ends
+            if is_eog or len(tokens) == limit or self.stop_when is not None or stops.match:
                 text += self.ending(is_eog, limit)
             self.seconds += clock() - began
             yield Token(token, text, logprob, top)
             if self.finish_reason is not None:
                 return
             began = clock()
-            step(batch, token)
+            if self.overflow is not None:
+                self.step(batch, token, self.overflow)
+            else:
+                batch.set_one(token, self.pos, self.seq_id)
+                context.decode(batch)
+            self.pos += 1
 
     def ending(self, is_eog: bool, limit: int | None) -> str:
         """Find out whether the generation ends, and return the text that was held back then."""
@@ -124,54 +135,33 @@ class Loop:
         room = self.context.n_ctx_seq - self.pos + 1
         return room if self.max_tokens is None else min(room, self.max_tokens)
 
-    def step(self, batch: Batch, token: int) -> None:
-        """Decode the token that was chosen."""
-        overflow, decode = self.overflow, self.context.decode
-        if overflow is not None and self.pos >= self.context.n_ctx_seq:
+    def step(self, batch: Batch, token: int, overflow: Overflow) -> None:
+        """Decode the token that was chosen, and make room for it if there is none."""
+        if self.pos >= self.context.n_ctx_seq:
             self.make_room(overflow)
         batch.set_one(token, self.pos, self.seq_id)
         try:
-            decode(batch)
+            self.context.decode(batch)
         except ContextFullError:  # other sequences have the rest of the buffer
-            if overflow is None:
-                raise
             self.make_room(overflow)
             batch.set_one(token, self.pos, self.seq_id)
-            decode(batch)
-        self.pos += 1
+            self.context.decode(batch)
 
     def make_room(self, overflow: Overflow, n: int = 1) -> None:
         """Let the policy make room for more tokens."""
         self.pos = overflow.make_room(self.context, self.seq_id, self.pos, n)
 
-    def text_of(self) -> Callable[[int], tuple[str, bool]]:
-        """Return the function from a token to the text that is certain, and whether it is the end.
-
-        It is called for each token, so it remembers what it knows of them.
-        """
-        vocab, feed = self.vocab, self.stops.feed if self.stops else None
-        self.utf8 = utf8 = Utf8Stream()
-        pieces: dict[int, bytes] = {}
-
-        def text(token: int) -> tuple[str, bool]:
-            try:
-                piece = pieces[token]
-            except KeyError:
-                if vocab.is_eog(token):
-                    return "", True
-                piece = pieces[token] = vocab.piece(token, special=False)
-            text = utf8.feed(piece)
-            return (text if feed is None else feed(text)), False
-
-        return text
-
     def start(self) -> None:
         """Compute the prompt; if that fails, leave the sequence as it was."""
-        start = self.pos
+        start, chain = self.pos, self.sampler
+        chain.reset()
+        if chain._prepared() is not self.context._vocab:
+            chain._prepare(self.context)
         try:
             if self.context._feeds_decoder:
                 self.encode_prompt()
             else:
+                chain.accept_prompt(self.prompt)
                 self.decode_prompt()
         except BaseException:
             # What made it fail may keep this from succeeding too: then that is what to tell.
@@ -214,6 +204,29 @@ class Loop:
             raise UnsupportedError("the model does not name the token that its decoder begins with")
         self.context.decode(Batch.from_tokens([first], self.pos, seq_ids))
         self.pos += 1
+
+
+class Texts(dict[int, "str | None"]):
+    """The texts of tokens, as they are asked for; None for those that are no whole characters."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        super().__init__()
+        self._vocab = vocab
+        self.pieces: dict[int, bytes] = {}
+        self.ends: set[int] = set()
+        """Those that end a generation, which have no text."""
+
+    def __missing__(self, token: int) -> str | None:
+        piece = b""
+        if self._vocab.is_eog(token):
+            self.ends.add(token)
+        else:
+            piece = self._vocab.piece(token, special=False)
+        text: str | None = None
+        with contextlib.suppress(UnicodeDecodeError):
+            text = piece.decode()
+        self.pieces[token], self[token] = piece, text
+        return text
 
 
 class Logprobs:

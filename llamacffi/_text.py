@@ -56,22 +56,23 @@ class Utf8Stream:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._waiting = False  # whether the decoder holds bytes back
+        self.waits = False
+        """Whether there are bytes of an incomplete character."""
 
     def feed(self, piece: bytes) -> str:
         """Add bytes and return the characters that are complete."""
-        if not self._waiting:
+        if not self.waits:
             try:
                 return piece.decode()
             except UnicodeDecodeError:
                 pass  # cut, or not UTF-8
         text = self._decoder.decode(piece)
-        self._waiting = bool(self._decoder.getstate()[0])
+        self.waits = bool(self._decoder.getstate()[0])
         return text
 
     def finish(self) -> str:
         """Return what the incomplete rest stands for."""
-        self._waiting = False
+        self.waits = False
         return self._decoder.decode(b"", final=True)
 
 

@@ -191,7 +191,8 @@ def generate(
         context: Where to compute.
         prompt: Text (UTF-8 if given as bytes), or tokens.  A text is tokenized with the model's
             special tokens if it begins the sequence, and its own special tokens are recognised.
-        sampler: How to choose; it is reset first.  Default `SamplerChain.default`.
+        sampler: How to choose.  It is reset first, and told of the prompt, which counts for
+            penalties.  Default `SamplerChain.default`.
         max_tokens: Stop after so many; None goes on until the model ends or memory is full.
         stop: Stop where one of these strings appears; neither it nor what follows is in the text.
         stop_when: Called with the tokens so far, after each: a true result stops.  It may read

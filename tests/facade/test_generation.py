@@ -245,6 +245,16 @@ def test_the_sampler_begins_anew_each_time(context, chain):
     assert runs[0] == runs[1]
 
 
+def test_the_prompt_counts_for_penalties(context, chain):
+    """As in llama.cpp's own programs."""
+    prompt = [PATH[0], *PATH[1:4], LAST]
+    sampler = chain(Penalties(last_n=64, present=50.0), Greedy())
+    (one,) = generate(context, prompt, sampler=sampler, max_tokens=1)
+    scores = logits_after([LAST])[0]
+    scores[prompt] -= 50
+    assert one.id == scores.argmax() != PATH[0]
+
+
 def test_a_character_of_several_tokens_comes_whole(tmp_path, run_python):
     """A model whose words are bytes: after "x" comes a llama, in four tokens."""
     code = """
