@@ -198,7 +198,7 @@ class Candidates:
 
         data = self.data
         index = np.asarray(which)
-        kept = data[index]
+        kept = data[index if index.size else np.zeros(0, int)]
         if kept.ndim != 1 or not 1 <= kept.size <= data.size:
             raise ArgumentError(f"cannot keep {kept.size} of {data.size} candidates")
         data[: kept.size] = kept
