@@ -173,8 +173,13 @@ class Batch(BatchArrays):
     def set_one(self, token: int, pos: int, seq_id: int = 0) -> None:
         """Make the batch one token with an output: `clear` and `add`, for a loop over tokens.
 
-        The values must fit int32, as those that `Context` and `SamplerChain` return do.
+        Raises:
+            ArgumentError: ``pos`` or ``seq_id`` is below 0.
+            OverflowError: A value does not fit 32 bits.
+            BusyError: Another thread is decoding the batch.
         """
+        if pos < 0 or seq_id < 0:
+            raise ArgumentError(f"pos={pos} and seq_id={seq_id} must be at least 0")
         if self._single != seq_id or self._lock.locked():
             self.clear()
             self._n_seq_id[0], self._seq_id[0, 0], self._logits[0] = 1, seq_id, 1

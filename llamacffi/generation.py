@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 from ._ffi import lib
 from ._loop import FinishReason, Logprobs, Loop, Token
 from ._text import StopFinder
+from .context import Context
 from .errors import ArgumentError, BusyError, UnsupportedError
 from .sampling import SamplerChain
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-    from .context import Context
 
 __all__ = ["ContextShift", "FinishReason", "Generation", "Token", "generate"]
 
@@ -52,6 +51,7 @@ class ContextShift:
             UnsupportedError: The positions of this model cannot be moved, or it is recurrent: the
                 size of its state does not depend on ``n_ctx``, so make that as large as you like.
         """
+        _check_context(context)
         needed, n_ctx = self.n_keep + (self.n_discard or 1), context.n_ctx_seq
         if needed >= n_ctx:
             raise ArgumentError(f"{self!r} needs more than n_ctx={needed}, and it is {n_ctx}")
@@ -79,6 +79,7 @@ class ContextShift:
             ArgumentError: There is not enough to be forgotten.
             UnsupportedError: As in `check`; or other sequences share tokens that would move.
         """
+        _check_context(context)
         needed, movable = pos + n - context.n_ctx_seq, pos - self.n_keep
         n_discard = max(needed, self.n_discard or movable // 2, 1)
         if n_discard > movable:
@@ -212,26 +213,46 @@ def generate(
         ContextFullError: While iterating: sequences share one buffer, and the others have the rest.
         DecodeError: While iterating, if decoding fails.
     """
+    _check_context(context)
     if max_tokens is not None and operator.index(max_tokens) < 1:
         raise ArgumentError(f"max_tokens={max_tokens} must be at least 1, or None")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(stops):
-        raise ArgumentError("a stop string is empty")
+    stops = _stop_strings(stop)
     n_vocab = len(context.model.vocab)
     if not 0 <= operator.index(top_logprobs) <= n_vocab:
         raise ArgumentError(f"top_logprobs={top_logprobs} is not in 0 to {n_vocab}")
+    if stop_when is not None and not callable(stop_when):
+        raise TypeError(f"stop_when must be callable, not {stop_when!r}")
     if overflow is not None:
+        if not isinstance(overflow, ContextShift):
+            raise TypeError(f"overflow must be a ContextShift, not {overflow!r}")
         overflow.check(context)
     start = context.memory.next_pos(seq_id)
     tokens = _prompt_tokens(context, prompt, start)
     _check_room(context, len(tokens), start, overflow)
     chain = SamplerChain.default() if sampler is None else sampler
+    if not isinstance(chain, SamplerChain):
+        raise TypeError(f"sampler must be a SamplerChain, not {sampler!r}")
     loop = Loop(context, tokens, start, seq_id, chain)
     loop.max_tokens, loop.stops, loop.stop_when = max_tokens, StopFinder(stops), stop_when
     loop.overflow = overflow
     if logprobs or top_logprobs:
         loop.logprobs = Logprobs(n_vocab, top_logprobs)
     return Generation(loop)
+
+
+def _check_context(context: object) -> None:
+    if not isinstance(context, Context):
+        raise TypeError(f"context must be a Context, not {context!r}")
+
+
+def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    for one in stops:
+        if not isinstance(one, str):
+            raise TypeError(f"a stop string must be a str, not {one!r}")
+        if not one:
+            raise ArgumentError("a stop string is empty")
+    return stops
 
 
 def _prompt_tokens(

@@ -223,6 +223,43 @@ def test_set_one_is_clear_and_add():
     assert as_c_sees(one) == as_c_sees(two) == [(9, 8, [1], True)]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((1, -1), ArgumentError),
+        ((1, 0, -1), ArgumentError),
+        ((2**31, 0), OverflowError),
+        ((1, 2**31), OverflowError),
+        ((1, 0, 2**31), OverflowError),
+        ((1.5, 0), TypeError),
+        ((1, None), TypeError),
+    ],
+)
+def test_set_one_refuses(context, arguments, error):
+    batch = Batch.from_tokens([7, 8])
+    with pytest.raises(error):
+        batch.set_one(*arguments)
+    batch.clear()
+    batch.set_one(7, 0)
+    context.decode(batch)
+    assert context.memory.pos_max() == 0
+
+
+@pytest.mark.parametrize("token", [-1, 514, 2**31 - 1])
+def test_set_one_is_checked_as_others(context, token):
+    batch = Batch(1)
+    for wrong in (token, 7, token):
+        batch.set_one(wrong, context.memory.next_pos())
+        if wrong == 7:
+            context.decode(batch)
+        else:
+            with pytest.raises(ArgumentError, match=f"token {token} at index 0 is not in 0 to 513"):
+                context.decode(batch)
+    batch.set_one(7, 1, seq_id=1)
+    with pytest.raises(ArgumentError, match="seq_id 1 is not in 0 to 0"):
+        context.decode(batch)
+
+
 def test_clear_leaves_the_capacity():
     batch = Batch(3)
     batch.add(range(3))
