@@ -127,6 +127,8 @@ class Adapter(Handle):
             context.adapters = {adapter: 1.0}
             ...  # decode tokens[start:]
 
+        llama.cpp's server begins one token earlier.
+
         Returns:
             The index at which `invocation_tokens` are found last; None if they are not found, or
             there are none.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 import os
 import re
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
+from ._checks import INT32_MAX, check_int
 from ._params import FLOAT_MAX
 from ._sources import gguf_of, opened
 from .errors import AdapterError, ArgumentError, GgufError
@@ -41,10 +43,26 @@ class ControlVector:
     # Else numpy would multiply each row on its own.
     __array_ufunc__ = None
 
-    def __init__(self, array: npt.NDArray[np.float32], layers: range) -> None:
-        """Hold rows that nobody else changes; see `from_array`."""
-        array.flags.writeable = False
-        self._array, self._layers = array, layers
+    def __init__(self, array: npt.ArrayLike, *, first_layer: int = 1) -> None:
+        """Make one from numbers; see `from_array`."""
+        try:
+            given = np.asarray(array)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"a control vector is made of numbers: {error}") from None
+        if given.dtype.kind not in "biuf":
+            raise TypeError(f"a control vector is made of numbers, not of {given.dtype}")
+        if given.ndim != 2 or not given.size:
+            raise ArgumentError(
+                f"a control vector has a row of n_embd numbers for each layer, not shape "
+                f"{given.shape}"
+            )
+        check_int("first_layer", first_layer, 1, INT32_MAX - len(given))
+        if not (np.abs(given.astype(np.float64)) <= FLOAT_MAX).all():  # not for nan either
+            raise ArgumentError("a control vector has a number that is not a finite 32-bit number")
+        self._array = given.astype(np.float32, order="C")  # a copy
+        self._array.flags.writeable = False
+        start = operator.index(first_layer)
+        self._layers = range(start, start + len(given))
 
     @classmethod
     def from_array(cls, array: npt.ArrayLike, *, first_layer: int = 1) -> Self:
@@ -56,22 +74,9 @@ class ControlVector:
 
         Raises:
             ArgumentError: The shape is another, or a number is not finite.
+            TypeError: They are no numbers.
         """
-        try:
-            given = np.asarray(array)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"a control vector is made of numbers: {error}") from None
-        if given.dtype.kind not in "biuf":
-            raise TypeError(f"a control vector is made of numbers, not of {given.dtype}")
-        rows = given.astype(np.float64)
-        if rows.ndim != 2 or not rows.size:
-            raise ArgumentError(
-                f"a control vector has a row of n_embd numbers for each layer, not shape "
-                f"{rows.shape}"
-            )
-        if not 1 <= first_layer <= 2**31 - len(rows):
-            raise ArgumentError(f"first_layer={first_layer} is not a layer: 1 is the first")
-        return cls(_float32(rows), range(first_layer, first_layer + len(rows)))
+        return cls(array, first_layer=first_layer)
 
     @classmethod
     def from_file(cls, source: str | os.PathLike[str] | types.FileSource) -> Self:
@@ -140,7 +145,7 @@ class ControlVector:
         if start >= stop:
             raise ArgumentError(f"{self!r} has no direction for {layers}")
         begin = self._layers.start
-        return type(self)(self._array[start - begin : stop - begin], range(start, stop))
+        return type(self)(self._array[start - begin : stop - begin], first_layer=start)
 
     def __add__(self, other: ControlVector) -> Self:
         return self._combined(other, 1)
@@ -157,7 +162,8 @@ class ControlVector:
         number = float(scale)
         if not math.isfinite(number):
             raise ArgumentError(f"a control vector is not multiplied with {number}")
-        return type(self)(_float32(self._array.astype(np.float64) * number), self._layers)
+        rows = self._array.astype(np.float64) * number
+        return type(self)(rows, first_layer=self._layers.start)
 
     __rmul__ = __mul__
 
@@ -184,7 +190,7 @@ class ControlVector:
         for one, factor in ((self, 1), (other, sign)):
             begin = one._layers.start - start
             rows[begin : begin + len(one._layers)] += factor * one._array.astype(np.float64)
-        return type(self)(_float32(rows), range(start, stop))
+        return type(self)(rows, first_layer=start)
 
     def for_model(self, n_layer: int, n_embd: int) -> npt.NDArray[np.float32]:
         """Return a row for each layer of a model from 1 on, as llama.cpp takes them.
@@ -207,17 +213,6 @@ class ControlVector:
         digest = hashlib.blake2b(f"{self._layers} {self._array.shape}".encode(), digest_size=8)
         digest.update(self._array.tobytes())
         return digest.hexdigest()
-
-
-def _float32(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Return numbers as C takes them.
-
-    Raises:
-        ArgumentError: One is not finite, or is not in single precision.
-    """
-    if not (np.abs(rows) <= FLOAT_MAX).all():  # not for nan either
-        raise ArgumentError("a control vector has a number that is not a finite 32-bit number")
-    return rows.astype(np.float32)
 
 
 def _directions(gguf: Gguf, name: str) -> Mapping[int, npt.NDArray[Any]]:

@@ -105,7 +105,8 @@ class Snapshots(Remembering):
         number = self._sequence(seq_id)
         target = snapshot.seq_id if number is None else number
         with self._remembering() as ptr:
-            if self._snapshots.get(snapshot.seq_id) is not snapshot._mark:
+            mark = snapshot._mark
+            if mark is None or self._snapshots.get(snapshot.seq_id) is not mark:
                 raise StateError(
                     f"{snapshot!r} is not valid: a later one has replaced it, or it is of another "
                     "context"

@@ -14,6 +14,7 @@ from llamacffi import (
     ClosedError,
     Context,
     Model,
+    Snapshot,
     StateError,
     UnsupportedError,
     ffi,
@@ -299,6 +300,8 @@ def test_only_the_last_snapshot_of_a_sequence_is_valid(new_context):
     assert repr(second) == "<Snapshot of sequence 0, up to position 1>"
     with pytest.raises(TypeError, match="not b'x'"):
         context.restore(b"x")
+    with pytest.raises(StateError, match="not valid"):
+        other.restore(Snapshot(0, False, 1, None))
 
 
 @pytest.mark.parametrize("types", [{"type_k": "q8_0"}, {"type_k": "q8_0", "type_v": "q4_0"}])
