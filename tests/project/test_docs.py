@@ -7,22 +7,48 @@ from pathlib import Path
 
 import pytest
 
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in Path("docs").glob("*.md"))]
+from tests.project import page_files
+from tests.project.pages import MARK, blocks, programs
+
+PAGES = ["README.md", *sorted(path.as_posix() for path in Path("docs").rglob("*.md"))]
 
 
-def snippets(path: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """The files that the pages use."""
+    return page_files.write(tmp_path_factory.mktemp("pages"))
 
 
 def test_there_are_snippets(root):
-    assert len(snippets(root / "README.md")) >= 4
+    assert len(blocks(root / "README.md")) >= 4
+    for path in (root / "docs" / "guide").glob("*.md"):
+        assert any(not block.title for block in blocks(path)), path
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_snippets_run(root, run_python, tmp_path, page):
-    for code in snippets(root / page):
-        result = run_python(code)
-        assert (result.returncode, result.stderr) == (0, ""), f"{code}\n{result.stderr}"
+def test_snippets_run(root, run_python, files, tmp_path, page):
+    page_files.copy(files, tmp_path)
+    for program in programs(root / page):
+        result = run_python("".join(block.source() for block in program))
+        assert (result.returncode, result.stderr) == (0, ""), result.stderr
+        printed = result.stdout.split(f"{MARK}\n")
+        assert len(printed) == len(program) + 1
+        for block, text in zip(program, printed, strict=False):
+            assert block.prints(text), f"{block.place}:{block.line} prints\n{text}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_cannot_run_here_is_at_least_python(root, page):
+    for block in blocks(root / page):
+        compile(block.code, block.place, "exec")
+
+
+def test_a_wrong_output_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1)\n```\n\n```text\n1 ...\n```\n")
+    (block,) = blocks(page)
+    assert block.prints("1 and more\n")
+    assert not block.prints("2\n")
 
 
 def test_the_readme_counts_right(root):

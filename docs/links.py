@@ -1,0 +1,132 @@
+"""Links in the documentation: a name in backticks leads to its place in the reference.
+
+mkdocs calls `on_page_markdown` for pages, and griffe calls `Links` for docstrings.  A name on a
+page that the reference does not have is an error of ``mkdocs build --strict``.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import griffe
+
+PACKAGE = Path(__file__).parent.parent / "llamacffi"
+FENCES = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+# `Model`, `Model.save`, `Model.save()`, `generate()`, `rpc.add_server()`.
+CODE = re.compile(r"(?<![`\[])`([A-Za-z]\w*(?:\.\w+)?)(\(\))?`(?![`\]])")
+# The lines that make a block of code in a docstring.
+LITERAL = re.compile(r"^::\n\n|::(?=\n\n)", re.MULTILINE)
+
+
+def public_names() -> tuple[dict[str, str], dict[str, str]]:
+    """Return the names of the package, and its modules, each with where they are."""
+    tables = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        if node.targets[0].id in ("_NAMES", "_MODULES")
+    }
+    homes = {name: home for home, names in tables["_NAMES"].items() for name in names.split()}
+    return homes, tables["_MODULES"]
+
+
+NAMES, MODULES = public_names()
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Link the names on a page; code and headings stay as they are."""
+
+    def link(match: re.Match[str]) -> str:
+        name, call = match[1], match[2] or ""
+        first = name.partition(".")[0]
+        known = first in NAMES and (first[0].isupper() or call)
+        if known or (first in MODULES and call and "." in name):
+            return f"[`{name}{call}`][llamacffi.{name}]"
+        return match[0]
+
+    parts, end = [], 0
+    for fence in FENCES.finditer(markdown):
+        parts += [_outside_headings(markdown[end : fence.start()], link), fence[0]]
+        end = fence.end()
+    return "".join([*parts, _outside_headings(markdown[end:], link)])
+
+
+def _outside_headings(text: str, link: Callable[[re.Match[str]], str]) -> str:
+    return "".join(
+        line if line.startswith("#") else CODE.sub(link, line)
+        for line in text.splitlines(keepends=True)
+    )
+
+
+class Links(griffe.Extension):
+    """Links the names in docstrings, as far as the reference has them."""
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Change the docstrings of a package that was read."""
+        if pkg.name != PACKAGE.name:
+            return
+        classes: dict[str, Any] = {}
+        owners: dict[str, list[str]] = {}  # the public classes that have the members of a class
+        for name, home in NAMES.items():
+            found = pkg[home][name]
+            if found.is_class:
+                classes[name] = found.all_members
+                for base in (found, *found.mro()):
+                    owners.setdefault(base.path, []).append(name)
+        for module in _modules(pkg):
+            for one in _objects(module):
+                if one.docstring:
+                    own = owners.get(one.path) or owners.get(getattr(one.parent, "path", ""), [])
+                    members = own[0] if len(own) == 1 else None
+                    one.docstring.value = _linked(one.docstring.value, classes, members, module)
+
+
+def _modules(module: Any) -> Iterator[Any]:
+    yield module
+    for child in module.modules.values():
+        if not child.is_alias:
+            yield from _modules(child)
+
+
+def _objects(parent: Any) -> Iterator[Any]:
+    yield parent
+    for child in parent.members.values():
+        if not child.is_alias and not child.is_module:
+            yield from _objects(child)
+
+
+def _linked(text: str, classes: dict[str, Any], own: str | None, module: Any) -> str:
+    """Return a docstring as Markdown, with links."""
+
+    def link(match: re.Match[str]) -> str:
+        name, call = match[1], match[2] or ""
+        first, _, rest = name.partition(".")
+        target = None
+        if own is not None and name in classes[own] and _is_shown(name):
+            target = f"llamacffi.{own}.{name}"
+        elif first in classes and (not rest or (rest in classes[first] and _is_shown(rest))):
+            target = f"llamacffi.{name}"
+        elif (name in NAMES and name not in classes) or _in_module(name, module):
+            target = f"llamacffi.{name if name in NAMES else f'{module.name}.{name}'}"
+        return match[0] if target is None else f"[`{name}{call}`][{target}]"
+
+    return CODE.sub(link, LITERAL.sub(lambda one: "" if one[0][0:3] == "::\n" else ":", text))
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith("_")
+
+
+def _in_module(name: str, module: Any) -> bool:
+    """Return whether a name is a function of a public module, which the reference has."""
+    return (
+        module.name in MODULES
+        and name in module.members
+        and not module[name].is_alias
+        and module[name].is_function
+        and _is_shown(name)
+    )
