@@ -149,8 +149,8 @@ class Gguf(GgufMetadata):
         keys = set(self)
         if len(self._tensors) != n or len(keys) != len(self):
             raise GgufError(f"{source.name} has two keys or tensors of the same name")
-        if "" in keys:
-            raise GgufError(f"{source.name} has a key that begins with NUL")
+        if "" in keys or "" in self._tensors:
+            raise GgufError(f"{source.name} has a key or a tensor without a name")
 
     @property
     def ptr(self) -> Any:

@@ -220,6 +220,8 @@ def _kept(struct: Any, files: Mapping[Path, Gguf]) -> Iterator[tuple[str, GgufTe
     for i, gguf in enumerate(files.values()):
         empty = True
         for name, tensor in gguf.tensors.items():
+            if not tensor.nbytes:
+                raise QuantizeError(f"{name!r} has no elements; llama.cpp divides by their number")
             match = BLOCK.search(name)
             layer = int(match[1]) if match else -1
             if layer in pruned:

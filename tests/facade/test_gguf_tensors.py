@@ -451,6 +451,7 @@ def key_u8(name):
         header(1, 0) + described("t", [1], 10**9) + bytes(100),
         header(1, 0) + described("t", [33], 8) + bytes(100),
         header(1, 0) + described("t" * 64, [1], 0) + bytes(100),
+        header(1, 0) + described("", [1], 0) + bytes(100),
         header(1, 0) + described("t", [1000], 0) + bytes(100),
         header(0, 2) + key_u8("a") * 2,
         header(0, 2) + key_u8("a\0b") + key_u8("a\0c"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -503,6 +504,19 @@ def test_a_model_that_llama_cpp_does_not_know(out, tmp_path):
     with pytest.raises(QuantizeError) as caught:
         quantize(tmp_path / "unknown.gguf", out)
     assert "unheard-of" in str([*getattr(caught.value, "__notes__", []), caught.value])
+
+
+def test_a_tensor_without_elements(path, out, tmp_path):
+    """C would divide by their number."""
+    with Gguf.open(path) as gguf:
+        gguf.add_tensor("last.weight", np.zeros((2, 32), np.float32))
+        raw = bytearray(gguf.to_bytes())
+    at = raw.index(b"last.weight") + len(b"last.weight") + 4  # its first dimension
+    assert raw[at : at + 16] == struct.pack("<qq", 32, 2)
+    raw[at : at + 8] = bytes(8)
+    (tmp_path / "empty.gguf").write_bytes(raw)
+    with pytest.raises(QuantizeError, match=r"'last\.weight' has no elements"):
+        quantize(tmp_path / "empty.gguf", out, "Q8_0")
 
 
 @pytest.mark.parametrize(
