@@ -29,10 +29,11 @@ class HeldMemory:
         self.unified = context.kv_unified
         model = lib.llama_get_model(self.context)
         self.n_swa: int = lib.llama_model_n_swa(model)
-        # A state, which has no parts, for each sequence; perhaps besides its tokens.
-        self.has_state: bool = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(
-            model
-        )
+        # A state, which has no parts, for each sequence; perhaps besides its tokens.  Layers for
+        # multi-token prediction have none, whatever the others have.
+        recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
+        mtp = context._params.ctx_type == lib.LLAMA_CONTEXT_TYPE_MTP
+        self.has_state: bool = recurrent and not mtp
 
     def check(self, seq_id: int) -> int:
         """Return the number of a sequence; raise unless it exists."""
