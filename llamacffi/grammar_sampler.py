@@ -37,6 +37,8 @@ class Grammar(TokenSampler):
     is such an error.  Over a large vocabulary it takes longer than all other samplers together:
     see ``grammar_first`` of `SamplerChain`.
 
+    ``.`` and ``[^...]`` match whatever the bytes of tokens spell, also what is no Unicode.
+
     With triggers it is lazy: everything is allowed until one of them appears, and the grammar must
     match the text from there on.
 
