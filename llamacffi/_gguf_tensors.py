@@ -135,7 +135,7 @@ class GgufTensor:
         source = self._source
         if source is None:
             assert self._array is not None
-            view = self._array.view()
+            view: Array = self._array.view()
         else:
             view = array_of(source.data(self), self.type, self.shape)
         view.flags.writeable = False
