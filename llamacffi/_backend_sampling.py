@@ -182,6 +182,7 @@ class BackendSampling(Outputs, Threads):
         if chain is None:
             before = self._chains.pop(seq_id, None)
             lib.llama_set_sampler(ptr, seq_id, ffi.NULL)
+            self._chain_owners.pop(seq_id, None)
             self._hold_chains()
             if before is not None:
                 before._attached = _gone
@@ -200,12 +201,11 @@ class BackendSampling(Outputs, Threads):
     def _attach(self, seq_id: int, chain: SamplerChain) -> None:
         """Note that C has the chain."""
         chain._attached = weakref.ref(self)
-        self._chains[seq_id] = chain
+        self._chains[seq_id], self._chain_owners[seq_id] = chain, chain._owner
         self._hold_chains()
 
     def _hold_chains(self) -> None:
-        """Keep what C has, and let nobody else use it while C computes."""
-        self._chain_owners[:] = [chain._owner for chain in self._chains.values()]
+        """Let nobody else use the chains while C computes."""
         self._pools.hold([chain._exclusive for chain in self._chains.values()])
 
     def _drop(self, chain: ChainBase) -> None:
@@ -265,8 +265,7 @@ def _enter(chain: SamplerChain, n_vocab: int) -> None:
     Raises:
         UnsupportedError: Not even its first sampler can run there.
     """
-    owner = chain.ptr
-    plan = chain._plan
+    owner, plan = chain._ready(), chain._plan
     stop = first_wrong(plan, n_vocab)
     first = parts_of(owner)[:1]
     if not first or stop == 0 or first[0].iface.backend_init == ffi.NULL:

@@ -30,6 +30,8 @@ from .samplers import AdaptiveP, Sampler, Unsorted
 from .vocab import Vocab
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ._backend_sampling import BackendSampling
     from ._context import ContextBase
 
@@ -94,8 +96,17 @@ class ChainBase(Handle):
             ClosedError: After `close`.
             ArgumentError: A sampler must know the vocabulary, and none is known yet.
         """
-        if self._owner is None and not self._closed:
-            self._make()
+        gone = self._attached is not None and self._attached() is None
+        if gone or (self._owner is None and not self._closed):
+            with self._exclusive:
+                return self._ready()
+        return super().ptr
+
+    def _ready(self) -> Any:
+        """Return `ptr`, of a chain that can be used; who calls holds it."""
+        if self._owner is None:
+            if not self._closed:
+                self._make()
         elif self._attached is not None and self._attached() is None:
             self._leave_graph()
         return super().ptr
@@ -117,6 +128,11 @@ class ChainBase(Handle):
                 context._drop(self)
         self._closed = True
         super().close()
+
+    def __enter__(self) -> Self:
+        if self._closed:
+            return super().__enter__()  # which raises
+        return self  # it may still lack a vocabulary
 
     def _lacks_vocab(self) -> bool:
         return self._vocab is None and self._needy
@@ -197,13 +213,13 @@ class ChainBase(Handle):
         if self._lacks_vocab():
             self._vocab = vocab
             try:
-                self.ptr  # noqa: B018  makes it
+                self._ready()
             except BaseException:
                 self._vocab = None
                 raise
         elif self._needy and self._vocab is not None and self._vocab.model is not vocab.model:
             raise ArgumentError("this chain was made for the vocabulary of another model")
-        self.ptr  # noqa: B018
+        self._ready()
 
     def _enter_graph(self, stop: int | None) -> None:
         """Become a chain that a context can have in its graph, up to the part ``stop`` of the plan.
@@ -249,7 +265,7 @@ class ChainBase(Handle):
 
     def _take_clone(self, source: ChainBase) -> None:
         """Become a clone of a chain that exists in C; who calls holds its lock."""
-        ptr, handles = source.ptr, list[Any]()
+        ptr, handles = source._ready(), list[Any]()
         try:
             chain = self._own(lib.llama_sampler_clone(ptr), handles)
         finally:
@@ -266,7 +282,7 @@ class ChainBase(Handle):
             raise ArgumentError(
                 "one of the chains is in the graph of a context, and cannot be copied to the other"
             )
-        own_ptr, ptr = self.ptr, source.ptr
+        own_ptr, ptr = self._ready(), source._ready()
         try:
             lib.llama_sampler_copy(ptr, own_ptr)
         finally:

@@ -105,8 +105,8 @@ class ContextBase(Handle):
     _params: Any
     # The chains that it samples with in its graph, by sequence.
     _chains: dict[int, SamplerChain]
-    # What C has of them.
-    _chain_owners: list[Any]
+    # What C has of them, as long as it has it.
+    _chain_owners: dict[int, Any]
     # The adapters and the control vector in use.
     _applied: Applied
     # What of each sequence is kept on its device: who has asked for it last.

@@ -86,9 +86,10 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         pools = Pools(self.exclusive)
         self._computing = Computing(pools, 0), Computing(pools, 1)
         cancel = functools.partial(lib.llamacffi_abort_set, self._abort, True)
-        free = self.exclusive.ending(lib.llama_free, cancel)
+        self._exports = exports = Exports()
+        free = self.exclusive.ending(lib.llama_free, cancel, lambda: exports.count > 0)
         self._params, self._applied, self._snapshots = struct, Applied(), {}
-        self._chains, self._chain_owners = {}, []
+        self._chains, self._chain_owners = {}, {}
         # C reads the flag, the pools, the model's weights, the adapters, the samplers and what the
         # parameters point to until the context is freed.
         kept = model.ptr, self._abort, pools.held, self._applied, self._chain_owners, request.keep
@@ -105,7 +106,6 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
             rolls_back=lib.llama_n_rs_seq(ptr) > 0,
         )
         self._vocab = model.vocab
-        self._exports = Exports()
         self._outputs: bytes | None = None
         self._has = False, False
         self._perf_offset = None

@@ -120,7 +120,9 @@ class SamplerChain(ChainBase):
         Source: ``llama_sampler_name``, ``llama_sampler_chain_get``, ``llama_sampler_chain_n``.
         """
         with self._exclusive:
-            return [ffi.string(lib.llama_sampler_name(one)).decode() for one in parts_of(self.ptr)]
+            return [
+                ffi.string(lib.llama_sampler_name(one)).decode() for one in parts_of(self._ready())
+            ]
 
     @property
     def seed(self) -> int | None:
@@ -131,7 +133,7 @@ class SamplerChain(ChainBase):
         Source: ``llama_sampler_get_seed``.
         """
         with self._exclusive:
-            seed: int = lib.llama_sampler_get_seed(self.ptr)
+            seed: int = lib.llama_sampler_get_seed(self._ready())
         return None if seed == lib.LLAMA_DEFAULT_SEED else seed
 
     def sample(self, context: Context, i: int = -1) -> int:
@@ -151,10 +153,14 @@ class SamplerChain(ChainBase):
 
         Source: ``llamacffi_chain_sample``, as ``llama_sampler_sample``.
         """
-        if self._prepared() is not context._vocab:
+        try:
+            vocab = context._vocab
+        except AttributeError:
+            raise TypeError(f"context must be a Context, not {context!r}") from None
+        if self._prepared() is not vocab:
             self._prepare(context)
         with self._exclusive, context.exclusive:
-            _owner, ptr = self.ptr, context.ptr
+            _owner, ptr = self._ready(), context.ptr
             context.check_scores(i)
             token: int = lib.llamacffi_chain_sample(self._struct, ptr, i)
         if token < 0:
@@ -178,7 +184,7 @@ class SamplerChain(ChainBase):
         if not isinstance(candidates, Candidates):
             raise TypeError(f"candidates must be Candidates, not {candidates!r}")
         with self._exclusive:
-            _owner, array = self.ptr, candidates.ptr
+            _owner, array = self._ready(), candidates.ptr
             # The caller may have changed scores since they were sorted.
             array.selected, array.sorted = -1, False
             code: int = lib.llamacffi_chain_apply(self._struct, array)
@@ -196,7 +202,7 @@ class SamplerChain(ChainBase):
         """
         token = self._check_token(token)
         with self._exclusive:
-            _owner = self.ptr
+            _owner = self._ready()
             code: int = lib.llamacffi_chain_accept(self._struct, token)
         if code < 0:
             raise self._failure(code, token)
@@ -215,7 +221,7 @@ class SamplerChain(ChainBase):
         ids = [self._check_token(token) for token in tokens]
         array = ffi.new("int32_t[]", ids)
         with self._exclusive:
-            _owner = self.ptr
+            _owner = self._ready()
             lib.llamacffi_chain_accept_prompt(self._struct, array, len(ids))
         self._raise_stored()
 
@@ -226,7 +232,7 @@ class SamplerChain(ChainBase):
         """
         with self._exclusive:
             if self._owner is not None or self._closed:  # nothing to forget before the first use
-                lib.llama_sampler_reset(self.ptr)
+                lib.llama_sampler_reset(self._ready())
                 for grammar in self._grammars or ():
                     grammar.n_waited = 0
         self._raise_stored()
@@ -280,7 +286,7 @@ class SamplerChain(ChainBase):
         Source: ``llama_perf_sampler``.
         """
         with self._exclusive:
-            data = lib.llama_perf_sampler(self.ptr)
+            data = lib.llama_perf_sampler(self._ready())
             spent = data.t_sample_ms + self._struct.t_sample_us / 1000
             n = data.n_sample + self._struct.n_sample
         return SamplerPerf(None if self._no_perf else spent, n)
@@ -288,7 +294,7 @@ class SamplerChain(ChainBase):
     def reset_perf(self) -> None:
         """Count from zero.  Source: ``llama_perf_sampler_reset``."""
         with self._exclusive:
-            lib.llama_perf_sampler_reset(self.ptr)
+            lib.llama_perf_sampler_reset(self._ready())
             self._struct.t_sample_us, self._struct.n_sample = 0, 0
 
     def _new(self, samplers: tuple[Sampler, ...]) -> Self:
