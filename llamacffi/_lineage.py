@@ -22,7 +22,8 @@ class Lineage:
     """
 
     __slots__ = (
-        *("_moved", "_n_seq_max", "_recurrent", "_rolled_back", "_rolls_back", "_shared", "_undo"),
+        *("_n_seq_max", "_recurrent", "_rolled_back", "_rolls_back", "_shared", "_undo"),
+        *("turning", "watches"),
     )
 
     def __init__(self, n_seq_max: int, *, recurrent: bool, rolls_back: bool) -> None:
@@ -36,6 +37,8 @@ class Lineage:
         self._n_seq_max = n_seq_max
         self._recurrent = recurrent
         self._rolls_back = rolls_back
+        self.watches = recurrent or rolls_back
+        """Whether each batch has to be told to it, and not only those of shared tokens."""
         self.cleared()
 
     def cleared(self) -> None:
@@ -43,12 +46,13 @@ class Lineage:
         self._shared: dict[int, int] = {}  # until which position
         self._undo: dict[int, int] = {}  # how many tokens
         self._rolled_back: set[int] = set()
-        self._moved: set[int] = set()
+        self.turning: set[int] = set()
+        """Those whose keys are turned before the next batch."""
 
     def decoded(self, batch: Batch) -> None:
         """Note the tokens that a batch has added."""
-        if self._moved:
-            self._moved = set()
+        if self.turning:
+            self.turning = set()
         if not (batch.is_coupled or self._rolls_back or (self._recurrent and self._shared)):
             return
         counts: dict[int, int] = {}
@@ -69,7 +73,7 @@ class Lineage:
         Returns:
             The sequences whose keys may be spoilt.
         """
-        spoilt = self._moved
+        spoilt = self.turning
         self.decoded(batch)
         for seq_id in batch.starts():
             self._undo.pop(seq_id, None)
@@ -83,7 +87,7 @@ class Lineage:
 
     def moved(self, seq_id: int) -> None:
         """Note that the keys of a sequence have to be turned."""
-        self._moved.add(seq_id)
+        self.turning.add(seq_id)
 
     def removed(self, seq_id: int, start: int) -> None:
         """Note that a sequence now ends before position ``start``."""
@@ -93,7 +97,7 @@ class Lineage:
         else:
             self._rolled_back.discard(seq_id)
         if not start:
-            self._moved.discard(seq_id)
+            self.turning.discard(seq_id)
         end = min(self._shared.pop(seq_id, 0), start)
         if end:
             self._shared[seq_id] = end

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from ._ffi import lib
+from ._step import Step
 from ._text import StopFinder, Utf8Stream
 from .batch import Batch
 from .errors import ContextFullError, LlamaError, UnsupportedError
@@ -80,14 +81,13 @@ class Loop:
         self.prompt_seconds = clock() - began
         context, tokens, stops = self.context, self.tokens, self.stops
         utf8, texts, find = self.utf8, Texts(self.vocab), stops.feed if stops else None
-        sample, logprobs, limit = self.sampler.sample, self.logprobs, self.limit()
+        step, logprobs, limit = self.step(), self.logprobs, self.limit()
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
-        batch = Batch(1)
         began = clock()
+        # Right after the batch, as in `Step`: meanwhile another generation may use the context.
+        token = self.sampler.sample(context)
         while True:
-            # Right after the batch: meanwhile another generation may use the context.
-            token = sample(context)
             if logprobs is not None:
                 logprob, top = logprobs(context, token)
             tokens.append(token)
@@ -104,11 +104,7 @@ class Loop:
             if self.finish_reason is not None:
                 return
             began = clock()
-            if self.overflow is not None:
-                self.step(batch, token, self.overflow)
-            else:
-                batch.set_one(token, self.pos, self.seq_id)
-                context.decode(batch)
+            token = step(token, self.pos)
             self.pos += 1
 
     def ending(self, is_eog: bool, limit: int | None) -> str:
@@ -135,17 +131,23 @@ class Loop:
         room = self.context.n_ctx_seq - self.pos + 1
         return room if self.max_tokens is None else min(room, self.max_tokens)
 
-    def step(self, batch: Batch, token: int, overflow: Overflow) -> None:
-        """Decode the token that was chosen, and make room for it if there is none."""
-        if self.pos >= self.context.n_ctx_seq:
-            self.make_room(overflow)
-        batch.set_one(token, self.pos, self.seq_id)
-        try:
-            self.context.decode(batch)
-        except ContextFullError:  # other sequences have the rest of the buffer
-            self.make_room(overflow)
-            batch.set_one(token, self.pos, self.seq_id)
-            self.context.decode(batch)
+    def step(self) -> Callable[[int, int], int]:
+        """Return the function that decodes a token, if need be makes room, and chooses the next."""
+        step, overflow = Step(self.context, self.sampler, self.seq_id), self.overflow
+        if overflow is None:
+            return step
+        n_ctx = self.context.n_ctx_seq
+
+        def roomy(token: int, pos: int) -> int:
+            if pos >= n_ctx:
+                self.make_room(overflow)
+            try:
+                return step(token, self.pos)
+            except ContextFullError:  # other sequences have the rest of the buffer
+                self.make_room(overflow)
+                return step(token, self.pos)
+
+        return roomy
 
     def make_room(self, overflow: Overflow, n: int = 1) -> None:
         """Let the policy make room for more tokens."""

@@ -20,6 +20,7 @@ from llamacffi import (
     InvalidBatchError,
     Penalties,
     SamplerChain,
+    Threadpool,
     UnsupportedError,
     generate,
 )
@@ -438,6 +439,56 @@ def test_the_context_is_closed_meanwhile(new_context, chain):
     context.close()
     with pytest.raises(ClosedError):
         next(generation)
+
+
+def test_a_view_of_the_scores_is_alive(context, chain):
+    generation = run(context, chain)
+    next(generation)
+    view = context.logits_view()
+    with pytest.raises(BufferError, match="zero-copy"):
+        next(generation)
+    assert view.argmax() == PATH[0]
+
+
+def test_the_chain_is_closed_meanwhile(context, chain):
+    sampler = chain(Greedy())
+    generation = generate(context, PROMPT, sampler=sampler)
+    next(generation)
+    sampler.close()
+    with pytest.raises(ClosedError, match="SamplerChain is closed"):
+        next(generation)
+
+
+def test_the_context_is_used_meanwhile(context, chain):
+    generation = run(context, chain)
+    next(generation)
+    with context.exclusive, pytest.raises(BusyError, match="another thread is using this Context"):
+        next(generation)
+
+
+@pytest.mark.parametrize("change", ["pool", "embeddings", "batch", "shift"])
+def test_what_may_change_between_two_tokens(new_context, chain, change):
+    """The short way from token to token is left where there is more to it."""
+    context = new_context(n_seq_max=2, kv_unified=True)
+    generation = run(context, chain, logprobs=True, seq_id=0)
+    found = [next(generation).id for _ in range(5)]
+    with Threadpool(1) as pool:
+        if change == "pool":
+            context.attach_threadpool(pool)
+        elif change == "embeddings":
+            context.set_embeddings(True)
+        elif change == "batch":
+            context.decode(Batch.from_tokens([5, 6, 7], seq_ids=(1,)))
+        else:
+            context.memory.shift(1, 3)
+        found += [next(generation).id for _ in range(5)]
+        if change == "embeddings":
+            assert context.embeddings().any()
+            context.set_embeddings(False)
+        if change == "pool":
+            with pool.exclusive, pytest.raises(BusyError):  # another context computes with it
+                next(generation)
+    assert found == PATH[:10]
 
 
 def test_a_generation_that_is_asked_twice_at_once(model, chain):

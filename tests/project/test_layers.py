@@ -60,6 +60,7 @@ _context_params
 _computation
 _perf
 context
+_step
 _loop
 generation
 imatrix
