@@ -87,6 +87,7 @@ class Step:
             or lineage.watches
             or lineage.turning
             or owner is None
+            or chain._attached is not None
             or chain._prepared() is not context._vocab
         ):
             return None
