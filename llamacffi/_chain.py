@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ._checks import INT32_MAX
+from ._context import ContextBase
 from ._ffi import ffi, lib
 from ._handle import Exclusive, Handle, own
 from ._plan import plan_of
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._backend_sampling import BackendSampling
-    from ._context import ContextBase
 
 
 class ChainBase(Handle):
@@ -189,6 +189,8 @@ class ChainBase(Handle):
 
     def _prepare(self, context: ContextBase) -> None:
         """Get ready to sample for a context: for its vocabulary, with room for the candidates."""
+        if not isinstance(context, ContextBase):
+            raise TypeError(f"context must be a Context, not {context!r}")
         if not any(one.selects for one in self._samplers):
             raise ArgumentError(f"{self!r} chooses no token: end it with Greedy() or Dist()")
         with self._exclusive:

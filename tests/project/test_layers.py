@@ -34,6 +34,7 @@ custom
 rpc
 _entries _sequences
 vocab
+_context
 token_samplers
 grammar_sampler _plan
 _chain _recommended
@@ -50,7 +51,6 @@ memory
 _lora
 adapter control_vector
 lora
-_context
 _adapters _outputs _threads _settling _identity _state_format
 _restoring
 snapshot state
