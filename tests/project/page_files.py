@@ -12,7 +12,9 @@ from tests.facade import random_models
 
 # Of the encoders: what a text is made of, and some words.
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = "the a llama eats grass river hill sky is green runs wide question answer what where".split()
+WORDS = (
+    "the a llama eats grass river hill sky is green runs wide question answer what where".split()
+)
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 NORMAL, CONTROL = 1, 3  # the types of tokens
 

@@ -60,7 +60,11 @@ def _blocks(path: Path) -> Iterator[Block]:
         title = re.fullmatch(r' title="(.+)"', fence[2])
         assert title or not fence[2], f"{path}: unknown words after ```python: {fence[2]}"
         output = None
-        if after is not None and after[1] == "text" and not text[fence.end() : after.start()].strip():
+        if (
+            after is not None
+            and after[1] == "text"
+            and not text[fence.end() : after.start()].strip()
+        ):
             output = after[3]
         line = text.count("\n", 0, fence.start(3)) + 1
         yield Block(str(path), line, fence[3], title[1] if title else "", output)
