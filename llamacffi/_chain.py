@@ -24,6 +24,7 @@ from .errors import (
     GrammarError,
     LlamaError,
     NativeError,
+    UnsupportedError,
 )
 from .grammar_sampler import Grammar, grammar_failure
 from .log import with_log
@@ -279,21 +280,28 @@ class ChainBase(Handle):
         self._become_of(source)
 
     def _copy(self, source: ChainBase) -> None:
-        """Take over the state of another chain of the same samplers."""
+        """Take over the state of another chain of the same samplers; who calls holds both."""
         if self._stop != source._stop:
             raise ArgumentError(
                 "one of the chains is in the graph of a context, and cannot be copied to the other"
             )
         own_ptr, ptr = self._ready(), source._ready()
-        try:
+        struct, other = self._struct, source._struct
+        if not self._runs:
             lib.llama_sampler_copy(ptr, own_ptr)
-        finally:
-            clones = source._take_clones()
-            if clones:
-                self._handles[:] = clones  # the list that is kept as long as the chain
-        source._raise_stored()
-        self._bind(own_ptr, self._handles)
-        self._become_of(source)
+            self._become_of(source)
+            struct.n_sample, struct.t_sample_us = other.n_sample, other.t_sample_us
+            return
+        # llama.cpp could not cope with an exception out of a clone function there.
+        if self._attached is not None:
+            raise UnsupportedError("a chain in a graph cannot take over what is in Python")
+        self._take_clone(source)
+        counted = lib.llama_perf_sampler(ptr)
+        struct.n_sample = other.n_sample + counted.n_sample
+        struct.t_sample_us = other.t_sample_us + int(counted.t_sample_ms * 1000)
+        if self._room is not None:
+            for run in self._runs:
+                run.room = self._room
 
     def _become_of(self, source: ChainBase) -> None:
         """Copy what the clone of a chain in C lacks, and make safe what it should not have."""

@@ -30,13 +30,13 @@ template <typename Body> auto guarded(const char *function, Body body) -> declty
 bool is_score(float logit) { return logit < INFINITY; } // -inf is one; nan is not
 
 int32_t check(const Candidates &candidates, int32_t n_vocab) {
-    bool scores = true, tokens = true;
+    int32_t no_scores = 0, no_tokens = 0;
     for (size_t k = 0; k < candidates.size; ++k) {
         const llama_token_data &one = candidates.data[k];
-        scores &= is_score(one.logit);
-        tokens &= 0 <= one.id && one.id < n_vocab;
+        no_scores |= is_score(one.logit) ? 0 : 1;
+        no_tokens |= static_cast<uint32_t>(one.id) < static_cast<uint32_t>(n_vocab) ? 0 : 1;
     }
-    return !tokens ? LLAMACFFI_SAMPLE_ID : scores ? 0 : LLAMACFFI_SAMPLE_NAN;
+    return no_tokens ? LLAMACFFI_SAMPLE_ID : no_scores ? LLAMACFFI_SAMPLE_NAN : 0;
 }
 
 // What the samplers in the graph have left.
@@ -64,11 +64,11 @@ int32_t fill(llama_context *context, int32_t i, llama_token_data *data) {
     for (int32_t id = 0; id < n_vocab; ++id) {
         data[id] = {id, logits[id], 0.0f};
     }
-    bool scores = true; // in a loop of its own, which is faster
+    int32_t no_scores = 0; // as wide as a score, and in a loop of its own: so it is vectorised
     for (int32_t id = 0; id < n_vocab; ++id) {
-        scores &= is_score(logits[id]);
+        no_scores |= is_score(logits[id]) ? 0 : 1;
     }
-    return scores ? n_vocab : LLAMACFFI_SAMPLE_NAN;
+    return no_scores ? LLAMACFFI_SAMPLE_NAN : n_vocab;
 }
 
 // Returns the token that was chosen, or what is wrong with it.
