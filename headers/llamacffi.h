@@ -20,6 +20,16 @@ const char *llamacffi_built_ggml_version(void);
  * For the whole process; called once, at import. */
 void llamacffi_install(void);
 
+/* How many calls run that Python's threads have made, without this one. */
+int32_t llamacffi_n_calls(void);
+
+/* Forget those of other threads: a forked process has none. */
+void llamacffi_forget_calls(void);
+
+/* If calls still run when the process exits, end it there and then, with its exit status: they use what
+ * would be destroyed next.  Nothing if the C library does not tell the status. */
+void llamacffi_guard_exit(void);
+
 /* The number of lines logged so far, over all threads. */
 uint64_t llamacffi_log_count(void);
 

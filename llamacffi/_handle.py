@@ -4,13 +4,18 @@ The owner of a C object is a cdata with a finalizer (`own`).  Whoever holds the 
 object alive: a running call holds it as an argument, a zero-copy array through its buffer, a child
 in the arguments of its own finalizer.  `Handle.close` only lets go of it.
 
-This relies on CPython's reference counts for the moment of the free.  At interpreter exit contexts
-and sampler chains wait for a daemon thread that is inside (`Exclusive.ending`); one that is inside
-another call, such as `Vocab.tokenize`, is not protected.
+This relies on CPython's reference counts for the moment of the free.
+
+At interpreter exit everything is freed, whoever still refers to it, and daemon threads may be
+using it.  So first (`_end`) it is taken away from all: the main thread gets `ClosedError`, a daemon
+thread ends.  What computes is told to stop, and the frees wait for the calls that are running.  If
+one does not end in time nothing is freed, and the process ends without the destructors of static
+objects.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -19,7 +24,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ._ffi import ffi
+from ._ffi import ffi, lib
 from .errors import BusyError, ClosedError, ForkError
 
 if TYPE_CHECKING:
@@ -27,20 +32,54 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-# How long the exit of the interpreter waits for a daemon thread to come out of a C object.
+# How long the exit of the interpreter waits for daemon threads to come out of C.
 EXIT_SECONDS = 5.0
+# How often it looks, and how often in a row there must be no call.
+EXIT_POLL, EXIT_POLLS = 0.002, 3
 
-# Counts the forks between the first process and this one.
+# Objects of an earlier generation cannot be used: a fork begins a new one, and so does the exit.
 _generation = 0
+# The first generation whose objects this process may free.
+_ours = 0
+_ending = False
+
+
+def _abandon() -> None:
+    """Leave all objects as they are: they are not used again, and not freed."""
+    global _generation, _ours
+    _generation += 1
+    _ours = _generation
 
 
 def _forked() -> None:
-    global _generation
-    _generation += 1
+    """Leave the objects to the parent: what they are here is a copy without its threads."""
+    _abandon()
+    lib.llamacffi_forget_calls()
 
 
 if sys.platform != "win32":
     os.register_at_fork(after_in_child=_forked)
+
+
+def _end() -> None:
+    """Take all objects away from their users, and wait until no call is running."""
+    global _ending, _generation
+    _ending = True
+    _generation += 1
+    lib.llamacffi_guard_exit()
+    if len(sys._current_frames()) == 1:
+        return
+    for free in _live():
+        if isinstance(free, Ending):
+            free.stop()
+    deadline, quiet = time.monotonic() + EXIT_SECONDS, 0
+    # A thread may have a pointer already, but not have called yet: let each of them run.
+    while quiet < EXIT_POLLS + len(sys._current_frames()):
+        if time.monotonic() > deadline:
+            _abandon()
+            return
+        time.sleep(EXIT_POLL)
+        quiet = 0 if lib.llamacffi_n_calls() > 0 else quiet + 1
 
 
 def own(ptr: Any, free: Callable[[Any], object], *keep: object) -> Any:
@@ -54,23 +93,43 @@ def own(ptr: Any, free: Callable[[Any], object], *keep: object) -> Any:
             collector takes a whole cycle, and at interpreter exit.
     """
     assert ptr != ffi.NULL, "check for NULL first: only the caller knows the error"
+    global _registered
     owner = ffi.cast(ffi.typeof(ptr), ptr)  # a second cdata: the finalizer has the first
     weakref.finalize(owner, _free, free, ptr, keep, _generation)
+    if not _registered:
+        atexit.register(_end)  # after the finalizers were, so that it runs before them
+        _registered = True
+    if _ending:
+        _end_daemon()
     return owner
+
+
+_registered = False
+
+
+def _end_daemon() -> None:
+    """End the calling thread at the exit, unless it is the main thread."""
+    if threading.get_ident() != threading.main_thread().ident:
+        raise SystemExit  # silent, and it releases the locks that the thread has
 
 
 def _free(
     free: Callable[[Any], object], ptr: Any, keep: tuple[object, ...], generation: int
 ) -> None:
-    if generation == _generation:  # a forked child has a copy without its threads: leave it alone
+    if generation >= _ours:
         free(ptr)
     # `keep` goes when this frame does, hence after the object.
 
 
+def _live() -> list[Callable[[Any], object]]:
+    """Return what frees each C object that is owned and not freed."""
+    registry = weakref.finalize._registry  # type: ignore[attr-defined]
+    return [info.args[0] for info in list(registry.values()) if info.func is _free]
+
+
 def live_objects() -> int:
     """Count the C objects that are owned and not freed; for the leak tests."""
-    registry = weakref.finalize._registry  # type: ignore[attr-defined]
-    return sum(info.func is _free for info in registry.values())
+    return len(_live())
 
 
 class Handle:
@@ -90,18 +149,25 @@ class Handle:
         """The C pointer, for `llamacffi.lib`.  Whoever holds it keeps the object alive.
 
         Raises:
-            ClosedError: After `close`.
+            ClosedError: After `close`, or when the interpreter exits.
             ForkError: In a process forked from the one that made the object.
         """
         owner = self._owner
         if owner is None:
             raise ClosedError(f"the {type(self).__name__} is closed")
         if self._generation != _generation:
-            raise ForkError(
-                f"this {type(self).__name__} belongs to the parent process; make a new one in "
-                "the child, or start processes with the 'spawn' method"
-            )
+            self._refuse()
         return owner
+
+    def _refuse(self) -> NoReturn:
+        name = type(self).__name__
+        if not _ending:
+            raise ForkError(
+                f"this {name} belongs to the parent process; make a new one in the child, or start "
+                "processes with the 'spawn' method"
+            )
+        _end_daemon()
+        raise ClosedError(f"the {name} is closed: the interpreter exits")
 
     @property
     def closed(self) -> bool:
@@ -155,7 +221,7 @@ class Exclusive:
 
     def _refuse(self) -> NoReturn:
         if self._ended:
-            _park()
+            self._leave()
         raise BusyError(
             f"another thread is using this {self._name}; give each thread its own, "
             "or hold a lock around its use"
@@ -164,38 +230,65 @@ class Exclusive:
     def __exit__(self, *exc_info: object) -> None:
         self._lock.release()
         if self._ended:
-            _park()
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        _end_daemon()
+        raise ClosedError(f"the {self._name} is closed: the interpreter exits")
 
     def ending(
-        self, free: Callable[[Any], object], cancel: Callable[[], object] | None = None
+        self,
+        free: Callable[[Any], object],
+        cancel: Callable[[], object] | None = None,
+        in_use: Callable[[], bool] = bool,
     ) -> Callable[[Any], None]:
-        """Return ``free`` for `own`, which first waits for the thread inside and lets no more in.
+        """Return ``free`` for `own`, which at the exit waits for the thread inside.
 
-        Only a daemon thread can be inside when the last reference is gone: at interpreter exit,
-        which frees everything.  If it does not come out in time, nothing more is freed.
+        Only a daemon thread can be inside when the last reference is gone, and only then.  If it
+        does not come out in time, nothing more is freed.
 
         Args:
             free: Frees the C object.
             cancel: Makes a call that is running return soon.
+            in_use: Tells whether its memory is used otherwise: then it stays, at the exit.
         """
+        return Ending(self, free, cancel, in_use)
 
-        def end(ptr: Any) -> None:
-            if threading.main_thread().is_alive():  # not the exit
-                free(ptr)
-                return
-            self._ended = True
-            if cancel is not None:
-                cancel()
-            if self._lock.acquire(timeout=EXIT_SECONDS):
-                free(ptr)
-            else:
-                _forked()  # leave the rest alone too, as a child does: the call stands on it
 
-        return end
+class Ending:
+    """What frees a C object that one thread at a time may use: see `Exclusive.ending`."""
+
+    __slots__ = ("_cancel", "_exclusive", "_free", "_in_use")
+
+    def __init__(
+        self,
+        exclusive: Exclusive,
+        free: Callable[[Any], object],
+        cancel: Callable[[], object] | None,
+        in_use: Callable[[], bool],
+    ) -> None:
+        self._exclusive, self._free = exclusive, free
+        self._cancel, self._in_use = cancel, in_use
+
+    def stop(self) -> None:
+        """Stop what is running, and let nobody in or go on."""
+        self._exclusive._ended = True
+        if self._cancel is not None:
+            self._cancel()
+
+    def __call__(self, ptr: Any) -> None:
+        if not _ending:
+            self._free(ptr)
+            return
+        self.stop()
+        if not self._exclusive._lock.acquire(timeout=EXIT_SECONDS):
+            _abandon()  # the call stands on the rest too
+        elif not self._in_use():
+            self._free(ptr)
 
 
 class Together:
-    """Holds several `Exclusive` as one: all of them or none, even when it parks."""
+    """Holds several `Exclusive` as one: all of them or none."""
 
     __slots__ = ("_held", "first", "others")
 
@@ -220,15 +313,9 @@ class Together:
         self._release(held)
         for one in (self.first, *held):
             if one._ended:
-                _park()
+                one._leave()
 
     def _release(self, others: list[Exclusive]) -> None:
         for other in others:
             other._lock.release()
         self.first._lock.release()
-
-
-def _park() -> NoReturn:
-    """Stop this daemon thread for good, as the interpreter itself does with one at its exit."""
-    while True:
-        time.sleep(3600)

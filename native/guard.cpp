@@ -19,6 +19,7 @@
 #endif
 
 __thread struct llamacffi_guard_state llamacffi_guard;
+int llamacffi_n_running = 0;
 
 namespace {
 

@@ -25,6 +25,15 @@ struct llamacffi_guard_state {
 extern __thread struct llamacffi_guard_state llamacffi_guard
     __attribute__((visibility("hidden"), tls_model("initial-exec")));
 
+/* How many calls Python's threads have made that are not over; changed by who holds the GIL. */
+extern int llamacffi_n_running __attribute__((visibility("hidden")));
+
+#ifdef Py_GIL_DISABLED
+#define LLAMACFFI_COUNT_CALL(n) __atomic_add_fetch(&llamacffi_n_running, n, __ATOMIC_RELAXED)
+#else
+#define LLAMACFFI_COUNT_CALL(n) (llamacffi_n_running += (n))
+#endif
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,10 +1,12 @@
 // The small functions of llamacffi.h.  The LLAMACFFI_BUILT_* macros come from CMakeLists.txt.
 #include "llamacffi.h"
+#include "guard.h"
 #include "native.hpp"
 
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 
 #include <unistd.h>
 
@@ -25,6 +27,24 @@ const char *llamacffi_built_ggml_version(void) { return LLAMACFFI_BUILT_GGML_VER
 void llamacffi_install(void) {
     llamacffi::install_log_callbacks();
     llamacffi::install_abort_callback();
+}
+
+int32_t llamacffi_n_calls(void) { return llamacffi_n_running - 1; }
+
+void llamacffi_forget_calls(void) { llamacffi_n_running = 1; } // this one
+
+void llamacffi_guard_exit(void) {
+#if defined(__GLIBC__)
+    // The destructors of static objects come after this, and a call that runs would find them gone.
+    on_exit(
+        [](int status, void *) {
+            if (llamacffi_n_running > 0) {
+                std::fflush(stdout);
+                _exit(status);
+            }
+        },
+        nullptr);
+#endif
 }
 
 void llamacffi_abort_set(llamacffi_abort_flag *flag, bool requested) {

@@ -19,6 +19,7 @@ static PyObject *llamacffi_raise(void);
 #undef Py_BEGIN_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS                                                                     \
     {                                                                                              \
+        LLAMACFFI_COUNT_CALL(1);                                                                   \
         PyThreadState *_save = PyEval_SaveThread();                                                \
         int llamacffi_depth = llamacffi_guard.depth;                                               \
         llamacffi_guard.depth = 0;
@@ -27,6 +28,7 @@ static PyObject *llamacffi_raise(void);
 #define Py_END_ALLOW_THREADS                                                                       \
     llamacffi_guard.depth = llamacffi_depth;                                                       \
     PyEval_RestoreThread(_save);                                                                   \
+    LLAMACFFI_COUNT_CALL(-1);                                                                      \
     }                                                                                              \
     if (__builtin_expect(llamacffi_guard.message != NULL, 0)) {                                    \
         if (large_args_free != NULL) {                                                             \
