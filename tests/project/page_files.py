@@ -12,9 +12,7 @@ from tests.facade import random_models
 
 # Of the encoders: what a text is made of, and some words.
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = (
-    "the a llama eats grass river hill sky is green runs wide question answer what where".split()
-)
+TEXT = "the a llama eats grass river hill sky is green runs wide question answer what where"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 NORMAL, CONTROL = 1, 3  # the types of tokens
 
@@ -41,7 +39,7 @@ def copy(source: Path, target: Path) -> None:
 
 def _give_vocabulary(gguf: Gguf) -> None:
     filler = [f"[unused{i}]" for i in range(random_models.N_VOCAB)]
-    tokens = [*SPECIAL, *(SPACE + word for word in WORDS), *filler][: random_models.N_VOCAB]
+    tokens = [*SPECIAL, *(SPACE + word for word in TEXT.split()), *filler][: random_models.N_VOCAB]
     del gguf["bert.vocab_size"]
     gguf["tokenizer.ggml.model"] = "bert"
     gguf["tokenizer.ggml.tokens"] = tokens

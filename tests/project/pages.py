@@ -1,20 +1,29 @@
 """The code of the documentation: how it is found in a page, and run.
 
-A page of ``docs/guide`` is one program: its blocks run one after the other in one process.  Blocks of
-other pages run each on its own.  A ``text`` block right after a Python block is what that prints,
-with ``...`` for what differs from run to run.  A Python block with a title, such as
+A page of ``docs/guide`` is one program: its blocks run one after the other in one process.  Blocks
+of other pages run each on its own.  A ``text`` block right after a Python block is what that
+prints, with ``...`` for what differs from run to run.  A Python block with a title, such as
 ``python title="Needs a GPU"``, is only compiled.
 """
 
 from __future__ import annotations
 
 import doctest
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# One processor for a page: threads that spin on a busy machine would take long for nothing.
+START = """\
+import os
+if hasattr(os, "sched_setaffinity"):
+    cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cpus[os.getpid() % len(cpus)]})
+del os
+"""
 # Between the blocks in what a program prints; no page has it.
 MARK = "\N{SYMBOL FOR RECORD SEPARATOR}"
 
@@ -54,7 +63,7 @@ def blocks(path: Path) -> list[Block]:
 def _blocks(path: Path) -> Iterator[Block]:
     text = path.read_text()
     fences = list(FENCE.finditer(text))
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+    for fence, after in itertools.zip_longest(fences, fences[1:]):
         if fence[1] != "python":
             continue
         title = re.fullmatch(r' title="(.+)"', fence[2])
@@ -68,6 +77,11 @@ def _blocks(path: Path) -> Iterator[Block]:
             output = after[3]
         line = text.count("\n", 0, fence.start(3)) + 1
         yield Block(str(path), line, fence[3], title[1] if title else "", output)
+
+
+def source(program: list[Block]) -> str:
+    """Return the code of a process."""
+    return START + "".join(block.source() for block in program)
 
 
 def programs(path: Path) -> list[list[Block]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.project import page_files
-from tests.project.pages import MARK, blocks, programs
+from tests.project.pages import MARK, blocks, programs, source
 
 PAGES = ["README.md", *sorted(path.as_posix() for path in Path("docs").rglob("*.md"))]
 
@@ -29,7 +29,7 @@ def test_there_are_snippets(root):
 def test_snippets_run(root, run_python, files, tmp_path, page):
     page_files.copy(files, tmp_path)
     for program in programs(root / page):
-        result = run_python("".join(block.source() for block in program))
+        result = run_python(source(program))
         assert (result.returncode, result.stderr) == (0, ""), result.stderr
         printed = result.stdout.split(f"{MARK}\n")
         assert len(printed) == len(program) + 1
