@@ -1,4 +1,4 @@
-# make build test lint docs bench demo
+# make build test asan lint docs bench demo
 #
 # All of it runs in .venv, made by $(PYTHON) on first use.  llama.cpp is fetched and built once, in
 # build/; after that a change of a header, a template or native/ compiles only what depends on it, and a
@@ -7,7 +7,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: build reference test lint docs bench demo clean
+.PHONY: build reference test asan lint docs bench demo clean
 
 SOURCES := pyproject.toml CMakeLists.txt build_ffi.py vendor/llama.toml \
   $(wildcard cmake/* ffigen/*.py headers/* headers/*/* native/*)
@@ -32,6 +32,28 @@ reference: build
 test: build reference
 	$(PY) -m pytest
 
+# The same with AddressSanitizer in llama.cpp and in the binding: an environment of its own, with GCC.
+# The C++ library must be there before Python, or the sanitizer does not find what throws.
+ASAN_PY := .venv-asan/bin/python
+ASAN_TESTS ?= tests/raw tests/facade
+ASAN_FLAGS := -fsanitize=address -fno-omit-frame-pointer -g1
+ASAN_LIBRARY = $(shell gcc -print-file-name=$(1))
+asan: .venv-asan/.installed
+	LD_PRELOAD=$(call ASAN_LIBRARY,libasan.so):$(call ASAN_LIBRARY,libstdc++.so) \
+	  ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 $(ASAN_PY) -m pytest $(ASAN_TESTS)
+
+.venv-asan/.installed: .venv-asan/.tools $(SOURCES)
+	CC=gcc CXX=g++ $(ASAN_PY) -m pip install --quiet --no-build-isolation --editable . \
+	  -C build-dir=build/asan -C "cmake.define.CMAKE_C_FLAGS=$(ASAN_FLAGS)" \
+	  -C "cmake.define.CMAKE_CXX_FLAGS=$(ASAN_FLAGS)"
+	@touch $@
+
+.venv-asan/.tools: pyproject.toml
+	test -x $(ASAN_PY) || $(PYTHON) -m venv .venv-asan
+	$(ASAN_PY) -m pip install --quiet --upgrade "pip>=25.1"
+	$(ASAN_PY) -m pip install --quiet --group dev
+	@touch $@
+
 lint: build
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -49,4 +71,4 @@ docs: build
 	$(PY) -m mkdocs build --strict
 
 clean:
-	rm -rf .venv build dist site llamacffi/_generated llamacffi/_llama.pyi
+	rm -rf .venv .venv-asan build dist site llamacffi/_generated llamacffi/_llama.pyi

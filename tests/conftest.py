@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+# Whether the tests run under AddressSanitizer: ``make asan``.
+ASAN = "libasan" in os.environ.get("LD_PRELOAD", "")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the marker of what AddressSanitizer changes: time, resident memory, limits on memory."""
+    config.addinivalue_line("markers", "no_asan: cannot pass under AddressSanitizer")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip those there."""
+    for item in items if ASAN else ():
+        if item.get_closest_marker("no_asan"):
+            item.add_marker(pytest.mark.skip(reason="not under AddressSanitizer"))
 
 
 @pytest.fixture(scope="session")

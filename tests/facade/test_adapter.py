@@ -480,6 +480,7 @@ def test_every_order_of_leaving(random_path, write, run_python):
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
 
 
+@pytest.mark.no_asan
 def test_loading_and_leaving_many(random_path, write, run_python):
     done = run_python(
         """

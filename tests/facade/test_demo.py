@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -77,6 +78,8 @@ def test_an_interrupted_write_leaves_nothing(run_python, tmp_path):
 def test_processes_at_once(tmp_path):
     code = "from llamacffi import demo, Model; print(len(Model(demo.path()).vocab))"
     environment = {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path), "PATH": ""}
+    sanitizer = ("LD_PRELOAD", "ASAN_OPTIONS")
+    environment |= {key: os.environ[key] for key in sanitizer if key in os.environ}
     processes = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
         for _ in range(3)

@@ -471,6 +471,7 @@ def test_hostile_files(content, tmp_path):
         Gguf.open(path)
 
 
+@pytest.mark.no_asan
 def test_damaged_files_never_crash(run_python, demo_path):
     """Flip, cut and insert bytes, in 1 GB of memory: an error, or something that can be used."""
     code = """

@@ -258,6 +258,7 @@ def test_fork(quiet):
     """)
 
 
+@pytest.mark.no_asan
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_flat(quiet):
     quiet("""

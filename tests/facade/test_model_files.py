@@ -409,6 +409,7 @@ def test_one_model_for_many_threads(model, expected):
     assert results == [True] * 18
 
 
+@pytest.mark.no_asan
 def test_contexts_share_the_weights(run_python, tmp_path):
     """A model of 64 MiB, read into memory: eight contexts of it cost a fraction of a second one."""
     code = """

@@ -374,6 +374,7 @@ def test_a_cancelled_context_saves_all_the_same(random_context):
     assert same(decode(context, [9], len(TOKENS) - 10), found)
 
 
+@pytest.mark.no_asan
 def test_memory_is_flat(random_context, run_python):
     context = random_context("llama", **{**EXACT, "n_ctx": 2048})
     path = context.model.path

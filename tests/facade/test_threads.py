@@ -424,6 +424,7 @@ def test_a_pool_stays_with_its_process(run_python):
     assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", ""), result
 
 
+@pytest.mark.no_asan
 def test_threads_that_cannot_start(run_python):
     """An assertion of ggml: it leaks what it had, and the error tells."""
     result = run_python("""

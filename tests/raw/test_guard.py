@@ -228,6 +228,7 @@ def test_the_message_names_function_and_place_without_the_path_of_the_build():
     assert "GGML_ASSERT(index < ggml_backend_reg_count()) failed" in message
 
 
+@pytest.mark.no_asan
 def test_the_guard_costs_little():
     """The same call with and without a guard, alternately; the quickest of each, in ns."""
     calls = 50_000
