@@ -181,10 +181,16 @@ struct llama_sampler *llamacffi_sampler_init_min_tokens(const int32_t *ends, int
  * not say so. */
 struct llama_sampler *llamacffi_sampler_init_unsorted(void);
 
-/* llama_tokenize() on a stack that suffices for any text: llama.cpp recurses for each character of a word.
- * Fails if the vocabulary has no token for a part of the text. */
+/* How much stack llama_tokenize() needs for each byte of a text, with room to spare: it may recurse for each
+ * character of a word, and so may end the process over a long one.  0 if it does not.  Takes some
+ * milliseconds: it is measured. */
+size_t llamacffi_stack_per_byte(const struct llama_vocab *vocab);
+
+/* llama_tokenize() on a stack that suffices for any text.  Fails if the vocabulary has no token for a part
+ * of it. */
 int32_t llamacffi_tokenize(const struct llama_vocab *vocab, const char *text, int64_t length,
-                           int32_t *tokens, int32_t size, bool add_special, bool parse_special);
+                           int32_t *tokens, int32_t size, bool add_special, bool parse_special,
+                           size_t stack_per_byte);
 
 /* How to make a text out of tokens. */
 struct llamacffi_text_style {
@@ -209,7 +215,7 @@ struct llamacffi_sequences;
 struct llamacffi_sequences *llamacffi_tokenize_all(const struct llama_vocab *vocab, const char *text,
                                                    const int64_t *starts, int64_t n_texts,
                                                    bool add_special, bool parse_special,
-                                                   int32_t n_threads);
+                                                   size_t stack_per_byte, int32_t n_threads);
 
 /* The same the other way round.  Returns bytes, to be freed. */
 struct llamacffi_sequences *llamacffi_detokenize_all(const struct llama_vocab *vocab,

@@ -38,7 +38,7 @@ def thread_count(n_threads: int | None) -> int:
 
 
 def tokenize_all(
-    vocab: Any, texts: Sequence[bytes], flags: tuple[bool, bool], n_threads: int
+    vocab: Any, texts: Sequence[bytes], flags: tuple[bool, bool, int], n_threads: int
 ) -> tuple[npt.NDArray[np.int32], list[int]]:
     """Return the tokens of all texts, and where those of each begin and the last end.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 from ._ffi import ffi
+from .errors import TokenizeError
+
+Text: TypeAlias = str | bytes | bytearray | memoryview
 
 # Buffers that C fills need not be cleared first.
 new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
@@ -123,3 +126,33 @@ class StopFinder:
 
     def _begins(self, tail: str) -> bool:
         return any(stop.startswith(tail) for stop in self._stops)
+
+
+def encode(text: Text) -> bytes:
+    """Return a text as UTF-8."""
+    if isinstance(text, bytes):
+        return text
+    if isinstance(text, bytearray | memoryview):
+        return bytes(text)  # a copy, which nobody changes while C reads it
+    if not isinstance(text, str):
+        raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizeError(
+            f"the text has a lone surrogate at index {error.start}, which UTF-8 cannot encode; "
+            "give bytes, or clean it with text.encode('utf-8', 'replace')"
+        ) from None
+
+
+def encode_all(texts: Iterable[Text]) -> list[bytes]:
+    """Return texts as UTF-8; an error says which it is about."""
+    if isinstance(texts, str | bytes | bytearray | memoryview):
+        raise TypeError("texts must be several texts; tokenize() takes one")
+    data: list[bytes] = []
+    try:
+        for text in texts:
+            data.append(encode(text))
+    except TokenizeError as error:
+        raise TokenizeError(f"text {len(data)}: {error}", len(data)) from None
+    return data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from ._entries import INT32_MAX, Entries
 from ._ffi import ffi, lib
@@ -17,7 +17,7 @@ from ._sequences import (
     thread_count,
     tokenize_all,
 )
-from ._text import new_uncleared
+from ._text import Text, encode, encode_all, new_uncleared
 from ._tokens import outside, token_array, token_sequence
 from .errors import ArgumentError, NativeError, TokenizeError
 from .log import drain, with_log
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
     from ._tokens import TokenIds
 
-Text: TypeAlias = "str | bytes | bytearray | memoryview"
-
 # What llama_tokenize returns if the number of tokens does not fit its result.
 INT32_MIN = -INT32_MAX - 1
+
+# A text so short is given more stack than it can need for each byte, without measuring the need.
+SHORT_TEXT, SHORT_STACK = 1024, 2048
 
 
 class Vocab(Entries):
@@ -90,7 +91,7 @@ class Vocab(Entries):
 
         Source: ``llama_tokenize``.
         """
-        return abs(self._tokenize(_encode(text), ffi.NULL, 0, add_special, parse_special))
+        return abs(self._tokenize(encode(text), ffi.NULL, 0, add_special, parse_special))
 
     def tokenize_batch(
         self,
@@ -263,7 +264,7 @@ class Vocab(Entries):
 
     def _tokens_of(self, text: Text, add_special: bool, parse_special: bool) -> tuple[Any, int]:
         """Return a C array with the tokens of a text, and how many they are."""
-        data = _encode(text)
+        data = encode(text)
         size = len(data) + 8  # seldom are there more; what is not used is not touched
         while True:
             buffer = new_uncleared("llama_token[]", size)
@@ -280,9 +281,11 @@ class Vocab(Entries):
         if self._limited or len(data) > INT32_MAX:
             self._check_text(data)
         flags = bool(add_special), bool(parse_special)
-        size = min(size, INT32_MAX)
+        stack = self._stack(len(data))
         try:
-            n: int = lib.llamacffi_tokenize(self._vocab, data, len(data), buffer, size, *flags)
+            n: int = lib.llamacffi_tokenize(
+                *(self._vocab, data, len(data), buffer, min(size, INT32_MAX), *flags, stack)
+            )
         except NativeError as error:
             failure = str(error).removeprefix(f"{error.function}: ")
             raise with_log(TokenizeError(self._reason(failure, add_special))) from error
@@ -294,15 +297,15 @@ class Vocab(Entries):
         self, texts: Iterable[Text], add_special: bool, parse_special: bool, n_threads: int | None
     ) -> tuple[npt.NDArray[np.int32], list[int]]:
         """Return the tokens of all texts, and where each begins and the last ends."""
-        threads, data = thread_count(n_threads), _encode_all(texts)
+        threads, data = thread_count(n_threads), encode_all(texts)
         model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
         for i, one in enumerate(data):
             if self._limited or len(one) > INT32_MAX:
                 self._check_text(one, i)
+        stack = self._stack(max(map(len, data), default=0))
+        flags = bool(add_special), bool(parse_special), stack
         try:
-            made = tokenize_all(
-                self._vocab, data, (bool(add_special), bool(parse_special)), threads
-            )
+            made = tokenize_all(self._vocab, data, flags, threads)
         except SequenceError as error:
             reason = f"text {error.index}: {self._reason(str(error), add_special)}"
             raise with_log(TokenizeError(reason, error.index)) from None
@@ -345,6 +348,15 @@ class Vocab(Entries):
                 index,
             )
 
+    def _stack(self, length: int) -> int:
+        """Return how much stack to have for each byte of a text of that length."""
+        return SHORT_STACK if length <= SHORT_TEXT else self._stack_per_byte
+
+    @cached_property
+    def _stack_per_byte(self) -> int:
+        """How much stack C needs for each byte of a text."""
+        return lib.llamacffi_stack_per_byte(self._vocab)
+
     @cached_property
     def _endless(self) -> frozenset[int]:
         """The bytes over which llama.cpp's tokenizer for RWKV can loop forever."""
@@ -366,33 +378,3 @@ class Vocab(Entries):
                 "does not have: give add_special=False"
             )
         return f"cannot tokenize this text: {failure}"
-
-
-def _encode(text: Text) -> bytes:
-    """Return a text as UTF-8."""
-    if isinstance(text, bytes):
-        return text
-    if isinstance(text, bytearray | memoryview):
-        return bytes(text)  # a copy, which nobody changes while C reads it
-    if not isinstance(text, str):
-        raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise TokenizeError(
-            f"the text has a lone surrogate at index {error.start}, which UTF-8 cannot encode; "
-            "give bytes, or clean it with text.encode('utf-8', 'replace')"
-        ) from None
-
-
-def _encode_all(texts: Iterable[Text]) -> list[bytes]:
-    """Return texts as UTF-8; an error says which it is about."""
-    if isinstance(texts, str | bytes | bytearray | memoryview):
-        raise TypeError("texts must be several texts; tokenize() takes one")
-    data: list[bytes] = []
-    try:
-        for text in texts:
-            data.append(_encode(text))
-    except TokenizeError as error:
-        raise TokenizeError(f"text {len(data)}: {error}", len(data)) from None
-    return data

@@ -75,7 +75,7 @@ size_t stack_left() {
 
 Thread::Thread(size_t stack, std::function<void()> run_this)
     : body(std::move(run_this)), log_thread(llamacffi::log_thread()) {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     size = (stack + margin + page - 1) / page * page + page;
     // Address space: memory is used only as far as the stack grows.
     memory = mmap(nullptr, size, PROT_READ | PROT_WRITE,
@@ -101,8 +101,24 @@ Thread::Thread(size_t stack, std::function<void()> run_this)
 }
 
 Thread::~Thread() {
-    pthread_join(thread, nullptr);
+    join();
     munmap(memory, size);
+}
+
+void Thread::join() {
+    if (!joined) {
+        pthread_join(thread, nullptr);
+        joined = true;
+    }
+}
+
+size_t Thread::used() const {
+    const auto *low = reinterpret_cast<const uint64_t *>(static_cast<const char *>(memory) + page);
+    const auto *high = low + (size - page) / sizeof *low;
+    while (low < high && *low == 0) { // as the system gave it
+        ++low;
+    }
+    return static_cast<size_t>(high - low) * sizeof *low;
 }
 
 void *Thread::run(void *self) {

@@ -17,6 +17,8 @@ class Thread {
     // Throws if the system has no such thread to give.
     Thread(size_t stack, std::function<void()> body);
     ~Thread(); // waits for the end of `body`
+    void join();
+    size_t used() const; // the stack that `body` has used, after join()
     Thread(const Thread &) = delete;
     Thread &operator=(const Thread &) = delete;
 
@@ -26,8 +28,9 @@ class Thread {
     std::function<void()> body;
     int log_thread;
     void *memory = nullptr; // the stack and the guard page below it
-    size_t size = 0;
+    size_t size = 0, page = 0;
     pthread_t thread;
+    bool joined = false;
 };
 
 // Runs `body` where so many bytes of stack are left: here, or in a thread of its own.  What it throws

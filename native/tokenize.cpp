@@ -22,21 +22,17 @@ namespace {
 
 constexpr int32_t too_long = std::numeric_limits<int32_t>::min(); // llama_tokenize's own sign for it
 
-// A BPE vocabulary splits a text by std::regex, which in libstdc++ recurses for each character of a
-// match: 320 bytes of stack each were measured, and a word may be as long as the text.
-#if defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__)
-constexpr size_t stack_per_byte = 1024;
-#else
-constexpr size_t stack_per_byte = 8192;
-#endif
+// More than any tokenizer was seen to need for a character, by any compiler.
+constexpr size_t stack_per_character_max = 8192;
+
+// Besides what grows with the text.
 constexpr size_t stack_base = 256 * 1024;
 
 // A thread costs about as much as tokenizing so many bytes.
 constexpr int64_t bytes_per_thread = 16 * 1024;
 
-size_t stack_for(const llama_vocab *vocab, int64_t length) {
-    const bool recurses = llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_BPE;
-    return stack_base + (recurses ? static_cast<size_t>(length) * stack_per_byte : 0);
+size_t stack_for(int64_t length, size_t per_byte) {
+    return stack_base + static_cast<size_t>(length) * per_byte;
 }
 
 int32_t tokenize(const llama_vocab *vocab, const char *text, int64_t length, llama_token *tokens,
@@ -96,6 +92,31 @@ int32_t join_pieces(const llama_vocab *vocab, const llama_token *tokens, int32_t
         return too_long;
     }
     return static_cast<int32_t>(total > size ? -total : total);
+}
+
+// What a regular expression may repeat.
+constexpr const char *repeated[] = {"a", "A", "aA", "1",  "a1", " ",        "\n", " \n", "\t", "!", "$",
+                                    "a ", "!a", "'s", "é", "e\u0301", "中", "の",  "한",  "ก",  "д", "🦙"};
+
+// How much stack it takes to tokenize runs of so many of them.
+size_t stack_used(const llama_vocab *vocab, size_t n) {
+    const auto body = [&] {
+        for (const char *unit : repeated) {
+            std::string text;
+            for (size_t i = 0; i < n; ++i) {
+                text += unit;
+            }
+            const int32_t length = static_cast<int32_t>(text.size());
+            try {
+                llama_tokenize(vocab, text.data(), length, nullptr, 0, false, false);
+            } catch (...) {
+                continue; // this vocabulary cannot; the others tell enough
+            }
+        }
+    };
+    llamacffi::Thread thread(stack_base + 2 * n * stack_per_character_max, body);
+    thread.join();
+    return thread.used();
 }
 
 int32_t detokenize(const llama_vocab *vocab, const llama_token *tokens, int64_t n_tokens, char *text,
@@ -215,11 +236,23 @@ int64_t llamacffi_token_outside(const llama_vocab *vocab, const llama_token *tok
            tokens;
 }
 
+size_t llamacffi_stack_per_byte(const llama_vocab *vocab) {
+    if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_BPE) {
+        return 0; // only this one uses regular expressions
+    }
+    return guarded("llamacffi_stack_per_byte", [&]() -> size_t {
+        constexpr size_t few = 8, many = 512;
+        const size_t with_few = stack_used(vocab, few), with_many = stack_used(vocab, many);
+        const size_t per_character = with_many > with_few ? (with_many - with_few) / (many - few) : 0;
+        return per_character < 16 ? 0 : 2 * per_character; // below, it is no recursion
+    });
+}
+
 int32_t llamacffi_tokenize(const llama_vocab *vocab, const char *text, int64_t length, llama_token *tokens,
-                           int32_t size, bool add_special, bool parse_special) {
+                           int32_t size, bool add_special, bool parse_special, size_t stack_per_byte) {
     return guarded("llamacffi_tokenize", [&] {
         int32_t n = 0;
-        llamacffi::with_stack(stack_for(vocab, length), [&] {
+        llamacffi::with_stack(stack_for(length, stack_per_byte), [&] {
             n = tokenize(vocab, text, length, tokens, size, add_special, parse_special);
         });
         return n;
@@ -234,7 +267,8 @@ int32_t llamacffi_detokenize(const llama_vocab *vocab, const llama_token *tokens
 
 llamacffi_sequences *llamacffi_tokenize_all(const llama_vocab *vocab, const char *text,
                                             const int64_t *starts, int64_t n_texts, bool add_special,
-                                            bool parse_special, int32_t n_threads) {
+                                            bool parse_special, size_t stack_per_byte,
+                                            int32_t n_threads) {
     return guarded("llamacffi_tokenize_all", [&] {
         int64_t longest = 0;
         for (int64_t i = 0; i < n_texts; ++i) {
@@ -247,7 +281,7 @@ llamacffi_sequences *llamacffi_tokenize_all(const llama_vocab *vocab, const char
                             parse_special);
         };
         return make_all<llama_token>(n_texts, std::min<int64_t>(n_threads, useful),
-                                     stack_for(vocab, longest), room, make);
+                                     stack_for(longest, stack_per_byte), room, make);
     });
 }
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamacffi import ArgumentError, ClosedError, Model, TokenizeError, log
+from llamacffi import ArgumentError, ClosedError, Model, TokenizeError, lib, log
 from tests.facade.vocabularies import write_vocab
 
 # One of each kind that there is.
@@ -171,6 +171,14 @@ def test_a_word_may_be_as_long_as_the_text(run_python, llama_cpp, name, characte
     assert result.returncode == 0, result.stderr
     first, second = map(int, result.stdout.split())
     assert first == second > 100
+
+
+def test_only_what_recurses_needs_stack(vocabularies):
+    """Those that llama.cpp divides by code of its own do not; it is the quicker way."""
+    need = {name: lib.llamacffi_stack_per_byte(vocab.ptr) for name, vocab in vocabularies.items()}
+    recurse = {"aquila", "deepseek-coder", "deepseek-llm", "falcon", "gpt-neox"}
+    assert {name for name, stack in need.items() if stack} == recurse
+    assert all(200 < need[name] < 20_000 for name in recurse)
 
 
 @pytest.mark.parametrize("name", KINDS)
