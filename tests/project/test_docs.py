@@ -61,6 +61,23 @@ def test_the_readme_counts_right(root):
     assert int(claimed[1].replace(",", "")) == functions
 
 
+def test_what_the_readme_links_to_is_there(root):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (root / "README.md").read_text())
+    assert len(links) > 15
+    assert [link for link in links if not (root / link).exists()] == []
+
+
+def test_the_modules_that_the_design_names_are_there(root):
+    text = (root / "docs" / "design.md").read_text()
+    _, rows = text.split("| floor | modules |")
+    named = set(re.findall(r"`(\w+)`", rows.split("## Who owns what")[0])) - {"Context"}
+    package = root / "llamacffi"
+    assert len(named) > 50
+    assert {
+        name for name in named if not ({f"{name}.py", name} & {p.name for p in package.iterdir()})
+    } == set()
+
+
 def test_every_option_that_is_named_exists(root, llama_cpp):
     named = set(re.findall(r"\b(GGML_[A-Z_]+)=?", (root / "docs/building.md").read_text()))
     options = "".join(path.read_text() for path in (llama_cpp / "ggml").rglob("CMakeLists.txt"))
