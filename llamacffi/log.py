@@ -228,12 +228,19 @@ def with_log(error: _Error) -> _Error:
             "\n".join(["llama.cpp's log:", *(f"  {line}" for line in lines[-NOTE_LINES:])])
         )
     for note in notes:
-        if hasattr(error, "add_note"):
-            error.add_note(note)
-        else:  # Python 3.10 has no notes
-            error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
+        _attach(error, note)
     drain()
     return error
+
+
+def _attach(error: BaseException, note: str) -> None:
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+        return
+    # Python 3.10 shows no notes.
+    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
+    if note not in str(error.args[0]):
+        error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
 
 
 def recent(level: int) -> list[str]:
