@@ -10,6 +10,25 @@ from ._params import FLOAT_MAX
 from .errors import ArgumentError
 
 INT32_MAX = 2**31 - 1
+PACKAGE = __name__.partition(".")[0]
+
+
+def check_object(name: str, value: Any, kind: str) -> None:
+    """Check that a value is an object of this package.
+
+    Args:
+        name: What to call the value.
+        value: The value.
+        kind: The name of its class, or of a base: those who take an object are often in modules
+            below its own, which cannot import it.
+
+    Raises:
+        TypeError: It is another.
+    """
+    for one in type(value).__mro__:
+        if one.__name__ == kind and one.__module__.partition(".")[0] == PACKAGE:
+            return
+    raise TypeError(f"{name} must be a {kind}, not {value!r}")
 
 
 def check_int(name: str, value: Any, least: int, most: int, remedy: str = "") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ._checks import check_object
 from ._context_params import architecture
 from ._ffi import lib
 from ._graph import check_widths, describe
@@ -198,7 +199,11 @@ class Computation(Threads):
         n_batch, n_vocab, n_seq_max = self._sizes
         if not 1 <= n <= n_batch:
             raise ArgumentError(f"{n} tokens are not in 1 to n_batch={n_batch}")
-        batch.check(n_vocab, n_seq_max, self.kv_unified, self._drafts)
+        try:
+            batch.check(n_vocab, n_seq_max, self.kv_unified, self._drafts)
+        except AttributeError:
+            check_object("batch", batch, "Batch")
+            raise
 
     def _check_several(self, ptr: Any, n: int) -> None:
         """Check what llama.cpp asserts of a batch of several tokens."""
@@ -311,6 +316,7 @@ class Computation(Threads):
             self._outputs = before
             raise
         except NativeError:
+            self._applied.plan_anew(ptr)
             if encode:  # llama.cpp has switched it off for the encoder
                 lib.llama_set_causal_attn(ptr, causal)
             roll_back(ptr, batch, self._lineage)
@@ -329,6 +335,8 @@ class Computation(Threads):
     ) -> NoReturn:
         """Raise what a computation that did not succeed stands for."""
         lib.llamacffi_abort_set(self._abort, False)
+        if code < -1:
+            self._applied.plan_anew(ptr)
         pos_max = ends(ptr, batch) if code in UNCHANGED else settle(ptr, batch, self._lineage)
         function = "llama_encode" if encode else "llama_decode"
         failure: DecodeError = with_log(decode_error(code, pos_max, function))

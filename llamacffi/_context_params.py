@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import backend
 from ._backend_sampling import check_chains
+from ._checks import check_object
 from ._context import ContextBase
 from ._ffi import ffi, lib
 from ._memory_size import check_memory
@@ -66,6 +67,7 @@ class ContextRequest:
             ContextError: There is not memory enough.
             UnsupportedError: The model cannot do that, or was loaded without its weights.
         """
+        check_object("model", model, "Model")
         self.struct = struct = ffi.new("struct llama_context_params *")
         struct[0] = lib.llama_context_default_params()
         struct.n_threads = min(backend.physical_cores(), lib.GGML_MAX_N_THREADS)

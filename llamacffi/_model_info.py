@@ -267,7 +267,12 @@ class ModelInfo(Handle):
         """
         raw = ffi.NULL
         if name is not None:
-            raw = name.encode("utf-8", "surrogateescape")
+            if not isinstance(name, str):
+                raise TypeError(f"name must be a text, not {name!r}")
+            try:
+                raw = name.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
+                return None
             if b"\0" in raw:
                 raise ArgumentError(f"a chat template cannot be called {name!r}")
         ptr = self.ptr  # the text is the model's

@@ -227,7 +227,7 @@ def expert_overrides(cpu_moe: Any, n_cpu_moe: Any) -> list[tuple[str, Any]]:
 
     Raises:
         TypeError: ``cpu_moe`` is no bool, or ``n_cpu_moe`` no integer.
-        ArgumentError: ``n_cpu_moe`` is negative, or both are given.
+        ArgumentError: ``n_cpu_moe`` is negative or more than llama.cpp takes, or both are given.
     """
     if not isinstance(cpu_moe, bool):
         raise TypeError(f"cpu_moe must be True or False, not {cpu_moe!r}")
@@ -237,6 +237,8 @@ def expert_overrides(cpu_moe: Any, n_cpu_moe: Any) -> list[tuple[str, Any]]:
         raise TypeError(f"n_cpu_moe must be an integer, not {n_cpu_moe!r}") from None
     if n_layer < 0:
         raise ArgumentError(f"n_cpu_moe={n_layer} is negative; cpu_moe=True takes all layers")
+    if n_layer > (most := lib.llama_max_tensor_buft_overrides()):
+        raise ArgumentError(f"n_cpu_moe={n_layer} is above {most}; cpu_moe=True takes all layers")
     if cpu_moe and n_layer:
         raise ArgumentError(f"cpu_moe=True is for all layers: leave out n_cpu_moe={n_layer}")
     backend.load()

@@ -9,12 +9,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from . import backend
+from ._checks import check_object
 from ._ffi import ffi, lib
 from ._handle import Handle, own
 from ._lora import ALPHA, EMBEDDING, INVOCATION, fits, ggml_shape, pairs, shape_text
 from ._planning import free_adapter, lock
 from ._sources import gguf_of, opened, sample_digest
 from ._text import read_metadata
+from ._tokens import token_array
 from ._weights import weight_shapes
 from .errors import AdapterError, GgufError, NativeError, UnsupportedError
 from .log import drain, with_log
@@ -69,6 +71,7 @@ class Adapter(Handle):
 
         Source: ``llama_adapter_lora_init_from_file_ptr``.
         """
+        check_object("model", model, "Model")
         model_ptr = model.ptr
         if model.without_weights:
             raise UnsupportedError(f"{model!r} was loaded with {model.without_weights}=True")
@@ -135,10 +138,11 @@ class Adapter(Handle):
         """
         import numpy as np
 
-        wanted = np.array(self.invocation_tokens, np.int64)
-        given = np.asarray(tokens, np.int64)
-        if not 0 < len(wanted) <= len(given):
+        wanted = np.array(self.invocation_tokens, np.int32)
+        array, n = token_array(tokens, len(self.model.vocab))
+        if not 0 < len(wanted) <= n:
             return None
+        given = np.frombuffer(ffi.buffer(array), np.int32)
         windows = np.lib.stride_tricks.sliding_window_view(given, len(wanted))
         found = np.flatnonzero((windows == wanted).all(axis=1))
         return int(found[-1]) if len(found) else None

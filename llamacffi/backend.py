@@ -339,7 +339,10 @@ def _registry(name: str) -> Any:
 
 def _name(name: str) -> bytes:
     """Return a name for C; one that C would cut short is none."""
-    return b"" if "\0" in name else name.encode(errors="surrogateescape")
+    try:
+        return b"" if "\0" in name else name.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return b""
 
 
 __all__: Sequence[str] = (

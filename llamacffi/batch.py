@@ -20,6 +20,7 @@ from ._batch_input import (
     sequence_ids,
     token_array,
 )
+from ._checks import INT32_MAX
 from ._ffi import ffi, lib
 from .errors import ArgumentError, BusyError
 
@@ -174,12 +175,13 @@ class Batch(BatchArrays):
         """Make the batch one token with an output: `clear` and `add`, for a loop over tokens.
 
         Raises:
-            ArgumentError: ``pos`` or ``seq_id`` is below 0.
-            OverflowError: A value does not fit 32 bits.
+            ArgumentError: ``pos`` or ``seq_id`` is below 0, or a value does not fit 32 bits.
             BusyError: Another thread is decoding the batch.
         """
-        if pos < 0 or seq_id < 0:
-            raise ArgumentError(f"pos={pos} and seq_id={seq_id} must be at least 0")
+        if not (0 <= pos <= INT32_MAX and 0 <= seq_id <= INT32_MAX):
+            raise ArgumentError(f"pos={pos} and seq_id={seq_id} are not in 0 to {INT32_MAX}")
+        if not -INT32_MAX <= token <= INT32_MAX:  # that it is in the vocabulary is checked later
+            raise ArgumentError(f"token={token} is not in 0 to {INT32_MAX}")
         if self._single != seq_id or self._lock.locked():
             self.clear()
             self._n_seq_id[0], self._seq_id[0, 0], self._logits[0] = 1, seq_id, 1

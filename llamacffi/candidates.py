@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ._checks import INT32_MAX
+from ._checks import INT32_MAX, check_object
 from ._ffi import ffi, lib
 from ._text import new_uncleared
 from .errors import ArgumentError, ClosedError, ContextError, LlamaError
@@ -68,6 +68,7 @@ class Candidates:
 
         Source: ``llama_get_logits_ith``, ``llama_get_sampled_logits_ith``.
         """
+        check_object("context", context, "Context")
         self = cls.__new__(cls)
         self._own(len(context._vocab))
         with context.exclusive:

@@ -60,6 +60,8 @@ class Gguf(GgufMetadata):
         if source is None:
             super().__init__(own(lib.gguf_init_empty(), lib.gguf_free))
             return
+        if not isinstance(source, Source):
+            raise TypeError(f"use Gguf.open, from_file or from_bytes to read {source!r}")
         super().__init__(parse(source))
         try:
             self._read_tensors(source, metadata_only)
@@ -113,6 +115,8 @@ class Gguf(GgufMetadata):
             LoadError: It cannot be read.
             GgufError: It is no GGUF, or damaged.
         """
+        if not hasattr(file, "read") or not hasattr(file, "tell"):
+            raise TypeError(f"file must be an open binary file, not {file!r}")
         name = f"the file {getattr(file, 'name', file)!r}"
         try:
             start = file.tell()

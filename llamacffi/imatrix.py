@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ._checks import INT32_MAX, check_int, check_object
 from .errors import ArgumentError, ContextError, GgufError
 from .gguf import Gguf
 
@@ -169,7 +170,13 @@ class ImatrixCollector:
         Args:
             dataset: What to call the text that was seen.
             chunk_size: How many tokens are a chunk; only to say how many were seen.
+
+        Raises:
+            ArgumentError: It is less than 1.
         """
+        check_int("chunk_size", chunk_size, 1, INT32_MAX)
+        if dataset is not None and not isinstance(dataset, str):
+            raise TypeError(f"dataset must be a text, not {dataset!r}")
         # With the precision of the files, so that a saved one is the same.
         squares = {
             name: Squares(one.sums.astype(np.float32), one.counts.copy())
@@ -279,10 +286,11 @@ def compute_imatrix(
     from .batch import Batch
     from .context import Context
 
+    check_object("model", model, "Model")
     tokens = model.vocab.tokenize(text) if isinstance(text, str) else list(text)
-    for name, value in (("chunk_size", chunk_size), ("max_chunks", max_chunks)):
-        if value is not None and value < 1:
-            raise ArgumentError(f"{name}={value} is less than 1")
+    check_int("chunk_size", chunk_size, 1, INT32_MAX)
+    if max_chunks is not None:
+        check_int("max_chunks", max_chunks, 1, INT32_MAX)
     n_chunks = min(len(tokens) // chunk_size, max_chunks or len(tokens))
     if not n_chunks:
         raise ArgumentError(f"{len(tokens)} tokens are less than a chunk of {chunk_size}")

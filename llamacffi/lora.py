@@ -69,6 +69,8 @@ def merge_lora(
             of the files that are read.
         OSError: The target cannot be written.
     """
+    if not isinstance(adapters, Mapping):
+        raise TypeError(f"adapters must be a mapping of files to scales, not {adapters!r}")
     with ExitStack() as stack:
         files = open_all(model)
         for gguf in files.values():

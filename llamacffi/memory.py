@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._ffi import ffi, lib
 from ._held_memory import HeldMemory
 from ._lineage import END
+from ._params import CONVERTERS
 from .errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ class Memory:
 
         Source: ``llama_memory_clear``.
         """
+        overwrite = CONVERTERS["bool"]("data", data)
         with self._context.exclusive:
             memory = HeldMemory(self._context)
-            lib.llama_memory_clear(memory.ptr, data)
+            lib.llama_memory_clear(memory.ptr, overwrite)
             self._context._lineage.cleared()
 
     def remove(self, seq_id: int = -1, p0: int | None = None, p1: int | None = None) -> bool:

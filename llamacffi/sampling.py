@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, overload
 
 from ._chain import ChainBase, parts_of
+from ._checks import check_object
 from ._ffi import ffi, lib
 from ._plan import check_order, reseeded
 from ._recommended import chain_of
@@ -92,6 +93,7 @@ class SamplerChain(ChainBase):
             TypeError: There is no setting of that name.
             ArgumentError: A value is out of range, or the file names a sampler that is unknown.
         """
+        check_object("model", model, "Model")
         return cls(*chain_of(model, settings, seed), vocab=model.vocab)
 
     def __len__(self) -> int:

@@ -147,8 +147,9 @@ def check_other(target: str | os.PathLike[str], sources: Iterable[str | os.PathL
     Raises:
         ArgumentError: It is one of them.
     """
+    target = os.fspath(target)  # the functions below would take numbers for descriptors
     if os.path.exists(target) and any(os.path.samefile(target, path) for path in sources):
-        raise ArgumentError(f"{os.fspath(target)!r} is both read and written; choose another name")
+        raise ArgumentError(f"{target!r} is both read and written; choose another name")
 
 
 def open_all(first: str | os.PathLike[str], *, metadata_only: bool = False) -> dict[Path, Gguf]:

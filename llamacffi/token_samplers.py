@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ._checks import INT32_MAX, check_int, check_number, check_text
+from ._checks import INT32_MAX, check_int, check_number, check_object, check_text
 from ._ffi import ffi, lib
 from ._tokens import token_id
 from .errors import ArgumentError, UnsupportedError
@@ -191,11 +191,13 @@ class LogitBias(TokenSampler):
     @classmethod
     def eog(cls, vocab: Vocab) -> Self:
         """Return one that rules out the tokens that end a generation."""
+        check_object("vocab", vocab, "Vocab")
         return cls(dict.fromkeys(vocab.eog_tokens, -math.inf))
 
     @classmethod
     def suppress(cls, vocab: Vocab) -> Self:
         """Return one that rules out what the model's metadata wants never to be generated."""
+        check_object("vocab", vocab, "Vocab")
         return cls(dict.fromkeys(vocab.suppress_tokens, -math.inf))
 
     def make_for(self, vocab: Vocab) -> Any:
