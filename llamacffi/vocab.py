@@ -309,6 +309,8 @@ class Vocab(Entries):
         except SequenceError as error:
             reason = f"text {error.index}: {self._reason(str(error), add_special)}"
             raise with_log(TokenizeError(reason, error.index)) from None
+        except NativeError as error:
+            raise with_log(TokenizeError(f"cannot tokenize these texts: {error}")) from error
         drain()
         return made
 

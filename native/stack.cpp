@@ -82,7 +82,7 @@ Thread::Thread(size_t stack, std::function<void()> run_this)
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (memory == MAP_FAILED) {
         throw std::runtime_error("no address space for a stack of " + std::to_string(size >> 20) +
-                                 " MiB");
+                                 " MiB, which so long a text may need");
     }
     const sigset_t signals = asynchronous_signals();
     sigset_t before;

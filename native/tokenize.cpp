@@ -98,12 +98,14 @@ int32_t join_pieces(const llama_vocab *vocab, const llama_token *tokens, int32_t
 constexpr const char *repeated[] = {"a", "A", "aA", "1",  "a1", " ",        "\n", " \n", "\t", "!", "$",
                                     "a ", "!a", "'s", "é", "e\u0301", "中", "の",  "한",  "ก",  "д", "🦙"};
 
-// How much stack it takes to tokenize runs of so many of them.
+// How much stack it takes to tokenize so many characters of them.
 size_t stack_used(const llama_vocab *vocab, size_t n) {
     const auto body = [&] {
         for (const char *unit : repeated) {
+            const auto begins = [](char byte) { return (byte & 0xC0) != 0x80; };
+            const auto characters = std::count_if(unit, unit + std::strlen(unit), begins);
             std::string text;
-            for (size_t i = 0; i < n; ++i) {
+            for (size_t i = 0; i < n / static_cast<size_t>(characters); ++i) {
                 text += unit;
             }
             const int32_t length = static_cast<int32_t>(text.size());
@@ -114,7 +116,7 @@ size_t stack_used(const llama_vocab *vocab, size_t n) {
             }
         }
     };
-    llamacffi::Thread thread(stack_base + 2 * n * stack_per_character_max, body);
+    llamacffi::Thread thread(stack_base + n * stack_per_character_max, body);
     thread.join();
     return thread.used();
 }

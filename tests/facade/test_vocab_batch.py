@@ -178,7 +178,27 @@ def test_only_what_recurses_needs_stack(vocabularies):
     need = {name: lib.llamacffi_stack_per_byte(vocab.ptr) for name, vocab in vocabularies.items()}
     recurse = {"aquila", "deepseek-coder", "deepseek-llm", "falcon", "gpt-neox"}
     assert {name for name, stack in need.items() if stack} == recurse
-    assert all(200 < need[name] < 20_000 for name in recurse)
+    assert all(100 < need[name] < 20_000 for name in recurse)
+
+
+def test_no_memory_for_the_stack_is_an_error(run_python, llama_cpp):
+    result = run_python(
+        """
+        import resource, sys
+        from llamacffi import Model, TokenizeError
+        vocab = Model(sys.argv[1], vocab_only=True).vocab
+        vocab.tokenize_batch(["a " * 1000], n_threads=1)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, -1))
+        for call in (vocab.tokenize, lambda text: vocab.tokenize_batch([text])):
+            try:
+                call("a " * 1_000_000)
+            except TokenizeError as error:
+                print("no address space for a stack of" in str(error))
+        """,
+        llama_cpp / "models" / "ggml-vocab-deepseek-coder.gguf",
+    )
+    assert (result.returncode, result.stdout) == (0, "True\nTrue\n"), result.stderr
 
 
 @pytest.mark.parametrize("name", KINDS)
