@@ -16,7 +16,7 @@ from llamacffi import Model, Vocab, ffi, lib
 from .measure import alternately, ratio, row
 
 MEGABYTE = 10**6
-PAIRS = 9
+PAIRS = 5
 KINDS = {"llama-spm": "SPM", "llama-bpe": "BPE", "deepseek-llm": "BPE by std::regex"}
 
 
