@@ -171,8 +171,8 @@ class Handle:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` has been called."""
-        return self._owner is None
+        """Whether `close` has been called, or the interpreter exits."""
+        return self._owner is None or (_ending and self._generation != _generation)
 
     def _adopt(self, child: Handle) -> None:
         """Close ``child`` too when this is closed, and before."""
