@@ -122,6 +122,7 @@ class Imatrix(Mapping[str, "Floats"]):
         Raises:
             ArgumentError: A weight has another shape in the other.
         """
+        check_object("other", other, "Imatrix")
         squares = {name: Squares(one.sums, one.counts) for name, one in self.squares.items()}
         for name, new in other.squares.items():
             old = squares.get(name)

@@ -1,4 +1,4 @@
-"""Every parameter of a context changes something that one can see, or is refused."""
+"""Parameters of a context: what each changes, and what is refused; see test_every_parameter.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from llamacffi import (
     ffi,
     lib,
 )
-from llamacffi._generated.params import KINDS
 from llamacffi._memory_size import available_bytes, cache_bytes
 from tests.facade.random_models import N_EMBD, N_LAYER
 from tests.facade.test_context import batch_of
@@ -76,39 +75,6 @@ def test_a_property_tells_it(random_context, name):
     context = random_context("llama", **{name: value})
     assert getattr(context, told) == expected
     assert getattr(random_context("llama"), told) != expected or name == "n_threads"
-
-
-# What the other parameters do is tested there, or nothing can be seen of it on a processor alone.
-ELSEWHERE = {
-    "ctx_type": "test_drafts.py",
-    "ctx_other": "test_drafts.py",
-    "cb_eval": "test_eval.py",
-    "no_perf": "test_perf.py",
-    "n_rs_seq": "below, and in test_memory.py",
-    "n_outputs_max_per_seq": "test_backend_sampling.py",
-    "samplers": "test_backend_sampling.py",
-    "swa_full": "below",
-    "offload_kqv": "a device",
-    "op_offload": "a device",
-}
-REFUSED = {
-    "abort_callback",
-    "abort_callback_data",
-    "cb_eval_user_data",
-    "defrag_thold",
-    "n_samplers",
-}
-
-
-def test_no_parameter_is_forgotten():
-    known = {*CHANGES_LOGITS, *TOLD, *ELSEWHERE, *REFUSED}
-    assert known == set(KINDS["llama_context_params"])
-
-
-@pytest.mark.parametrize("name", sorted(REFUSED))
-def test_it_is_refused(model, name):
-    with pytest.raises(TypeError, match=f"'{name}' cannot be given"):
-        Context(model, **{name: 0.5})
 
 
 def test_a_small_window(random_context):

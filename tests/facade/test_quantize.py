@@ -25,7 +25,6 @@ from llamacffi import (
     shards,
 )
 from llamacffi._generated.enums import Ftype, GgmlType
-from llamacffi._generated.params import KINDS
 from tests.facade.gguf_models import write_llama
 
 
@@ -138,17 +137,7 @@ def test_the_result_is_the_same_with_threads(path, out, tmp_path):
     assert out.read_bytes() == (tmp_path / "other.gguf").read_bytes()
 
 
-# Parameters: each changes something
-
-
-def test_every_parameter_is_tested_here():
-    """Of the struct: whoever adds one adds a test."""
-    tested = (
-        "nthread ftype output_tensor_type token_embedding_type allow_requantize "
-        "quantize_output_tensor only_copy pure keep_split dry_run imatrix kv_overrides "
-        "tt_overrides prune_layers max_buf_size"
-    )
-    assert set(KINDS["llama_model_quantize_params"]) == set(tested.split())
+# Parameters: each changes something; test_every_parameter.py sees that none is forgotten
 
 
 def test_types_of_the_ends(path, out):

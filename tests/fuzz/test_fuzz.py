@@ -16,10 +16,19 @@ FIRST, LAST = map(int, os.environ.get("LLAMACFFI_FUZZ_SEEDS", "0:6").split(":"))
 CALLS = 1500
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Models and adapters, which each process copies."""
+    directory = tmp_path_factory.mktemp("fuzz")
+    code = "import sys, pathlib, hostile_files as f; f.prepare(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, directory], cwd=HOSTILE.parent, check=True)
+    return directory
+
+
 @pytest.mark.parametrize("seed", range(FIRST, LAST))
-def test_hostile_calls(seed, tmp_path):
+def test_hostile_calls(seed, files, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", HOSTILE, str(seed), str(CALLS)],
+        [sys.executable, "-X", "faulthandler", HOSTILE, str(seed), str(CALLS), files],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -30,5 +39,5 @@ def test_hostile_calls(seed, tmp_path):
     last = log.read_text(errors="replace") if log.exists() else "before the first call"
     assert done.returncode == 0, f"after {last}\n{done.stderr[-4000:]}"
     calls, functions = map(int, re.findall(r"(\d+) calls of (\d+) functions", done.stdout)[0])
-    assert calls == CALLS
-    assert functions > 100
+    assert calls >= CALLS
+    assert functions > 300
