@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from hostile_files import KINDS, VOCABULARIES, prepare
 from hostile_values import FITTING, HOSTILE, Oops, samplers
+from hostile_work import WORK
 
 import llamacffi
 from llamacffi.errors import LlamaError
@@ -154,7 +155,7 @@ class Fuzz:
         self.objects: list[Any] = []
         self.kept_bytes: list[bytes] = []
         self.files: list[Any] = []
-        self.stack: list[str] = []
+        self.stacks = threading.local()
         self.calls: dict[str, int] = {}
         self.errors: dict[str, int] = {}
         self.failures: dict[str, str] = {}
@@ -221,8 +222,15 @@ class Fuzz:
         if number % 40 == 39:
             del self.objects[: len(self.objects) // 2]
             self.renew()
-        self.stack = []
         self.step(number)
+
+    @property
+    def stack(self) -> list[str]:
+        """The calls that run now in this thread."""
+        if not hasattr(self.stacks, "calls"):
+            self.stacks.calls = []
+        calls: list[str] = self.stacks.calls
+        return calls
 
     def nested(self, *arguments: object) -> object:
         """Do things inside of a call: as a callback of any kind."""
@@ -300,6 +308,9 @@ class Fuzz:
 
     def choose(self) -> tuple[str, Callable[[], object]]:
         """Return what to do next, and its description."""
+        if self.random.random() < 0.12:
+            work = self.random.choice(WORK)
+            return work.__name__, lambda: work(self)
         if self.random.random() < 0.25:
             name = self.random.choice(sorted(self.functions))
             return self.calling(name, self.functions[name])
