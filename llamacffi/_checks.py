@@ -28,7 +28,8 @@ def check_object(name: str, value: Any, kind: str) -> None:
     for one in type(value).__mro__:
         if one.__name__ == kind and one.__module__.partition(".")[0] == PACKAGE:
             return
-    raise TypeError(f"{name} must be a {kind}, not {value!r}")
+    article = "an" if kind[0] in "AEIOU" else "a"
+    raise TypeError(f"{name} must be {article} {kind}, not {value!r}")
 
 
 def check_int(name: str, value: Any, least: int, most: int, remedy: str = "") -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ._checks import INT32_MAX, check_int, check_text
 from ._ffi import ffi, lib
 from ._gbnf import TokenReference, parse
-from .errors import ArgumentError, GrammarError, NativeError, TokenizeError
+from .errors import ArgumentError, GrammarError, NativeError, TokenizeError, UnsupportedError
 from .log import with_log
 from .token_samplers import TokenSampler, c_strings, check_texts
 
@@ -97,7 +97,10 @@ class Grammar(TokenSampler):
         Raises:
             GrammarError: A token of the grammar is not in the vocabulary, or llama.cpp refuses it.
             ArgumentError: A trigger is not in the vocabulary.
+            UnsupportedError: The model has no vocabulary: its tokens have no text.
         """
+        if not lib.llama_vocab_type(vocab.ptr):
+            raise UnsupportedError("the model has no vocabulary whose texts a grammar could allow")
         for reference in self._tokens:
             _check_reference(reference, vocab)
         for token in self.trigger_tokens:
