@@ -316,7 +316,7 @@ class ModelInfo(Handle):
     def devices(self) -> tuple[Device, ...]:
         """The devices that it uses besides the processor; ``()`` if there are none.
 
-        Source: ``llama_model_get_device``.
+        Source: ``llamacffi_model_device``.
         """
         ptr = self.ptr
         count = lib.llamacffi_model_n_devices(ptr)

@@ -64,6 +64,8 @@ class Outputs(ContextBase):
         """Return the scores of `logits` without a copy, as a read-only array.
 
         While it is alive, `decode` raises BufferError, since llama.cpp may move the memory.
+
+        Source: ``llama_get_logits_ith``.
         """
         with self.exclusive:
             ptr = self.ptr
@@ -123,6 +125,8 @@ class Outputs(ContextBase):
         """Return the embedding of `embeddings` without a copy, as a read-only array.
 
         While it is alive, `decode` raises BufferError, since llama.cpp may move the memory.
+
+        Source: ``llama_get_embeddings_ith``.
         """
         with self.exclusive:
             ptr = self.ptr

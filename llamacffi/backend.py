@@ -258,7 +258,10 @@ class Capabilities:
 
 
 def capabilities() -> Capabilities:
-    """Return what this llama.cpp can with the backends that are loaded now."""
+    """Return what this llama.cpp can with the backends that are loaded now.
+
+    Source: as for each field of `Capabilities`.
+    """
     load()
     return Capabilities(
         mmap=lib.llama_supports_mmap(),

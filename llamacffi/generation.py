@@ -50,6 +50,8 @@ class ContextShift:
             ArgumentError: It would not make any room.
             UnsupportedError: The positions of this model cannot be moved, or it is recurrent: the
                 size of its state does not depend on ``n_ctx``, so make that as large as you like.
+
+        Source: ``llama_model_is_recurrent``, ``llama_memory_can_shift``.
         """
         _check_context(context)
         needed, n_ctx = self.n_keep + (self.n_discard or 1), context.n_ctx_seq

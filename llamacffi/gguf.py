@@ -53,7 +53,10 @@ class Gguf(GgufMetadata):
     __slots__ = ("_described", "_source", "_tensors")
 
     def __init__(self, source: Source | None = None, *, metadata_only: bool = False) -> None:
-        """Read from ``source``, or begin an empty one."""
+        """Read from ``source``, or begin an empty one.
+
+        Source: ``gguf_init_empty``, ``gguf_init_from_buffer``.
+        """
         self._source = source
         self._described = 0  # so many of the tensors C knows
         self._tensors: dict[str, GgufTensor] = {}

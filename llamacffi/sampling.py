@@ -83,7 +83,7 @@ class SamplerChain(ChainBase):
         It rules out the tokens that the file wants never to be generated.
 
         Args:
-            model: Its `recommended_sampling` is taken, and llama.cpp's defaults for the rest.
+            model: Its `Model.recommended_sampling`, and llama.cpp's defaults for the rest.
             seed: For random choices; None is another one each time.
             **settings: What to take instead, by the same names: ``sequence``, ``top_k``, ``top_p``,
                 ``min_p``, ``xtc_probability``, ``xtc_threshold``, ``temp``, ``penalty_last_n``,

@@ -1,0 +1,203 @@
+"""Docstrings of what is public: complete, in one form, and about what exists."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+import types
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import llamacffi
+from llamacffi import lib
+
+REFERENCE = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
+SECTION = r"^{}:\n((?:    .*\n|\n)+)"
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Yield all classes and functions of the reference with their names."""
+    entry = re.compile(r"^::: llamacffi\.(\w+)(?:\n    options:\n      members: \[(.*)\])?", re.M)
+    for name, names in entry.findall(REFERENCE):
+        value = getattr(llamacffi, name, None)
+        if isinstance(value, types.ModuleType):
+            yield from ((f"{name}.{one}", getattr(value, one)) for one in names.split(", ") if one)
+        elif value is not None:
+            yield name, value
+
+
+def members(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public members of a class, those of its parts too."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("llamacffi"):
+            for name, value in vars(base).items():
+                if not name.startswith("_"):
+                    yield name, getattr(value, "__func__", value)  # of class methods
+
+
+def described() -> dict[str, Any]:
+    """Return all that must have a docstring: classes, functions, methods and properties."""
+    found: dict[str, Any] = {}
+    for name, value in public():
+        found[name] = value
+        if isinstance(value, type):
+            for member, one in members(value):
+                if isinstance(one, types.FunctionType | property | cached_property):
+                    found.setdefault(f"{name}.{member}", one)
+            if isinstance(init := value.__init__, types.FunctionType) and init.__doc__:
+                found[f"{name}.__init__"] = init
+    return found
+
+
+DESCRIBED = {name: value for name, value in described().items()}
+FUNCTIONS = {
+    name: value for name, value in DESCRIBED.items() if isinstance(value, types.FunctionType)
+}
+
+
+def doc(value: Any) -> str:
+    return inspect.cleandoc(value.__doc__ or "") + "\n"
+
+
+def entries(text: str, title: str) -> list[str]:
+    """Return what a section of a docstring describes: the words before its colons."""
+    section = re.search(SECTION.format(title), text, re.MULTILINE)
+    words = textwrap.dedent(section[1]) if section else ""
+    return re.findall(r"^([*\w]+)(?: \(.*\))?:", words, re.MULTILINE)
+
+
+def test_there_is_much_to_look_at():
+    assert len(DESCRIBED) > 400
+    assert len(FUNCTIONS) > 200
+
+
+def test_the_first_line_is_a_sentence():
+    firsts = {name: doc(value).split("\n")[0] for name, value in DESCRIBED.items()}
+    sentence = re.compile(r"(?=.{10,100}$)([A-Z`]|llama\.cpp).*[.:]")
+    assert {name: first for name, first in firsts.items() if not sentence.fullmatch(first)} == {}
+
+
+def test_attributes_are_described():
+    """The annotations in the bodies of public classes, but for the fields of samplers."""
+    bare = []
+    for name, cls in public():
+        if not isinstance(cls, type) or issubclass(cls, llamacffi.Sampler | llamacffi.ContextShift):
+            continue  # their fields are the arguments
+        if cls.__module__.startswith("llamacffi._generated"):
+            continue  # as llama.h describes them
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        for one, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+            if isinstance(one, ast.AnnAssign) and not ast.unparse(one.target).startswith("_"):
+                text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                bare += [] if text else [f"{name}.{ast.unparse(one.target)}"]
+    obvious = {"Token.id", "DeviceMemory.free", "DeviceMemory.total", "BufferType.name"}
+    obvious |= {f"Device.{name}" for name in ("name", "description", "backend")}
+    obvious |= {f"demo.Entry.{name}" for name in ("text", "score", "type")}
+    assert set(bare) - obvious == set()
+
+
+def test_arguments_are_described_as_they_are():
+    """All or none, in their order."""
+    wrong = {}
+    for name, function in FUNCTIONS.items():
+        parameters = [
+            {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "") + one.name
+            for one in inspect.signature(function).parameters.values()
+            if one.name not in ("self", "cls")
+        ]
+        if entries(doc(function), "Args") not in ([], parameters):
+            wrong[name] = parameters
+    assert wrong == {}
+
+
+def test_what_it_raises_are_exceptions():
+    wrong = []
+    for name, value in DESCRIBED.items():
+        for raised in entries(doc(value), "Raises"):
+            error = getattr(llamacffi, raised, getattr(builtins, raised, None))
+            if not (isinstance(error, type) and issubclass(error, BaseException)):
+                wrong.append((name, raised))
+    assert wrong == []
+
+
+def test_what_it_cites_is_of_c():
+    wrong, n = [], 0
+    for name, value in DESCRIBED.items():
+        for source in re.findall(r"Source:(.*?)(?:\n\n|$)", doc(value), re.DOTALL):
+            cited = re.findall(r"``(\w+)``", source)
+            n += len(cited)
+            wrong += [(name, one) for one in cited if not is_of_c(one)]
+            wrong += [] if cited or re.search("functions|field", source) else [(name, source)]
+    assert wrong == []
+    assert n > 150
+
+
+def is_of_c(name: str) -> bool:
+    """Return whether it is a function or constant, a function of some backends, or a field."""
+    if hasattr(lib, name) or name == "to_float":
+        return True
+    try:
+        llamacffi.ffi.typeof(f"{name}_t")
+    except llamacffi.ffi.error:
+        return False
+    return True
+
+
+def test_what_calls_c_says_what():
+    """Names a C function, here or for its class, if its own body calls one of llama.cpp's."""
+    wrong = {}
+    for name, function in FUNCTIONS.items():
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        called = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            if node.value.id == "lib" and re.match("(llama|ggml|gguf)_[a-z]", node.attr)
+        }
+        cls = DESCRIBED.get(name.rpartition(".")[0])
+        if called and "Source:" not in doc(function) + doc(cls):
+            wrong[name] = called
+    assert wrong == {}
+
+
+def test_names_in_backticks_exist():
+    """A name in single backticks is one of the class, the module, the package or Python."""
+    wrong = []
+    for name, value in DESCRIBED.items():
+        owner = DESCRIBED.get(name.rpartition(".")[0])
+        scopes = [owner, value, module_of(value), llamacffi, builtins]
+        for one in re.findall(r"(?<!`)`([A-Za-z_][\w.]*)`(?!`)", doc(value)):
+            if not any(has(scope, one) for scope in scopes) and not is_module(one):
+                wrong.append((name, one))
+    assert wrong == []
+
+
+def module_of(value: Any) -> Any:
+    function = getattr(value, "fget", None) or getattr(value, "func", value)
+    return sys.modules[function.__module__]
+
+
+def has(scope: Any, name: str) -> bool:
+    for part in name.split("."):
+        annotated = [
+            vars(base).get("__annotations__", {}) for base in getattr(scope, "__mro__", ())
+        ]
+        if scope is not None and not hasattr(scope, part):
+            return any(part in names for names in annotated)
+        scope = getattr(scope, part, None)
+    return scope is not None
+
+
+def is_module(name: str) -> bool:
+    """Return whether it is of this package by its full name, or of the standard library."""
+    first, _, rest = name.partition(".")
+    return first in {"llamacffi", *sys.stdlib_module_names} and (
+        not rest or has(importlib.import_module(first), rest)
+    )
