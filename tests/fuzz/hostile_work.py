@@ -73,6 +73,7 @@ def state(f: Fuzz) -> object:
     if f.random.random() < 0.5:
         other.load_state(data, seq_id=seq_id)
     else:
+        Path("state.bin").unlink(missing_ok=True)
         Path("state.bin").write_bytes(data)
         other.load_file("state.bin", seq_id=seq_id)
     return decode(f)
@@ -87,6 +88,7 @@ def damaged(f: Fuzz) -> object:
         if content:
             content[f.random.randrange(min(3000, len(content)))] ^= 1 << f.random.randrange(8)
     path = Path("written-1.gguf")
+    path.unlink(missing_ok=True)  # a model may have it mapped: no file must change in place
     path.write_bytes(content)
     model = f.one_of(llamacffi.Model)
     load: Callable[[], Any] = f.random.choice(
