@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .control_vector import ControlVector
 
 
+# What takes a control vector away.
+NO_VECTOR = ffi.NULL, 0, 0, 0, 0
+
+
 class Adapters(ContextBase):
     """The part of a `Context` that sets adapters and control vectors."""
 
@@ -81,9 +85,8 @@ class Adapters(ContextBase):
     @control_vector.setter
     def control_vector(self, vector: ControlVector | None) -> None:
         applied, ptr = self._applied, self.ptr
-        if vector is None:
-            args: tuple[Any, ...] = ffi.NULL, 0, 0, 0, 0
-        else:
+        args: tuple[Any, ...] = NO_VECTOR
+        if vector is not None:
             from .control_vector import ControlVector  # takes numpy, which the rest need not
 
             if not isinstance(vector, ControlVector):
@@ -91,13 +94,12 @@ class Adapters(ContextBase):
             rows = vector.for_model(self.model.n_layer, self.model.n_embd)
             first, last = vector.layers[0], vector.layers[-1]
             # All layers: what C is not given keeps the numbers of the vector before.
-            data = ffi.cast("float *", rows.ctypes.data)
-            args = data, rows.size, rows.shape[1], first, last
+            args = ffi.from_buffer("float[]", rows), rows.size, rows.shape[1], first, last
         with self.exclusive:
             applied.planned = False
             if lib.llama_set_adapter_cvec(ptr, *args) != 0:
                 raise with_log(AdapterError(f"llama.cpp cannot use {vector!r}"))
-            applied.vector = vector
+            applied.vector, applied.vector_args = vector, args
 
     def close(self) -> None:
         """Free the C object now, after everything made from it.  Idempotent.

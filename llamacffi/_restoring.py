@@ -45,11 +45,15 @@ class Remembering(Threads):
         return operator.index(seq_id)
 
     @contextmanager
-    def _remembering(self) -> Iterator[Any]:
+    def _remembering(self, *, loading: bool = False) -> Iterator[Any]:
         """Hold the context, with a memory in which nothing is left to be done; yield its pointer.
+
+        Args:
+            loading: Whether what is there is to be replaced: it need not be in order.
 
         Raises:
             UnsupportedError: The model has no memory.
+            StateError: What is left to be done fails.
         """
         ptr = self.ptr
         if lib.llama_get_memory(ptr) == ffi.NULL:
@@ -62,6 +66,10 @@ class Remembering(Threads):
                 if not self._applied.planned:
                     self._applied.plan(ptr)
                 lib.llamacffi_memory_update(ptr)
+            except NativeError as error:
+                self._applied.plan_anew(ptr)
+                if not loading:
+                    raise StateError(f"the memory cannot be brought up to date: {error}") from error
             finally:
                 lib.llama_set_abort_callback(ptr, lib.llamacffi_abort_requested, self._abort)
             yield ptr

@@ -104,7 +104,7 @@ class Snapshots(Remembering):
             raise TypeError(f"restore takes what snapshot() returned, not {snapshot!r}")
         number = self._sequence(seq_id)
         target = snapshot.seq_id if number is None else number
-        with self._remembering() as ptr:
+        with self._remembering(loading=True) as ptr:
             mark = snapshot._mark
             if mark is None or self._snapshots.get(snapshot.seq_id) is not mark:
                 raise StateError(

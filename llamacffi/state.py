@@ -204,7 +204,7 @@ class States(Remembering):
     ) -> None:
         """Load a state that is complete and not damaged."""
         _check_kind(saved.seq_id is not None, seq_id, name)
-        with self._remembering() as ptr:
+        with self._remembering(loading=True) as ptr:
             present = identity(self)
             found = format.differences(saved.identity, present, adapters=not any_adapters)
             reasons = "; ".join(found)
@@ -219,7 +219,7 @@ class States(Remembering):
         self, path: str | os.PathLike[str], seq_id: int | None, n_tokens: int
     ) -> list[int]:
         """Load one of llama.cpp's own files, and return its tokens."""
-        with self._remembering() as ptr:
+        with self._remembering(loading=True) as ptr:
             tokens = load_plain(ptr, path, seq_id, n_tokens)
             self._forget_outputs(seq_id, None)
             return tokens
