@@ -61,6 +61,15 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_forked)
 
 
+def hold_at_fork(lock: Any) -> Any:
+    """Return a lock that no other thread has while this one forks, since in the child it would."""
+    if sys.platform != "win32":
+        os.register_at_fork(
+            before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
+        )
+    return lock
+
+
 def _end() -> None:
     """Take all objects away from their users, and wait until no call is running."""
     global _ending, _generation
@@ -161,11 +170,8 @@ class Handle:
 
     def _refuse(self) -> NoReturn:
         name = type(self).__name__
-        if not _ending:
-            raise ForkError(
-                f"this {name} belongs to the parent process; make a new one in the child, or start "
-                "processes with the 'spawn' method"
-            )
+        if not _ending or self._generation < _ours:
+            raise _of_parent(name)
         _end_daemon()
         raise ClosedError(f"the {name} is closed: the interpreter exits")
 
@@ -201,6 +207,13 @@ class Handle:
         self.close()
 
 
+def _of_parent(name: str) -> ForkError:
+    return ForkError(
+        f"this {name} belongs to the parent process; make a new one in the child, or start "
+        "processes with the 'spawn' method"
+    )
+
+
 class Exclusive:
     """Lets one thread at a time in, and tells the others so instead of making them wait.
 
@@ -208,12 +221,13 @@ class Exclusive:
     two threads has a bug, which waiting would hide.
     """
 
-    __slots__ = ("_ended", "_lock", "_name")
+    __slots__ = ("_ended", "_generation", "_lock", "_name")
 
     def __init__(self, name: str) -> None:
         self._lock = threading.Lock()
         self._name = name
         self._ended = False
+        self._generation = _generation
 
     def __enter__(self) -> None:
         if not self._lock.acquire(blocking=False):
@@ -222,6 +236,8 @@ class Exclusive:
     def _refuse(self) -> NoReturn:
         if self._ended:
             self._leave()
+        if self._generation < _ours:  # one of the parent's threads was inside
+            raise _of_parent(self._name)
         raise BusyError(
             f"another thread is using this {self._name}; give each thread its own, "
             "or hold a lock around its use"

@@ -13,7 +13,7 @@ from . import _ffi
 from ._cores import physical_cores
 from ._devices import BufferType, Device, DeviceMemory, extension, new_device, text
 from ._ffi import ffi, lib
-from ._handle import live_objects
+from ._handle import hold_at_fork, live_objects
 from ._params import enum_number
 from .errors import (
     ArgumentError,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ._generated.enums import GgmlNumaStrategy
 
 # ggml's lists of backends and devices have no lock of their own.
-_lock = threading.RLock()
+_lock = hold_at_fork(threading.RLock())
 _loaded = False
 _numa_strategy: int | None = None
 

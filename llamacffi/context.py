@@ -16,7 +16,7 @@ from ._perf import Performance
 from ._planning import Applied, lock
 from ._threads import Computing, Pools, own_pools
 from ._views import Exports
-from .errors import ArgumentError, ContextError, NativeError, UnsupportedError
+from .errors import ArgumentError, ContextError, ForkError, NativeError, UnsupportedError
 from .log import drain, with_log
 from .memory import Memory
 from .snapshot import Snapshots
@@ -152,7 +152,10 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         self._special = bool(encodes or limited or self._drafts)
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"n_ctx={self.n_ctx}"
+        try:
+            state = "closed" if self.closed else f"n_ctx={self.n_ctx}"
+        except ForkError:
+            state = "of the parent process"
         return f"<Context of {self.model!r}, {state}>"
 
     @property

@@ -27,7 +27,7 @@ from ._gguf_metadata import GgufMetadata
 from ._gguf_tensors import GgufTensor, Source, add_tensors, make_tensor, read_tensor
 from ._gguf_values import encode_name
 from ._handle import own
-from .errors import GgufError, LoadError, ModelNotFoundError
+from .errors import ForkError, GgufError, LoadError, ModelNotFoundError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -184,7 +184,10 @@ class Gguf(GgufMetadata):
     def __repr__(self) -> str:
         if self.closed:
             return "<Gguf closed>"
-        return f"<Gguf of {len(self)} keys and {len(self._tensors)} tensors>"
+        try:
+            return f"<Gguf of {len(self)} keys and {len(self._tensors)} tensors>"
+        except ForkError:
+            return "<Gguf of the parent process>"
 
     def copy(self) -> Gguf:
         """Return another with the same metadata and tensors; their data are shared."""

@@ -19,7 +19,7 @@ ASAN = "libasan" in os.environ.get("LD_PRELOAD", "")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker of what AddressSanitizer changes: time, resident memory, limits on memory."""
+    """Know the marker of what AddressSanitizer changes: time, memory, the size of frames."""
     config.addinivalue_line("markers", "no_asan: cannot pass under AddressSanitizer")
 
 

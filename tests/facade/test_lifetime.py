@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.facade import loras
+
 SETUP = """
 import gc, os, sys, threading
 import llamacffi
@@ -260,25 +262,50 @@ def test_fork(quiet):
 
 @pytest.mark.no_asan
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_stays_flat(quiet):
-    quiet("""
+def test_memory_stays_flat(run_python, demo_path, tmp_path):
+    """200 times a model, a context, a chain, an adapter and a GGUF: RSS, files and threads too."""
+    lora = loras.write_lora(tmp_path / "demo.lora.gguf", {"blk.0.attn_q.weight": (96, 96)})
+    code = """
+        import gc, os, statistics, sys, threading
+        from llamacffi import *
+        from llamacffi._handle import live_objects
+        path, lora = sys.argv[1:]
+
         def resident():
             with open("/proc/self/statm") as file:
                 return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-        def once():
-            with Model(sys.argv[1]) as model, Context(model, n_ctx=64, n_threads=1) as context:
-                generate(context, "The", max_tokens=2, sampler=SamplerChain(Greedy())).text()
+        def counts():
+            return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
+        def once(i):
+            model = Model(path)
+            context = Context(model, n_ctx=64, n_ubatch=32, n_threads=1)
+            context.adapters = {Adapter(model, lora): 0.5}
+            chain = SamplerChain(Grammar('root ::= [a-zA-Z ,.]*'), Penalties(), Dist(1))
+            generate(context, "The", max_tokens=2, sampler=chain).text()
+            gguf = Gguf.open(lora)
+            next(iter(gguf.tensors.values())).data.sum()
+            if i % 2:
+                model.close()
+                gguf.close()
+
+        gc.disable()
+        sizes = []
         for i in range(200):
-            once()
-            if i == 50:
-                before = resident()
-        grown = resident() - before
-        # The file has 0.6 MB and the cache 0.1 MB: a leak of either would be 100 MB.
-        assert grown < 8 * 2**20, grown
-        assert live_objects() == 0
-    """)
+            once(i)
+            assert live_objects() == 0, i
+            sizes.append(resident())
+            if i == 20:
+                before = counts()
+        assert counts() == before and threading.active_count() == 1, (before, counts())
+        early, late = statistics.median(sizes[40:80]), statistics.median(sizes[160:])
+        # The file has 0.6 MB and the cache 0.1 MB: a leak of either would be 10 MB and more.
+        print((late - early) / 2**20)
+    """
+    result = run_python(code, demo_path, lora)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert float(result.stdout) < 2
 
 
 def test_failures_leave_nothing(quiet):

@@ -291,6 +291,7 @@ def test_patterns_that_could_overflow_the_stack(pattern, demo_path):
         Model(demo_path, tensor_buft_overrides={pattern: "CPU"})
 
 
+@pytest.mark.no_asan
 def test_patterns_at_the_limits(run_python, demo_path):
     code = """
         import sys, threading

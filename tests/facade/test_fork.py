@@ -1,0 +1,233 @@
+"""A forked process may not use what it inherits, frees nothing of it, and can begin anew."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from llamacffi import ForkError
+from tests.conftest import ROOT
+from tests.facade.test_lifetime_orders import KNOWN, PLAIN, paths, uses  # noqa: F401
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+SETUP = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import gc, multiprocessing, os, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+from llamacffi import *
+from llamacffi._handle import Handle, live_objects
+from tests.facade.object_graph import build
+from tests.facade.test_fork import outcome
+from llamacffi import _planning, backend
+
+def use(made):
+    made["chain"].sample(made["first"])
+    next(made["generation"])
+    assert made["vocab"].tokenize("The")
+    made["steered"].memory.clear()
+    made["steered"].decode(batch_of(5))
+    made["gguf"].to_bytes()
+    made["pool"].pause()
+
+def batch_of(*tokens):
+    batch = Batch(len(tokens))
+    batch.add(tokens)
+    return batch
+
+def forked(function, *args):
+    "Run a function in a forked process, which then exits as any other."
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        function(*args)
+        sys.exit()
+    return child
+
+def check(*children):
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.fixture
+def quiet(run_python, paths):  # noqa: F811
+    """Run code that must end well and say nothing but ``ok`` on stdout."""
+
+    def run(code: str) -> None:
+        lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok', flush=True)"]
+        result = run_python("\n".join(lines), ROOT, *paths, timeout=60)
+        found = result.returncode, result.stdout, result.stderr
+        assert found == (0, "ok\n", ""), found[2]
+
+    return run
+
+
+def outcome(thing, others):
+    """Return what the uses of an object do that raise no `ForkError`."""
+    wrong = {}
+    for name, use in uses(thing, others):
+        if name in PLAIN | KNOWN.get(type(thing), {"model", "check_one"}):
+            continue
+        try:
+            wrong[name] = use()
+        except Exception as error:
+            if "belongs to the parent process" not in str(error) or type(error) is not ForkError:
+                wrong[name] = repr(error)
+    return wrong
+
+
+def test_every_object_refuses(quiet):
+    """As what is closed does: each public method and property of each kind of object."""
+    quiet("""
+        made = build(*sys.argv[1:])
+        n = live_objects()
+
+        def child():
+            kinds = set()
+            for thing in made.values():
+                if isinstance(thing, (Handle, type(made["vocab"]), type(made["memory"]))):
+                    wrong = outcome(thing, made)
+                    # Those that look at their arguments first.
+                    for name in ("apply", "load_file", "load_state", "restore", "add_tensor",
+                                 "check_output", "check_scores", "warmup", "copy_from"):
+                        wrong.pop(name, None)
+                    assert not wrong, (type(thing), wrong)
+                    kinds.add(type(thing).__name__)
+                    repr(thing)
+            assert len(kinds) == 8, kinds
+            for make in (
+                lambda: Context(made["model"]),
+                lambda: Adapter(made["model"], sys.argv[2]),
+                lambda: next(made["generation"]),
+                lambda: made["chain"].clone(),
+                lambda: generate(made["first"], "The"),
+            ):
+                try:
+                    make()
+                except ForkError:
+                    continue
+                raise AssertionError(make.__code__)
+            float(made["view"].sum())  # a copy of the memory
+
+        check(forked(child))
+        assert live_objects() == n
+        del made["view"]
+        use(made)
+    """)
+
+
+def test_the_child_ends_in_any_way(quiet):
+    """It closes, drops or keeps what it has, makes its own, and has children itself."""
+    quiet("""
+        made = build(*sys.argv[1:])
+
+        def close():
+            for thing in list(made.values()):
+                if hasattr(thing, "close"):
+                    thing.close()
+            made.clear()
+
+        def anew():
+            made.clear()
+            gc.collect()
+            mine = build(*sys.argv[1:])
+            del mine["view"]
+            use(mine)
+            check(forked(mine.clear))
+            use(mine)
+            globals()["mine"] = mine
+
+        for function in (made.clear, close, anew, lambda: None, lambda: os._exit(0)):
+            check(forked(function))
+        del made["view"]
+        use(made)
+    """)
+
+
+def test_a_fork_while_other_threads_are_inside(quiet):
+    """They hold the locks of contexts, of the log and of llama.cpp; the child has none of them."""
+    quiet("""
+        made = build(*sys.argv[1:])
+        stop, errors = threading.Event(), []
+        del made["view"]
+
+        def repeat(work):
+            try:
+                while not stop.is_set():
+                    work()
+            except BaseException as error:
+                errors.append(error)
+
+        def compute():
+            made["second"].memory.clear()
+            generate(made["second"], "The", max_tokens=20).text()
+
+        def log():
+            with capture_logs() as lines:
+                Model(sys.argv[1], vocab_only=True)
+            len(lines)
+
+        def create():
+            with Model(sys.argv[1]) as model, Context(model, n_ctx=64, n_threads=1):
+                pass
+
+        works = compute, log, create, lambda: made["vocab"].tokenize("The llama " * 1000)
+        threads = [threading.Thread(target=repeat, args=(work,)) for work in works]
+        for thread in threads:
+            thread.start()
+
+        def child():
+            try:
+                made["second"].memory
+                generate(made["second"], "The")
+                os._exit(3)
+            except ForkError:
+                pass
+            made.clear()
+            gc.collect()
+            with _planning.lock, backend._lock:
+                pass
+
+        try:
+            for _ in range(4):
+                began = time.monotonic()
+                check(forked(child))
+                assert time.monotonic() - began < 4  # it has none of the calls to wait for
+        finally:
+            stop.set()
+        for thread in threads:
+            thread.join()
+        assert not errors, errors
+    """)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_multiprocessing(run_python, paths, tmp_path, method):  # noqa: F811
+    (tmp_path / "worker.py").write_text(
+        "from llamacffi import *\n"
+        "def work(path, n):\n"
+        "    with Model(path) as model, Context(model, n_ctx=64, n_threads=1) as context:\n"
+        "        chain = SamplerChain(Greedy())\n"
+        "        return generate(context, 'The', max_tokens=n, sampler=chain).text()\n"
+    )
+    code = f"""
+        import multiprocessing, sys, warnings
+        from llamacffi import *
+        from worker import work
+        if __name__ == "__main__":
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context = Context(Model(sys.argv[1]), n_ctx=64, n_threads=1)
+            with multiprocessing.get_context({method!r}).Pool(2) as pool:
+                found = pool.starmap(work, [(sys.argv[1], n) for n in (3, 5, 7)])
+                pool.close()
+                pool.join()
+            for n, text in zip((3, 5, 7), found):
+                context.memory.clear()
+                sampler = SamplerChain(Greedy())
+                assert text == generate(context, "The", max_tokens=n, sampler=sampler).text()
+    """
+    result = run_python(code, paths[0], timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
