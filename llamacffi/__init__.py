@@ -16,6 +16,7 @@ from ._ffi import ffi as ffi
 from ._ffi import lib as lib
 
 if TYPE_CHECKING:
+    __version__: str
     from . import backend as backend
     from . import demo as demo
     from . import gguf as gguf
@@ -175,19 +176,21 @@ _MODULES = {
 __all__ = sorted([*_HOMES, *_MODULES, "ffi", "lib"])
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # else a checker would take every name for one of the package
 
-        return version("llamacffi")
-    if name in _MODULES:
-        value: Any = importlib.import_module(f"{__name__}.{_MODULES[name]}")
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("llamacffi")
+        if name in _MODULES:
+            value: Any = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        elif name in _HOMES:
+            value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
