@@ -34,6 +34,11 @@ class HeldMemory:
         recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
         mtp = context._params.ctx_type == lib.LLAMA_CONTEXT_TYPE_MTP
         self.has_state: bool = recurrent and not mtp
+        # Beside a state, there may be no layer with a window, or none without: llama.cpp would then
+        # turn the keys in a buffer that is not there.
+        self.can_shift: bool = lib.llama_memory_can_shift(self.ptr) and not (
+            self.n_swa and self.has_state
+        )
 
     def check(self, seq_id: int) -> int:
         """Return the number of a sequence; raise unless it exists."""
@@ -109,10 +114,11 @@ class HeldMemory:
     def movable(self, seq_id: int, start: int, end: int) -> tuple[int, int] | None:
         """Return the first and last position of a range that can be moved; None if it is empty."""
         number = self.check(seq_id)
-        if not lib.llama_memory_can_shift(self.ptr):
+        if not self.can_shift:
             raise UnsupportedError(
                 "the positions of this model cannot be moved: they have several parts (M-RoPE), or "
-                "its sliding windows are stored apart (create the Context with swa_full=True)"
+                "its sliding windows are stored apart (create the Context with swa_full=True), or "
+                "it has a recurrent state besides them"
             )
         last = self.pos_max(number)
         # What a window has lost is still there for the layers without one.

@@ -44,13 +44,12 @@ class Memory:
         """Whether positions can be changed, by `shift` and `divide`.
 
         They cannot with M-RoPE, nor with a sliding window that is stored apart
-        (``swa_full=False``).
+        (``swa_full=False``) or beside a recurrent state.
 
         Source: ``llama_memory_can_shift``.
         """
         with self._context.exclusive:
-            memory = HeldMemory(self._context)
-            return bool(lib.llama_memory_can_shift(memory.ptr))
+            return HeldMemory(self._context).can_shift
 
     def clear(self, *, data: bool = True) -> None:
         """Forget all sequences.

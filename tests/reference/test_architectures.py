@@ -197,3 +197,27 @@ def test_each_is_built_in_memory(models):
                 return expect(all_logits(context, tokens), expected, 1e-10)
 
     check_each(models, check)
+
+
+def test_positions_are_moved_where_memory_says_so(models):
+    """A memory that can be shifted can be used afterwards; upstream says so of more than can."""
+
+    def check(model: Model, _path: Path) -> str | None:
+        tokens = model.vocab.tokenize(PROMPT)
+        with Context(model, n_ctx=N_CTX, n_threads=1) as context:
+            all_logits(context, tokens)
+            try:
+                if not context.memory.can_shift:
+                    return None
+            except UnsupportedError:
+                return None if model.is_diffusion else "has no memory"
+            context.memory.shift(0, 5)
+            if context.memory.pos_max(0) != len(tokens) + 4:
+                return f"ends at {context.memory.pos_max(0)}"
+            return (
+                "not finite"
+                if not np.isfinite(one_by_one(context, tokens, len(tokens) + 5)).all()
+                else None
+            )
+
+    check_each(models, check)
