@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,9 +71,7 @@ def shapes(n_layer: int, n_embd: int, n_ff: int, n_vocab: int) -> dict[str, tupl
     return tensors
 
 
-def weights(
-    name: str, shape: tuple[int, ...]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.floating]]:
+def weights(name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Return random numbers, the same for each run; norms are ones."""
     if len(shape) == 1:
         return np.ones(shape, np.float32)
