@@ -10,12 +10,16 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
 # Whether the tests run under AddressSanitizer: ``make asan``.
 ASAN = "libasan" in os.environ.get("LD_PRELOAD", "")
+if ASAN:
+    hypothesis.settings.register_profile("asan", deadline=None)
+    hypothesis.settings.load_profile("asan")
 
 
 def pytest_configure(config: pytest.Config) -> None:
