@@ -309,8 +309,8 @@ class Together:
     __slots__ = ("_held", "first", "others")
 
     def __init__(self, first: Exclusive, *others: Exclusive) -> None:
-        self.first = first
-        self.others = others
+        self.first: Exclusive = first
+        self.others: tuple[Exclusive, ...] = others
         """For the next to come; changed only by who holds ``first``."""
         self._held: list[Exclusive] = []
 

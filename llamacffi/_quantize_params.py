@@ -10,8 +10,8 @@ import numpy as np
 
 from ._ffi import ffi, lib
 from ._generated.enums import Ftype, GgmlType
-from ._ggml_types import ggml_type, scaled_weights
-from ._overrides import c_pattern, fit_kv_overrides, kv_overrides
+from ._gguf.types import ggml_type, scaled_weights
+from ._model.overrides import c_pattern, fit_kv_overrides, kv_overrides
 from ._params import CONVERTERS, fill
 from .errors import ArgumentError
 from .imatrix import Imatrix
@@ -19,7 +19,7 @@ from .imatrix import Imatrix
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    from ._ggml_types import Floats
+    from ._gguf.types import Floats
     from .gguf import Gguf
 
     AnyFtype: TypeAlias = Ftype | int | str

@@ -59,7 +59,7 @@ class Utf8Stream:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.waits = False
+        self.waits: bool = False
         """Whether there are bytes of an incomplete character."""
 
     def feed(self, piece: bytes) -> str:

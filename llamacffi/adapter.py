@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from . import backend
 from ._checks import check_object
+from ._context.planning import free_adapter, lock
 from ._ffi import ffi, lib
 from ._handle import Handle, own
 from ._lora import ALPHA, EMBEDDING, INVOCATION, fits, ggml_shape, pairs, shape_text
-from ._planning import free_adapter, lock
+from ._model.weights import weight_shapes
 from ._sources import gguf_of, opened, sample_digest
 from ._text import read_metadata
 from ._tokens import token_array
-from ._weights import weight_shapes
 from .errors import AdapterError, GgufError, NativeError, UnsupportedError
 from .log import drain, with_log
 
 if TYPE_CHECKING:
     from . import _types as types
-    from ._batch_input import Tokens
+    from ._batch.input import Tokens
     from ._files import OpenFile
     from .gguf import Gguf, GgufTensor
     from .model import Model

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._batch_arrays import BOTH, EMBEDDINGS, TOKENS, BatchArrays
-from ._batch_ext import process
-from ._batch_input import (
+from ._batch.arrays import BOTH, EMBEDDINGS, TOKENS, BatchArrays
+from ._batch.ext import process
+from ._batch.input import (
     SECTIONS,
     embedding_rows,
     output_flags,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
 
-    from ._batch_input import Logits, Positions, Tokens
+    from ._batch.input import Logits, Positions, Tokens
 
 
 class Batch(BatchArrays):

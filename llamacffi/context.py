@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from ._adapters import Adapters
-from ._backend_sampling import BackendSampling, check_first, given
-from ._context_params import SHARING, ContextRequest, architecture
+from ._context.adapters import Adapters
+from ._context.graph import check_widths, describe
+from ._context.lineage import Lineage
+from ._context.params import SHARING, ContextRequest, architecture
+from ._context.perf import Performance
+from ._context.planning import Applied, lock
+from ._context.sampling import BackendSampling, check_first, given
+from ._context.threads import Computing, Pools, own_pools
 from ._ffi import ffi, lib
-from ._graph import check_widths, describe
 from ._handle import Exclusive, own
-from ._lineage import Lineage
-from ._perf import Performance
-from ._planning import Applied, lock
-from ._threads import Computing, Pools, own_pools
 from ._views import Exports
 from .errors import ArgumentError, ContextError, ForkError, NativeError, UnsupportedError
 from .log import drain, with_log
@@ -82,7 +82,7 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         threads = own_pools(struct.n_threads, struct.n_threads_batch)
         with given(request.chains, model, struct):
             ptr = _create(model, struct)
-        self.exclusive = Exclusive("Context")
+        self.exclusive: Exclusive = Exclusive("Context")
         pools = Pools(self.exclusive)
         self._computing = Computing(pools, 0), Computing(pools, 1)
         cancel = functools.partial(lib.llamacffi_abort_set, self._abort, True)
@@ -99,7 +99,7 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         self._other_context = None if request.other is None else request.other.exclusive
         pools.attach(ptr, threads, self._abort, own=True)
         self.model = model
-        self.kv_unified = bool(struct.kv_unified)
+        self.kv_unified: bool = bool(struct.kv_unified)
         self._lineage = Lineage(
             struct.n_seq_max,
             recurrent=lib.llama_model_is_recurrent(model.ptr),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._checks import check_text
-from ._python_samplers import Runner
+from ._sampling.python import Runner
 from .candidates import Candidates
 from .errors import ArgumentError, UnsupportedError
 from .samplers import Sampler

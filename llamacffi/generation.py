@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ._ffi import lib
-from ._loop import FinishReason, Logprobs, Loop, Token
+from ._generation.loop import FinishReason, Logprobs, Loop, Token
 from ._text import StopFinder
 from .context import Context
 from .errors import ArgumentError, BusyError, UnsupportedError

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ._atomic import replacing
 from ._ffi import lib
-from ._ggml_types import dequantize_array, quantize_array
-from ._gguf_files import map_file, metadata_of, parse, serialize
-from ._gguf_metadata import GgufMetadata
-from ._gguf_tensors import GgufTensor, Source, add_tensors, make_tensor, read_tensor
-from ._gguf_values import encode_name
+from ._gguf.files import map_file, metadata_of, parse, serialize
+from ._gguf.metadata import GgufMetadata
+from ._gguf.tensors import GgufTensor, Source, add_tensors, make_tensor, read_tensor
+from ._gguf.types import dequantize_array, quantize_array
+from ._gguf.values import encode_name
 from ._handle import own
 from .errors import ForkError, GgufError, LoadError, ModelNotFoundError
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
 
-    from ._ggml_types import AnyType
+    from ._gguf.types import AnyType
 
 __all__ = ["Gguf", "GgufTensor", "dequantize_array", "quantize_array"]
 

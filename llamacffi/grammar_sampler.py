@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._checks import INT32_MAX, check_int, check_text
 from ._ffi import ffi, lib
-from ._gbnf import TokenReference, parse
+from ._sampling.gbnf import TokenReference, parse
 from .errors import ArgumentError, GrammarError, NativeError, TokenizeError, UnsupportedError
 from .log import with_log
 from .token_samplers import TokenSampler, c_strings, check_texts

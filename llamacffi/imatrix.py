@@ -26,7 +26,7 @@ from .gguf import Gguf
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from ._ggml_types import Floats
+    from ._gguf.types import Floats
     from .model import Model
     from .tensor import TensorView
 

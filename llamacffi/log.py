@@ -29,7 +29,7 @@ from typing import NamedTuple, TypeVar, overload
 from ._ffi import ffi, lib
 from .errors import ArgumentError, NativeError
 
-logger = logging.getLogger("llamacffi")
+logger: logging.Logger = logging.getLogger("llamacffi")
 logger.addHandler(logging.NullHandler())  # else logging prints warnings on stderr
 
 LEVELS = {
@@ -108,7 +108,8 @@ class CapturedLog(Sequence[LogLine]):
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return id(self)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import numpy as np
 
 from ._ffi import ffi, lib
 from ._generated.enums import GgmlType
-from ._ggml_types import ggml_type, quantize_array, row_bytes
-from ._gguf_tensors import GgufTensor, computed_tensor
+from ._gguf.tensors import GgufTensor, computed_tensor
+from ._gguf.types import ggml_type, quantize_array, row_bytes
 from ._lora import ALPHA, EMBEDDING, INVOCATION, fits, ggml_shape, pairs, shape_text
 from ._params import CONVERTERS
 from .errors import AdapterError, ArgumentError
@@ -21,7 +21,7 @@ from .gguf import Gguf
 from .shards import check_other, open_all, whole
 
 if TYPE_CHECKING:
-    from ._ggml_types import AnyType, Array, Floats
+    from ._gguf.types import AnyType, Array, Floats
 
 
 @dataclass

@@ -5,9 +5,9 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, Any
 
+from ._context.held_memory import HeldMemory
+from ._context.lineage import END
 from ._ffi import ffi, lib
-from ._held_memory import HeldMemory
-from ._lineage import END
 from ._params import CONVERTERS
 from .errors import ArgumentError, UnsupportedError
 

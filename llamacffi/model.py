@@ -11,9 +11,9 @@ from . import backend
 from ._ffi import lib
 from ._files import file_name
 from ._handle import own
-from ._loading import load_file, load_path, load_splits
-from ._model_info import ModelInfo
-from ._model_params import model_params, used_devices
+from ._model.info import ModelInfo
+from ._model.loading import load_file, load_path, load_splits
+from ._model.params import model_params, used_devices
 from .errors import ForkError
 from .log import drain
 from .vocab import Vocab
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from . import _types as types
     from ._generated.params import ModelParams
-    from ._loading import Path, Progress
+    from ._model.loading import Path, Progress
     from .gguf import Gguf
 
 
@@ -201,7 +201,7 @@ class Model(ModelInfo):
 
         Source: ``llama_model_init_from_user``; ``llama_model_load_from_file_ptr``.
         """
-        from ._making import load_filled, load_gguf
+        from ._model.making import load_filled, load_gguf
 
         given: dict[str, Any] = dict(params)
         if fill is None:
@@ -290,7 +290,7 @@ class Model(ModelInfo):
         self._name = name
         self._vocab: weakref.ref[Vocab] | None = None
         left_out = (name for name in ("vocab_only", "no_alloc") if getattr(struct, name))
-        self.without_weights = next(left_out, None)
+        self.without_weights: str | None = next(left_out, None)
         divided = struct.split_mode == lib.LLAMA_SPLIT_MODE_TENSOR
         self._divided = used_devices(struct) if divided else []
         super().__init__(owner)
@@ -336,7 +336,7 @@ class Model(ModelInfo):
 
         Source: ``llama_model_save_to_file``.
         """
-        from ._saving import save
+        from ._model.saving import save
 
         save(self, path)
 

@@ -18,7 +18,7 @@ from ._atomic import replacing_all
 from ._callbacks import bridged
 from ._ffi import ffi, lib
 from ._generated.enums import Ftype, GgmlType
-from ._ggml_types import dequantize_array, row_bytes
+from ._gguf.types import dequantize_array, row_bytes
 from ._quantize_params import ftype_name, ftype_of, ftypes, quantize_params
 from ._text import c_path
 from .errors import ArgumentError, GgufError, NativeError, QuantizeError, UnsupportedError

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, overload
 
-from ._chain import ChainBase, parts_of
 from ._checks import check_object
 from ._ffi import ffi, lib
-from ._plan import check_order, reseeded
-from ._recommended import chain_of
+from ._sampling.chain import ChainBase, parts_of
+from ._sampling.plan import check_order, reseeded
+from ._sampling.recommended import chain_of
 from .candidates import Candidates
 from .errors import ArgumentError
 from .perf import SamplerPerf

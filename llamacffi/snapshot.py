@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._context.restoring import ON_DEVICE, PARTIAL, Remembering, ends, replace, state_size
 from ._ffi import ffi, lib
 from ._params import CONVERTERS
-from ._restoring import ON_DEVICE, PARTIAL, Remembering, ends, replace, state_size
 from .errors import NativeError, StateError, UnsupportedError
 from .log import drain, with_log
 
 if TYPE_CHECKING:
-    from ._context import ContextBase
+    from ._context.base import ContextBase
 
 
 class Snapshot:

@@ -6,20 +6,20 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from . import _state_format as format
 from ._atomic import replacing
-from ._identity import identity
+from ._context import state_format as format
+from ._context.identity import identity
+from ._context.restoring import Remembering, fits_surely, load, load_plain, save, save_plain
+from ._context.state_format import SavedState
+from ._context.state_format import StateInfo as StateInfo
 from ._params import CONVERTERS
-from ._restoring import Remembering, fits_surely, load, load_plain, save, save_plain
 from ._sources import opened
-from ._state_format import SavedState
-from ._state_format import StateInfo as StateInfo
 from .errors import ArgumentError, StateError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from ._batch_input import Tokens
+    from ._batch.input import Tokens
 
 as_bool = CONVERTERS["bool"]
 # At least as many as the name of an architecture has, and its length.
@@ -139,7 +139,7 @@ class States(Remembering):
 
         Source: ``llama_state_save_file``, ``llama_state_seq_save_file``.
         """
-        from ._batch_input import token_array  # takes numpy, which the rest need not
+        from ._batch.input import token_array  # takes numpy, which the rest need not
 
         seq_id, partial = self._sequence(seq_id), as_bool("partial", partial)
         if as_bool("plain", plain) and partial:

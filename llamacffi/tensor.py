@@ -108,7 +108,7 @@ class TensorView:
         """
         import numpy as np
 
-        from ._ggml_types import DTYPES, dequantize_array
+        from ._gguf.types import DTYPES, dequantize_array
 
         ptr = self.ptr
         if not self._call.computed:
@@ -139,8 +139,8 @@ class Call:
     __slots__ = ("computed", "over")
 
     def __init__(self, computed: bool) -> None:
-        self.computed = computed
-        self.over = False
+        self.computed: bool = computed
+        self.over: bool = False
 
 
 class Observer:

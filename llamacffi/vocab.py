@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ._entries import INT32_MAX, Entries
 from ._ffi import ffi, lib
-from ._sequences import (
+from ._text import Text, encode, encode_all, new_uncleared
+from ._tokens import outside, token_array, token_sequence
+from ._vocab.entries import INT32_MAX, Entries
+from ._vocab.sequences import (
     SequenceError,
     detokenize_all,
     join_tokens,
@@ -17,8 +19,6 @@ from ._sequences import (
     thread_count,
     tokenize_all,
 )
-from ._text import Text, encode, encode_all, new_uncleared
-from ._tokens import outside, token_array, token_sequence
 from .errors import ArgumentError, NativeError, TokenizeError
 from .log import drain, with_log
 

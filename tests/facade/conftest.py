@@ -23,9 +23,7 @@ def model(demo_path: Path) -> Iterator[Model]:
 def vocabularies(llama_cpp: Path) -> Iterator[dict[str, Vocab]]:
     """All vocabularies that come with llama.cpp, by name; do not close their models."""
     files = sorted((llama_cpp / "models").glob("ggml-vocab-*.gguf"))
-    models = {
-        file.stem.removeprefix("ggml-vocab-"): Model(file, vocab_only=True) for file in files
-    }
+    models = {file.stem.removeprefix("ggml-vocab-"): Model(file, vocab_only=True) for file in files}
     yield {name: model.vocab for name, model in models.items()}
     for model in models.values():
         model.close()

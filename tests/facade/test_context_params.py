@@ -14,7 +14,7 @@ from llamacffi import (
     ffi,
     lib,
 )
-from llamacffi._memory_size import available_bytes, cache_bytes
+from llamacffi._context.memory_size import available_bytes, cache_bytes
 from tests.facade.random_models import N_EMBD, N_LAYER
 from tests.facade.test_context import batch_of
 

@@ -21,7 +21,7 @@ from llamacffi import *
 from llamacffi._handle import Handle, live_objects
 from tests.facade.object_graph import build
 from tests.facade.test_fork import outcome
-from llamacffi import _planning, backend
+from llamacffi._context import planning as _planning, backend
 
 def use(made):
     made["chain"].sample(made["first"])

@@ -22,7 +22,7 @@ from llamacffi import (
     lib,
 )
 from llamacffi._generated.enums import GgufType
-from llamacffi._gguf_values import NUMBERS, SHORT
+from llamacffi._gguf.values import NUMBERS, SHORT
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_all_errors_are_in_a_table(root):
 def test_all_reasons_to_finish_are_in_the_table(root):
     from typing import get_args
 
-    from llamacffi._loop import FinishReason
+    from llamacffi._generation.loop import FinishReason
 
     rows = table(root / "docs/guide/generating.md", '"eog"')
     assert set(rows) - {"`finish_reason`", "---", "`None`"} == {

@@ -1,0 +1,1 @@
+"""The parts of `llamacffi.context`, of its memory and of its state."""

@@ -1,0 +1,281 @@
+"""The parameters of a context: converted, and checked before C sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .. import backend
+from .._checks import check_object
+from .._ffi import ffi, lib
+from .._params import fill
+from ..errors import ArgumentError, UnsupportedError
+from ..tensor import Observer
+from .base import ContextBase
+from .memory_size import check_memory
+from .sampling import check_chains
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..sampling import SamplerChain
+
+# Fields of llama_context_params that `Context` fills itself.
+OWNED = {
+    "abort_callback": "use Context.cancel()",
+    "abort_callback_data": "use Context.cancel()",
+    "cb_eval_user_data": "use cb_eval, a Python function, which has its own data",
+    "n_samplers": "it is the number of samplers",
+    "defrag_thold": "llama.cpp no longer defragments its memory, and ignores it",
+}
+
+# The architectures whose contexts use another's: of draft models, for a context of their target.
+SHARING = ("gemma4-assistant", "eagle3", "dflash")
+
+INT32_MAX = 2**31 - 1
+ROPE = ("rope_scaling_type", "rope_freq_base", "rope_freq_scale")
+YARN = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx")
+# Of these, llama.cpp reads some only where it interpolates by YaRN.
+YARN_ALONE = ("yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx")
+
+
+class ContextRequest:
+    """What a context is to be: the struct for C, and what it points to."""
+
+    __slots__ = ("abort", "chains", "keep", "n_outputs_max", "observer", "other", "struct")
+
+    struct: Any
+    """The ``struct llama_context_params *``."""
+    keep: list[object]
+    """What C reads as long as the context lives."""
+    abort: Any
+    """The ``struct llamacffi_abort_flag *`` that C polls."""
+    observer: Observer | None
+    """Who sees the compute graphs."""
+    other: ContextBase | None
+    """The context whose memory or weights this one uses."""
+    chains: dict[int, SamplerChain]
+    """What each sequence is sampled with in the graph."""
+    n_outputs_max: int
+    """How many outputs a batch can have; 0 if as many as tokens."""
+
+    def __init__(self, model: Model, params: Mapping[str, Any]) -> None:
+        """Fill the struct and check it.
+
+        Raises:
+            TypeError: A parameter is unknown, or of another type.
+            ArgumentError: A value is out of range.
+            ContextError: There is not memory enough.
+            UnsupportedError: The model cannot do that, or was loaded without its weights.
+        """
+        check_object("model", model, "Model")
+        self.struct = struct = ffi.new("struct llama_context_params *")
+        struct[0] = lib.llama_context_default_params()
+        struct.n_threads = min(backend.physical_cores(), lib.GGML_MAX_N_THREADS)
+        self.abort = ffi.new("struct llamacffi_abort_flag *")
+        struct.abort_callback = lib.llamacffi_abort_requested
+        struct.abort_callback_data = self.abort
+        self.observer = self.other = None
+        self.chains = {}
+        chains = params.get("samplers")
+        params = {name: value for name, value in params.items() if name != "samplers"}
+        converters = {"cb_eval": self._callback, "ctx_other": self._context}
+        self.keep = fill(struct, "llama_context_params", params, OWNED, converters)
+        if self.observer is not None:
+            struct.cb_eval_user_data = self.observer.handle
+        if "n_threads_batch" not in params:
+            struct.n_threads_batch = struct.n_threads
+        check_ranges(struct, model)
+        if model.without_weights:
+            raise UnsupportedError(f"{model!r} was loaded with {model.without_weights}=True")
+        check_model(struct, model, {name for name in params if params[name] is not None})
+        check_sharing(self.other, struct, model)
+        self.n_outputs_max = struct.n_outputs_max
+        check_memory(struct, model)
+        if chains is not None:
+            self.chains = check_chains(chains, struct.n_seq_max)
+
+    def _callback(self, function: Any) -> tuple[Any, object]:
+        """Convert ``cb_eval``."""
+        if function is None:
+            return ffi.NULL, None
+        if not callable(function) or isinstance(function, ffi.CData):
+            raise TypeError(f"cb_eval must be a Python function, not {function!r}")
+        self.observer = Observer(function, self.abort)
+        return lib.llamacffi_on_eval, self.observer.handle
+
+    def _context(self, other: Any) -> tuple[Any, object]:
+        """Convert ``ctx_other``."""
+        if other is None:
+            return ffi.NULL, None
+        if not isinstance(other, ContextBase):
+            raise TypeError(f"ctx_other must be a Context, not {other!r}")
+        self.other = other
+        return other.ptr, other.ptr  # the pointer is what keeps it alive
+
+
+def check_ranges(struct: Any, model: Model) -> None:
+    """Check the numbers that llama.cpp would assert, adjust, or compute nonsense with."""
+    for name, least, most in (
+        ("n_batch", 1, INT32_MAX),
+        ("n_ubatch", 1, INT32_MAX),
+        ("n_ctx", 0, INT32_MAX),
+        ("n_seq_max", 1, lib.llama_max_parallel_sequences()),
+        ("n_threads", 1, lib.GGML_MAX_N_THREADS),
+        ("n_threads_batch", 1, lib.GGML_MAX_N_THREADS),
+    ):
+        value = getattr(struct, name)
+        if not least <= value <= most:
+            raise ArgumentError(f"{name}={value} is not in {least} to {most}")
+    if not struct.n_ctx and not lib.llama_model_n_ctx_train(model.ptr):
+        raise ArgumentError("n_ctx=0 is the model's own, which its file does not tell: give one")
+    for name in ("rope_freq_base", "rope_freq_scale"):
+        if (number := getattr(struct, name)) < 0:
+            raise ArgumentError(f"{name}={number} must be above 0, or 0 for the model's own")
+    _check_outputs(struct)
+    for name in ("type_k", "type_v"):
+        _check_cache_type(name, getattr(struct, name))
+    disabled = struct.flash_attn_type == lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if disabled and lib.ggml_is_quantized(struct.type_v):
+        raise ArgumentError(
+            "type_v is quantized, which needs flash attention: leave out flash_attn_type"
+        )
+
+
+def _check_outputs(struct: Any) -> None:
+    """Check that each sequence can have an output: llama.cpp makes room for that at once."""
+    n_seq_max = struct.n_seq_max
+    for name in ("n_ctx", "n_batch", "n_outputs_max"):
+        value = getattr(struct, name)
+        if (value or name == "n_batch") and value < n_seq_max:
+            raise ArgumentError(
+                f"{name}={value} is less than n_seq_max={n_seq_max}: each sequence needs a place"
+            )
+
+
+def _check_cache_type(name: str, number: int) -> None:
+    """Check that attention can compute with a type: some are only for weights or indices.
+
+    Without these functions llama.cpp would call NULL.
+    """
+    known = 0 <= number < lib.GGML_TYPE_COUNT
+    plain = number == lib.GGML_TYPE_F32  # used as it is
+    if known and not plain:
+        on_cpu = lib.ggml_get_type_traits_cpu(number)
+        reads = on_cpu.vec_dot if name == "type_k" else lib.ggml_get_type_traits(number).to_float
+        known = on_cpu.from_float != ffi.NULL and reads != ffi.NULL
+    if not known:
+        raise ArgumentError(f"{name}={number} is not a type that a cache can have")
+
+
+def check_model(struct: Any, model: Model, given: set[str]) -> None:
+    """Check what this model would ignore, or answer with nonsense.
+
+    Args:
+        struct: The parameters.
+        model: The model.
+        given: Those that the user has chosen.
+
+    Raises:
+        UnsupportedError: The model cannot do that.
+        ArgumentError: A parameter has no effect beside the others.
+    """
+    ptr = model.ptr
+    if struct.ctx_type == lib.LLAMA_CONTEXT_TYPE_MTP and not lib.llama_model_n_layer_nextn(ptr):
+        raise UnsupportedError(
+            f"{model!r} has no layers for multi-token prediction: load one that has, with "
+            "load_mtp=True"
+        )
+    encodes = lib.llama_model_has_encoder(ptr)
+    if encodes and struct.n_outputs_max:
+        raise UnsupportedError("an encoder has an output for each token: leave out n_outputs_max")
+    pooled = struct.pooling_type not in (
+        lib.LLAMA_POOLING_TYPE_UNSPECIFIED,
+        lib.LLAMA_POOLING_TYPE_NONE,
+    )
+    if encodes and lib.llama_model_has_decoder(ptr) and architecture(model) not in SHARING:
+        if pooled:
+            raise UnsupportedError(
+                "the decoder reads the encoder's output for each token: leave out pooling_type"
+            )
+        if struct.n_seq_max > 1 and not struct.kv_unified:
+            raise UnsupportedError(
+                "the decoder of this model has one buffer for all sequences: give kv_unified=True"
+            )
+    _check_rope(struct, model, given)
+
+
+def _check_rope(struct: Any, model: Model, given: set[str]) -> None:
+    """Check that what is said of positions reaches them."""
+    defaults = lib.llama_context_default_params()
+    chosen = [
+        name
+        for name in (*ROPE, *YARN)
+        if name in given and getattr(struct, name) != getattr(defaults, name)
+    ]
+    if chosen and lib.llama_model_rope_type(model.ptr) == lib.LLAMA_ROPE_TYPE_NONE:
+        raise UnsupportedError(f"{model!r} has no rotary positions: leave out {chosen[0]}")
+    alone = [name for name in chosen if name in YARN_ALONE]
+    if alone and not _interpolates(struct, model):
+        raise ArgumentError(
+            f"{alone[0]} is for YaRN, which this context does not use: give "
+            'rope_scaling_type="yarn", or a yarn_ext_factor'
+        )
+
+
+def _interpolates(struct: Any, model: Model) -> bool:
+    """Return whether positions are scaled by YaRN."""
+    if struct.yarn_ext_factor >= 0:
+        return bool(struct.yarn_ext_factor > 0)
+    key = f"{architecture(model)}.rope.scaling"
+    if own := model.metadata.get(f"{key}.yarn_ext_factor"):
+        return float(own) > 0
+    if struct.rope_scaling_type != lib.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED:
+        return bool(struct.rope_scaling_type == lib.LLAMA_ROPE_SCALING_TYPE_YARN)
+    return model.metadata.get(f"{key}.type") == "yarn"
+
+
+def check_sharing(other: ContextBase | None, struct: Any, model: Model) -> None:
+    """Check that a context can use what another has: llama.cpp ignores it, or takes all on trust.
+
+    Raises:
+        UnsupportedError: This model shares nothing.
+        ArgumentError: The other context does not fit.
+    """
+    if other is None:
+        return
+    own = architecture(model)
+    if own not in SHARING:
+        raise UnsupportedError(
+            f"a context of {own!r} uses nothing of another: ctx_other is for draft models "
+            f"({', '.join(SHARING)})"
+        )
+    n_vocab, theirs = len(model.vocab), len(other.model.vocab)
+    if n_vocab != theirs:
+        raise ArgumentError(
+            f"ctx_other is of a model with {theirs} tokens, and this one has {n_vocab}: a draft "
+            "model has the vocabulary of its target"
+        )
+    if own == "gemma4-assistant":
+        _check_shared_memory(other, struct)
+
+
+def _check_shared_memory(other: ContextBase, struct: Any) -> None:
+    """Check that two contexts can share one memory, which llama.cpp resizes for the new one."""
+    target = architecture(other.model)
+    if target != "gemma4":
+        raise ArgumentError(f"ctx_other is of {target!r}; a gemma4-assistant drafts for gemma4")
+    n_seq_max, unified = lib.llama_n_seq_max(other.ptr), bool(struct.kv_unified)
+    if (struct.n_seq_max, unified) != (n_seq_max, other.kv_unified):
+        raise ArgumentError(
+            f"ctx_other has n_seq_max={n_seq_max} and kv_unified={other.kv_unified}: give the same"
+        )
+    memory = lib.llama_get_memory(other.ptr)
+    if any(lib.llama_memory_seq_pos_max(memory, i) >= 0 for i in range(n_seq_max)):
+        raise ArgumentError(
+            "ctx_other remembers tokens, which llama.cpp would forget: create both contexts first"
+        )
+
+
+def architecture(model: Model) -> str:
+    """Return the name of the model's architecture, such as ``"llama"``."""
+    return model.metadata.get("general.architecture", "")

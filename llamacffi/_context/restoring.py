@@ -1,0 +1,334 @@
+"""Saving and loading what a context remembers, so that a failure changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .._atomic import part_of
+from .._checks import check_int
+from .._ffi import ffi, lib
+from .._text import c_path, new_uncleared
+from ..errors import NativeError, StateError, UnsupportedError
+from ..log import drain, with_log
+from .state_format import PLAIN_HEADER, SavedState, StateWriter
+from .threads import Threads
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PARTIAL, ON_DEVICE = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, lib.LLAMA_STATE_SEQ_FLAGS_ON_DEVICE
+# What C writes before the state of a sequence in memory, and not in a file: a magic number, its id.
+SEQUENCE_PREFIX = 8
+
+
+class Remembering(Threads):
+    """What saving and loading need of a `Context`."""
+
+    __slots__ = ()
+
+    def _sequence(self, seq_id: int | None) -> int | None:
+        """Return the number of a sequence, or None for all.
+
+        Raises:
+            ArgumentError: There is no such sequence.
+            TypeError: It is no integer.
+        """
+        if seq_id is None:
+            return None
+        last = lib.llama_n_seq_max(self.ptr) - 1
+        check_int("seq_id", seq_id, 0, last, ": create the Context with a larger n_seq_max")
+        return operator.index(seq_id)
+
+    @contextmanager
+    def _remembering(self, *, loading: bool = False) -> Iterator[Any]:
+        """Hold the context, with a memory in which nothing is left to be done; yield its pointer.
+
+        Args:
+            loading: Whether what is there is to be replaced: it need not be in order.
+
+        Raises:
+            UnsupportedError: The model has no memory.
+            StateError: What is left to be done fails.
+        """
+        ptr = self.ptr
+        if lib.llama_get_memory(ptr) == ffi.NULL:
+            raise UnsupportedError("this model has no memory: it sees one batch at a time")
+        with self.computing(2):
+            # What was moved or copied is so only for the next decode, and would be saved as it was.
+            # To be stopped would leave it half done, without a word.
+            lib.llama_set_abort_callback(ptr, ffi.NULL, ffi.NULL)
+            try:
+                if not self._applied.planned:
+                    self._applied.plan(ptr)
+                lib.llamacffi_memory_update(ptr)
+            except NativeError as error:
+                self._applied.plan_anew(ptr)
+                if not loading:
+                    raise StateError(f"the memory cannot be brought up to date: {error}") from error
+            finally:
+                lib.llama_set_abort_callback(ptr, lib.llamacffi_abort_requested, self._abort)
+            yield ptr
+        drain()
+
+    def _forget_outputs(self, seq_id: int | None, end: int | None) -> None:
+        """Note that a state was loaded; ``end`` is where a partial one has taken its sequence."""
+        self._outputs = None  # they are not those of what is in memory now
+        if seq_id is not None and end is not None:
+            self._lineage.removed(seq_id, end + 1)
+        else:
+            self._lineage.loaded(seq_id)
+
+
+def save(
+    ptr: Any, identity: Mapping[str, Any], tokens: bytes, seq_id: int | None, partial: bool
+) -> bytes:
+    """Return the state of a sequence, or of all.
+
+    Raises:
+        StateError: llama.cpp cannot save it.
+    """
+    drain()
+    try:
+        size = state_size(ptr, seq_id, PARTIAL if partial else 0)
+        # What has no rest is not partial, and needs none to be loaded.
+        partial = partial and size != state_size(ptr, seq_id, 0)
+        kind = {"seq_id": seq_id, "partial": partial, "ends": ends(ptr, seq_id)}
+        writer = StateWriter({**identity, **kind}, tokens, size)
+        n_bytes = _get(ptr, writer.data, size, seq_id, PARTIAL if partial else 0)
+    except NativeError as error:
+        raise with_log(StateError(f"llama.cpp cannot save the state: {error}")) from error
+    if not size or n_bytes != size:
+        raise with_log(StateError(f"llama.cpp saved {n_bytes} of {size} bytes of the state"))
+    return writer.finish()
+
+
+def save_plain(ptr: Any, path: str | os.PathLike[str], tokens: bytes, seq_id: int | None) -> None:
+    """Write a file of llama.cpp's own, at once or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+        StateError: llama.cpp cannot save it.
+    """
+    drain()
+    n_tokens = len(tokens) // 4
+    size = state_size(ptr, seq_id, 0)
+    part = part_of(path)
+    with open(part, "xb"):  # here a failure has a reason
+        pass
+    try:
+        _write_plain(ptr, part, tokens, seq_id)
+        expected = PLAIN_HEADER.size + 4 * n_tokens + size
+        written = part.stat().st_size + (0 if seq_id is None else SEQUENCE_PREFIX)
+        if not size or written != expected:  # C does not look whether the last bytes went out
+            raise OSError(errno.EIO, f"only {written} of {expected} bytes were written", str(path))
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _write_plain(ptr: Any, part: Path, tokens: bytes, seq_id: int | None) -> None:
+    c_tokens, n_tokens = ffi.from_buffer("llama_token[]", tokens), len(tokens) // 4
+    name = c_path(part)
+    try:
+        if seq_id is None:
+            written = int(lib.llama_state_save_file(ptr, name, c_tokens, n_tokens))
+        else:
+            written = lib.llama_state_seq_save_file(ptr, name, seq_id, c_tokens, n_tokens)
+    except NativeError as error:
+        raise with_log(StateError(f"llama.cpp cannot save the state: {error}")) from error
+    if not written:
+        raise with_log(StateError("llama.cpp cannot save the state"))
+
+
+def load(ptr: Any, saved: SavedState, seq_id: int | None, *, copy_first: bool) -> None:
+    """Load a state that was compared with the context.
+
+    Args:
+        ptr: The ``struct llama_context *``.
+        saved: The state.
+        seq_id: Where to.
+        copy_first: Copy what it replaces, to put it back if llama.cpp cannot load the state.
+
+    Raises:
+        StateError: llama.cpp cannot load it.
+    """
+    flags = PARTIAL if saved.partial else 0
+
+    def put() -> None:
+        # Let go of at once: in a cycle, as of an exception, CPython would free the view first.
+        with ffi.from_buffer("uint8_t[]", saved.data) as source:
+            n_bytes = _set(ptr, source, len(saved.data), seq_id, flags)
+        if n_bytes != len(saved.data):
+            raise StateError(
+                f"llama.cpp cannot load the state: it has taken {n_bytes} of {len(saved.data)} "
+                "bytes; is there room for its tokens beside those of other sequences?"
+            )
+
+    replace(ptr, put, saved.ends, seq_id, partial=saved.partial, copy_first=copy_first)
+
+
+def load_plain(
+    ptr: Any, path: str | os.PathLike[str], seq_id: int | None, n_tokens: int
+) -> list[int]:
+    """Load one of llama.cpp's own files, and return its tokens.
+
+    Raises:
+        StateError: llama.cpp cannot load it, or it is damaged.
+    """
+    tokens, count = ffi.new("llama_token[]", max(n_tokens, 1)), ffi.new("size_t *")
+    name = c_path(path)
+
+    def put() -> None:
+        if seq_id is None:
+            loaded = int(lib.llama_state_load_file(ptr, name, tokens, n_tokens, count))
+        else:
+            loaded = lib.llama_state_seq_load_file(ptr, name, seq_id, tokens, n_tokens, count)
+        if not loaded or count[0] != n_tokens:
+            raise StateError(f"llama.cpp cannot load {os.fspath(path)!r}")
+        memory = lib.llama_get_memory(ptr)
+        for i in range(lib.llama_n_seq_max(ptr)):
+            first = lib.llama_memory_seq_pos_min(memory, i)
+            last = lib.llama_memory_seq_pos_max(memory, i)
+            if not (first == last == -1 or 0 <= first <= last < 2**31 - 1):
+                raise StateError(
+                    f"{os.fspath(path)!r} is damaged: it has positions {first} to {last}"
+                )
+
+    # All of it: a damaged position can be one that no removal of a sequence finds.
+    replace(ptr, put, None, seq_id, partial=False, copy_first=True, copy_all=True)
+    return ffi.unpack(tokens, n_tokens)  # type: ignore[no-any-return]
+
+
+def replace(
+    ptr: Any,
+    put: Callable[[], None],
+    expected: Mapping[int, int] | None,
+    seq_id: int | None,
+    *,
+    partial: bool,
+    copy_first: bool,
+    copy_all: bool = False,
+) -> None:
+    """Replace what is in memory; if it fails, put back what was there.
+
+    Args:
+        ptr: The ``struct llama_context *``.
+        put: Puts something else there, or raises.
+        expected: Where each sequence must end then; None if that is not known.
+        seq_id: The sequence that is replaced; None is all.
+        partial: Whether only what a rollback does not leave is.
+        copy_first: Whether to copy what is there now, without which it cannot be put back.
+        copy_all: Whether to copy other sequences too.
+
+    Raises:
+        StateError: It failed.
+    """
+    memory = lib.llama_get_memory(ptr)
+    end = max(expected.values()) if expected and partial else None
+    if end is not None:
+        assert seq_id is not None
+        _check_rest(memory, end, seq_id)
+    flags = PARTIAL if partial else 0
+    kept = None if copy_all else seq_id
+    before = ends(ptr, kept)
+    copy = _copy(ptr, kept, flags) if before and copy_first else None
+    try:
+        drain()
+        if end is None and seq_id is not None:
+            _forget(memory, seq_id)  # C leaves what is there if a saved sequence was empty
+        put()
+        if end is not None and seq_id is not None:
+            lib.llama_memory_seq_rm(memory, seq_id, end + 1, -1)
+        _check_ends(ptr, expected, seq_id)
+    except (NativeError, StateError) as error:
+        if copy is None or end is None:
+            _forget(memory, kept)
+        if copy is not None:
+            _set(ptr, copy, len(copy), kept, flags)
+        lost = "; what it was to replace is forgotten" if before and copy is None else ""
+        cause = error if isinstance(error, NativeError) else None
+        raise with_log(StateError(f"{error}{lost}")) from cause
+
+
+def fits_surely(ptr: Any, saved: SavedState, seq_id: int | None) -> bool:
+    """Return whether it is certain that there is room for a state."""
+    was = saved.identity
+    if was["n_ctx_seq"] > lib.llama_n_ctx_seq(ptr):
+        return False
+    if seq_id is None:
+        n_swa = lib.llama_model_n_swa(lib.llama_get_model(ptr))
+        return bool(was["n_seq_max"] <= lib.llama_n_seq_max(ptr) and not n_swa)
+    return was["params"].get("n_buffers") != 1 or set(ends(ptr, None)) <= {seq_id}
+
+
+def ends(ptr: Any, seq_id: int | None) -> dict[int, int]:
+    """Return the last position of a sequence, or of all, unless they are empty."""
+    memory = lib.llama_get_memory(ptr)
+    seq_ids = range(lib.llama_n_seq_max(ptr)) if seq_id is None else [seq_id]
+    found = {i: lib.llama_memory_seq_pos_max(memory, i) for i in seq_ids}
+    return {i: end for i, end in found.items() if end >= 0}
+
+
+def state_size(ptr: Any, seq_id: int | None, flags: int) -> int:
+    """Return the size of a state in bytes; 0 if llama.cpp cannot save it."""
+    if seq_id is None:
+        return int(lib.llama_state_get_size(ptr))
+    return int(lib.llama_state_seq_get_size_ext(ptr, seq_id, flags))
+
+
+def _get(ptr: Any, target: Any, size: int, seq_id: int | None, flags: int) -> int:
+    if seq_id is None:
+        return int(lib.llama_state_get_data(ptr, target, size))
+    return int(lib.llama_state_seq_get_data_ext(ptr, target, size, seq_id, flags))
+
+
+def _set(ptr: Any, source: Any, size: int, seq_id: int | None, flags: int) -> int:
+    if seq_id is None:
+        return int(lib.llama_state_set_data(ptr, source, size))
+    return int(lib.llama_state_seq_set_data_ext(ptr, source, size, seq_id, flags))
+
+
+def _copy(ptr: Any, seq_id: int | None, flags: int) -> Any:
+    """Return a copy of a state, to put it back."""
+    size = state_size(ptr, seq_id, flags)
+    copy = new_uncleared("uint8_t[]", size)
+    if not size or _get(ptr, copy, size, seq_id, flags) != size:
+        raise with_log(StateError("llama.cpp cannot save what the state would replace"))
+    return copy
+
+
+def _forget(memory: Any, seq_id: int | None) -> None:
+    if seq_id is None:
+        lib.llama_memory_clear(memory, True)
+    else:
+        lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
+
+
+def _check_rest(memory: Any, end: int, seq_id: int) -> None:
+    """Check that the tokens which a partial state continues are still there."""
+    there = lib.llama_memory_seq_pos_max(memory, seq_id)
+    if there < end:
+        raise StateError(
+            f"a partial state continues the tokens up to position {end}, and sequence {seq_id} "
+            + (f"ends at {there}" if there >= 0 else "is empty")
+        )
+
+
+def _check_ends(ptr: Any, expected: Mapping[int, int] | None, seq_id: int | None) -> None:
+    """Check that memory has what was saved."""
+    if expected is None:
+        return
+    wanted = dict(expected)
+    if seq_id is not None and wanted:
+        wanted = {seq_id: max(wanted.values())}
+    found = ends(ptr, seq_id)
+    if found != wanted:
+        raise StateError(
+            f"llama.cpp has not loaded the state: sequences end at {found}, and not {wanted}"
+        )

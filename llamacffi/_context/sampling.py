@@ -1,0 +1,318 @@
+"""Sampling in the graph of a context: on the device, before anything is copied from it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from .._checks import check_int
+from .._ffi import ffi, lib
+from .._sampling.chain import ChainBase, parts_of
+from ..errors import ArgumentError, UnsupportedError
+from ..log import with_log
+from ..samplers import Greedy, MinP, Sampler, Temp, TempExt, TopK, TopP
+from ..sampling import SamplerChain
+from ..token_samplers import LogitBias
+from .outputs import Outputs, index
+from .threads import Threads
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from ..model import Model
+
+
+class BackendSampling(Outputs, Threads):
+    """The part of a `Context` that samples in its graph."""
+
+    __slots__ = ()
+
+    @property
+    def samplers(self) -> Mapping[int, SamplerChain]:
+        """The chains that it samples with in its graph, by sequence."""
+        self.ptr  # noqa: B018  raises if closed
+        return MappingProxyType(dict(self._chains))
+
+    def set_sampler(self, seq_id: int, chain: SamplerChain | None) -> None:
+        """Sample a sequence in the graph, from the next batch on, or no longer.
+
+        llama.cpp runs as many samplers there as it can, from the first on; `SamplerChain.names`
+        shows them with a ``+``.  `SamplerChain.sample` runs the others, or takes the token that was
+        chosen if all were.  The probabilities are the same as without this, but for rounding; from
+        the same seed come the same tokens, unless `TopK` or ties have the candidates in another
+        order.
+
+        Meanwhile the chain is for this sequence of this context alone; closing it takes it back.
+        The outputs of the last batch are gone.  A sequence can have ``n_outputs_max_per_seq``
+        outputs in a batch.  To create the context with ``samplers`` is faster than to set them
+        afterwards.
+
+        Args:
+            seq_id: The sequence.
+            chain: Its samplers; None for none.
+
+        Raises:
+            ArgumentError: The chain is in use like this already, or for another vocabulary.
+            UnsupportedError: llama.cpp cannot run even its first sampler in the graph.
+
+        Source: ``llama_set_sampler``.
+        """
+        ptr = self.ptr
+        check_int("seq_id", seq_id, 0, lib.llama_n_seq_max(ptr) - 1)
+        if chain is not None and self._chains.get(seq_id) is chain:
+            return
+        if chain is not None:
+            _check_free(chain)
+        with self.exclusive:
+            self._settle_outputs(ptr)
+            if chain is not None:
+                with chain._exclusive:
+                    chain._settle_for(self)
+                    _enter(chain, len(self._vocab))
+                    self._replace(ptr, seq_id, None)
+                    self._replace(ptr, seq_id, chain)
+            else:
+                self._replace(ptr, seq_id, None)
+
+    def sampled_token(self, i: int = -1) -> int | None:
+        """Return the token that was chosen in the graph; None if the graph does not choose.
+
+        `SamplerChain.sample` returns it too, and has it accepted.
+
+        Args:
+            i: Index into the batch decoded last, in tokens; -1 is the last output.
+
+        Raises:
+            IndexError: Token ``i`` was added without an output.
+
+        Source: ``llama_get_sampled_token_ith``.
+        """
+        i = index(i, "i")
+        with self.exclusive:
+            ptr = self.ptr
+            self.check_output(i)
+            token: int = lib.llama_get_sampled_token_ith(ptr, i)
+        return None if token == lib.LLAMA_TOKEN_NULL else token
+
+    def sampled_logits(self, i: int = -1) -> npt.NDArray[np.float32] | None:
+        """Return the scores that the samplers in the graph have left.
+
+        Returns:
+            float32, in the order of `sampled_candidates`, ``-inf`` for what is ruled out; the
+            caller's own.  None if the output was not sampled in the graph.
+
+        Source: ``llama_get_sampled_logits_ith``, ``llama_get_sampled_logits_count_ith``.
+        """
+        return self._sampled(
+            i, lib.llama_get_sampled_logits_ith, lib.llama_get_sampled_logits_count_ith, "f4"
+        )
+
+    def sampled_probs(self, i: int = -1) -> npt.NDArray[np.float32] | None:
+        """Return the probabilities by which the graph has chosen.
+
+        Returns:
+            float32, in the order of `sampled_candidates`; the caller's own.  None if the graph has
+            not chosen, or not by probability.
+
+        Source: ``llama_get_sampled_probs_ith``, ``llama_get_sampled_probs_count_ith``.
+        """
+        return self._sampled(
+            i, lib.llama_get_sampled_probs_ith, lib.llama_get_sampled_probs_count_ith, "f4"
+        )
+
+    def sampled_candidates(self, i: int = -1) -> npt.NDArray[np.int32] | None:
+        """Return the tokens that the samplers in the graph have left.
+
+        Returns:
+            int32; the caller's own.  None if the output was not sampled in the graph.
+
+        Source: ``llama_get_sampled_candidates_ith``, ``llama_get_sampled_logits_count_ith``.
+        """
+        # There are as many as scores; where all tokens are left, llama.cpp does not count them.
+        logits = self.sampled_logits(i)
+        if logits is None:
+            return None
+        return self._sampled(
+            i, lib.llama_get_sampled_candidates_ith, lambda _ptr, _i: len(logits), "i4"
+        )
+
+    def close(self) -> None:
+        """Free the C object now, after everything made from it.  Idempotent.
+
+        Only a call still running in another thread, or a live zero-copy array, delays the free
+        until it is done.
+        """
+        chains, self._chains = self._chains, {}
+        super().close()
+        for chain in chains.values():
+            chain._attached = _gone
+
+    def _sampled(
+        self, i: int, get: Callable[..., Any], count: Callable[..., int], dtype: str
+    ) -> npt.NDArray[Any] | None:
+        """Return a copy of what a getter points to."""
+        import numpy as np
+
+        i = index(i, "i")
+        with self.exclusive:
+            ptr = self.ptr
+            self.check_output(i)
+            if not self._chains or lib.llama_get_sampled_logits_ith(ptr, i) == ffi.NULL:
+                return None
+            pointer, n = get(ptr, i), count(ptr, i)
+            if pointer == ffi.NULL or not n:
+                return None
+            found: npt.NDArray[Any] = np.frombuffer(ffi.buffer(pointer, n * 4), dtype)
+            return np.array(found)
+
+    def _settle_outputs(self, ptr: Any) -> None:
+        self._exports.check_none()
+        if self._outputs is not None:
+            # Puts the rows in order while it is known which of them were sampled.
+            lib.llama_get_logits(ptr)
+        self._outputs = None
+
+    def _replace(self, ptr: Any, seq_id: int, chain: SamplerChain | None) -> None:
+        """Set the chain of a sequence; who calls holds the context, and the chain."""
+        self._applied.planned = False
+        if chain is None:
+            before = self._chains.pop(seq_id, None)
+            lib.llama_set_sampler(ptr, seq_id, ffi.NULL)
+            self._chain_owners.pop(seq_id, None)
+            self._hold_chains()
+            if before is not None:
+                before._attached = _gone
+            return
+        owner = chain._owner
+        try:
+            if not lib.llama_set_sampler(ptr, seq_id, owner):
+                raise with_log(UnsupportedError("the context does not sample in its graph"))
+            check_first(chain)
+        except BaseException:
+            lib.llama_set_sampler(ptr, seq_id, ffi.NULL)
+            chain._leave_graph()
+            raise
+        self._attach(seq_id, chain)
+
+    def _attach(self, seq_id: int, chain: SamplerChain) -> None:
+        """Note that C has the chain."""
+        chain._attached = weakref.ref(self)
+        self._chains[seq_id], self._chain_owners[seq_id] = chain, chain._owner
+        self._hold_chains()
+
+    def _hold_chains(self) -> None:
+        """Let nobody else use the chains while C computes."""
+        self._pools.hold([chain._exclusive for chain in self._chains.values()])
+
+    def _drop(self, chain: ChainBase) -> None:
+        """Let go of a chain that is being closed."""
+        for seq_id, one in self._chains.items():
+            if one is chain:
+                self.set_sampler(seq_id, None)
+                return
+
+
+def check_chains(chains: Any, n_seq_max: int) -> dict[int, SamplerChain]:
+    """Check the parameter ``samplers`` of a context."""
+    if not isinstance(chains, Mapping):
+        raise TypeError(f"samplers must be a mapping of sequences to chains, not {chains!r}")
+    for seq_id, chain in chains.items():
+        check_int("samplers: sequence", seq_id, 0, n_seq_max - 1)
+        _check_free(chain)
+    if len(set(map(id, chains.values()))) < len(chains):
+        raise ArgumentError("samplers: a chain is for one sequence, and one of them is for several")
+    return dict(chains)
+
+
+@contextmanager
+def given(chains: Mapping[int, SamplerChain], model: Model, struct: Any) -> Iterator[None]:
+    """Give chains to the context that is created in the ``with``; take them back if it fails."""
+    configs = ffi.new("struct llama_sampler_seq_config[]", len(chains))
+    entered: list[SamplerChain] = []
+    try:
+        for config, (seq_id, chain) in zip(configs, chains.items(), strict=True):
+            with chain._exclusive:
+                chain._settle_for_vocab(model.vocab)
+                _enter(chain, len(model.vocab))
+                chain._attached = _gone  # until it is in the context
+                entered.append(chain)
+                config.seq_id, config.sampler = seq_id, chain._owner
+        struct.samplers, struct.n_samplers = configs, len(chains)
+        yield
+    except BaseException:
+        for chain in entered:
+            with chain._exclusive:
+                chain._leave_graph()
+        raise
+    finally:
+        struct.samplers, struct.n_samplers = ffi.NULL, 0
+
+
+def _check_free(chain: Any) -> None:
+    if not isinstance(chain, SamplerChain):
+        raise TypeError(f"a sequence is sampled by a SamplerChain, not {chain!r}")
+    if chain._attached is not None and chain._attached() is not None:
+        raise ArgumentError(f"{chain!r} is in use in the graph of a context already")
+
+
+def _enter(chain: SamplerChain, n_vocab: int) -> None:
+    """Get a chain ready for a graph; who calls holds it.
+
+    Raises:
+        UnsupportedError: Not even its first sampler can run there.
+    """
+    owner, plan = chain._ready(), chain._plan
+    stop = first_wrong(plan, n_vocab)
+    first = parts_of(owner)[:1]
+    if not first or stop == 0 or first[0].iface.backend_init == ffi.NULL:
+        what = repr(plan[0]) if plan else "an empty chain"
+        raise UnsupportedError(
+            f"llama.cpp cannot run {what} in the graph of a context: sample without set_sampler"
+        )
+    chain._enter_graph(stop)
+
+
+def check_first(chain: SamplerChain) -> None:
+    """Check that the first sampler runs in the graph, with this model and on its device."""
+    name = ffi.string(lib.llama_sampler_name(parts_of(chain._owner)[0])).decode()
+    if name[0] not in "+?":  # on, or switched off
+        what = name.removeprefix("-")
+        raise with_log(UnsupportedError(f"the context cannot run {what!r} in its graph"))
+
+
+def first_wrong(plan: Sequence[Sampler], n_vocab: int) -> int | None:
+    """Return the first sampler that llama.cpp would run wrongly in a graph; None if there is none.
+
+    There `Greedy` and `LogitBias` take the place of a candidate for its token, once some were
+    removed or ordered; `TopK` asserts that there are so many; and nothing regards ``min_keep``.
+    """
+    n, in_order = n_vocab, True
+    for k, sampler in enumerate(plan):
+        reduced = False
+        if isinstance(sampler, Greedy | LogitBias):
+            wrong = not in_order
+        elif isinstance(sampler, TopK) and sampler.k:
+            wrong, n, reduced = sampler.k > n, sampler.k, True
+        elif isinstance(sampler, TopP) and sampler.p < 1:
+            wrong, reduced = sampler.min_keep > 1, True
+        elif isinstance(sampler, MinP) and sampler.p > 0:
+            wrong = sampler.min_keep > 1
+        elif isinstance(sampler, TempExt) and sampler.t > 0 and sampler.delta > 0:
+            wrong = n == 1  # it divides by the logarithm of that
+        elif isinstance(sampler, Temp | TempExt) and sampler.t == 0:
+            wrong, n, reduced = False, 1, True
+        else:
+            continue
+        if wrong:
+            return k
+        in_order = in_order and not reduced
+    return None
+
+
+def _gone() -> None:
+    """Stand for a context that is there no longer, as a weak reference to it does."""
+    return None

@@ -1,0 +1,104 @@
+"""From one token to the next, with as little Python as can be.
+
+With a model so small that a token takes 0.3 ms, one sees what Python adds: the weights that stream
+through the processor's cache throw the interpreter out of it each time, so that every Python
+function takes a microsecond, and `Context.decode` and `SamplerChain.sample` are twenty-five.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .._context.settling import roll_back
+from .._ffi import lib
+from ..batch import Batch
+from ..errors import NativeError
+from ..log import drain
+
+if TYPE_CHECKING:
+    from ..context import Context
+    from ..sampling import SamplerChain
+
+
+class Step:
+    """Decodes a token and chooses the next, as `Context.decode` and `SamplerChain.sample` do.
+
+    It takes a short way while context and chain are ordinary ones, for which those functions check
+    nothing more; that is looked at each time.  Else, and where something fails, it takes the long
+    one.
+    """
+
+    def __init__(self, context: Context, chain: SamplerChain, seq_id: int) -> None:
+        self._context = context
+        self._chain = chain
+        self._seq_id = seq_id
+        self._batch = Batch(1)
+
+    def __call__(self, token: int, pos: int) -> int:
+        """Decode a token that the chain has chosen, and choose the next.
+
+        Args:
+            token: The token.
+            pos: Its position.
+        """
+        context, chain, batch = self._context, self._chain, self._batch
+        batch.set_one(token, pos, self._seq_id)
+        ptr, outer, inner = context.ptr, context.exclusive, chain._exclusive
+        if not outer._lock.acquire(blocking=False):
+            outer._refuse()
+        try:
+            if not inner._lock.acquire(blocking=False):
+                inner._refuse()
+            try:
+                chosen = self._short_way(ptr)
+            finally:
+                inner.__exit__()
+        finally:
+            outer.__exit__()
+        if chosen is None:
+            context.decode(batch)
+            return chain.sample(context)
+        drain()
+        if chosen < 0:
+            raise chain._failure(chosen)
+        return chosen
+
+    def _short_way(self, ptr: Any) -> int | None:
+        """Decode and sample, if there is nothing to it; both are held.
+
+        Returns:
+            What `llamacffi_chain_sample` does; None if the long way has to be taken.
+        """
+        context, chain = self._context, self._chain
+        computing, lineage = context._computing, context._lineage
+        owner = chain._owner  # and keeps it alive
+        if (
+            computing is None
+            or not computing[0].pools.alone
+            or context._special
+            or context._memoryless
+            or not context._has_logits
+            or context._observer is not None
+            or context._other_context is not None
+            or context._chains
+            or context._exports.count
+            or context._abort.requested
+            or not context._applied.planned
+            or lineage.watches
+            or lineage.turning
+            or owner is None
+            or chain._attached is not None
+            or chain._prepared() is not context._vocab
+        ):
+            return None
+        context._outputs = None
+        try:
+            code = lib.llama_decode(ptr, self._batch._value)
+        except NativeError:
+            roll_back(ptr, self._batch, lineage)
+            raise
+        if code:
+            context._fail(ptr, self._batch, code, None, False)
+        context._outputs, context._has = b"\1", (True, False)
+        chosen: int = lib.llamacffi_chain_sample(chain._struct, ptr, -1)
+        return chosen

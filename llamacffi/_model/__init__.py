@@ -1,0 +1,1 @@
+"""The parts of `llamacffi.model`."""

@@ -1,0 +1,118 @@
+"""Models made in memory: of a `Gguf`, or of its metadata and a function that gives the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .._callbacks import Bridge
+from .._ffi import ffi, lib
+from .._files import anonymous_file
+from ..errors import ArgumentError
+from ..gguf import Gguf
+from .info import shape_of
+from .loading import load, load_file
+from .overrides import fit_kv_overrides
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy.typing as npt
+
+    from .loading import Progress
+
+    Fill: TypeAlias = Callable[[str, npt.NDArray[Any]], None]
+
+
+def load_gguf(gguf: Any, struct: Any, progress: Progress | None) -> Any:
+    """Load the model that a `Gguf` is, as if it were written to a file.
+
+    Source: ``llama_model_load_from_file_ptr``.
+    """
+    if not isinstance(gguf, Gguf):
+        raise TypeError(f"without fill=, the model must be a Gguf with its tensors, not {gguf!r}")
+    if not gguf.tensors and not struct.vocab_only:
+        raise ArgumentError("the Gguf has no tensors: give fill=, or vocab_only=True")
+    with anonymous_file(gguf._pieces(), repr(gguf)) as file:
+        return load_file(file, 0, struct, progress)
+
+
+def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) -> Any:
+    """Make the model that ``gguf`` describes, with weights from ``fill``.
+
+    Source: ``llama_model_init_from_user``.
+    """
+    if not callable(fill):
+        raise TypeError(f"fill must be a function of a name and an array, not {fill!r}")
+    _check_fixed(struct, given)
+    bridge = Bridge(_Filler(fill))
+    user_data = ffi.new_handle(bridge)
+
+    def call(params: Any) -> Any:
+        ptr = ffi.NULL
+        try:
+            ptr = lib.llama_model_init_from_user(
+                metadata, lib.llamacffi_on_tensor_data, user_data, params
+            )
+        finally:
+            if bridge.error is not None:  # C could not be told to stop
+                if ptr != ffi.NULL:
+                    lib.llama_model_free(ptr)
+                bridge.reraise()
+        return ptr
+
+    metadata = _metadata_of(gguf)
+    fit_kv_overrides(struct, metadata)
+    return load(call, struct, "<metadata>", None)
+
+
+def _metadata_of(gguf: Any) -> Any:
+    """Return the ``struct gguf_context *`` of a `Gguf`, or the raw one."""
+    if isinstance(gguf, Gguf):
+        return gguf.copy().ptr  # a copy: another thread may change the Gguf
+    wanted = ffi.typeof("struct gguf_context *")
+    if not isinstance(gguf, ffi.CData) or ffi.typeof(gguf) is not wanted or gguf == ffi.NULL:
+        raise TypeError(f"a model is made of a Gguf or a struct gguf_context *, not {gguf!r}")
+    return gguf
+
+
+def _check_fixed(struct: Any, given: Mapping[str, Any]) -> None:
+    """Raise for what llama.cpp does not look at here, or sets itself."""
+    for name, possible in (
+        ("load_mode", (lib.LLAMA_LOAD_MODE_AUTO, lib.LLAMA_LOAD_MODE_NONE)),
+        ("lazy_mode", (lib.LLAMA_LAZY_MODE_AUTO, lib.LLAMA_LAZY_MODE_OFF)),
+        ("check_tensors", (False,)),
+    ):
+        if getattr(struct, name) not in possible:
+            raise ArgumentError(f"{name}={given[name]!r} is for files; fill= gives the weights")
+    if given.get("use_extra_bufts"):
+        raise ArgumentError(
+            "use_extra_bufts=True is not possible with fill=: llama.cpp keeps such weights as they "
+            "are given"
+        )
+
+
+class _Filler:
+    """Gets the tensors of a model one by one, and lets the user's function fill them."""
+
+    def __init__(self, fill: Fill) -> None:
+        self._fill = fill
+        self._seen: dict[str, Any] = {}
+
+    def __call__(self, tensor: Any) -> None:
+        import numpy as np
+
+        from .._generated.enums import GgmlType
+        from .._gguf.types import array_of
+
+        name = ffi.string(tensor.name).decode(errors="replace")
+        n_bytes = lib.ggml_nbytes(tensor)
+        buffer = np.zeros(n_bytes, np.uint8)
+        if name in self._seen:  # of a tensor that is used in two places there are two
+            lib.ggml_backend_tensor_get(self._seen[name], ffi.from_buffer(buffer), 0, n_bytes)
+        else:
+            array = array_of(buffer, GgmlType(tensor.type), shape_of(tensor))
+            if self._fill(name, array) is not None:
+                raise TypeError(f"fill returned something for {name!r}: it must write to the array")
+            self._seen[name] = tensor
+        lib.ggml_backend_tensor_set(tensor, ffi.from_buffer(buffer), 0, n_bytes)

@@ -1,0 +1,237 @@
+"""The parameters of a model in Python's terms, checked and made into what C takes."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .. import backend
+from .._devices import Device, text
+from .._ffi import ffi, lib
+from .._params import CONVERTERS, Converter, fill
+from ..errors import ArgumentError, BackendUnavailableError
+from .overrides import expert_overrides, kv_overrides, override_pairs, tensor_buft_overrides
+
+# Fields of llama_model_params that `Model` fills itself.
+OWNED = {
+    "progress_callback": "use progress=, a Python function",
+    "progress_callback_user_data": "use progress=, a Python function",
+}
+
+# What other versions and bindings have, and what to give here.
+LEGACY = {
+    "use_mmap": "load_mode='mmap', or 'none' to read the file into memory",
+    "use_mlock": "load_mode='mlock', or 'mmap_mlock' for a mapped file",
+    "use_direct_io": "load_mode='direct_io'",
+    "override_tensor": "tensor_buft_overrides={pattern: device}",
+    "rpc_servers": "devices=, with the servers among them",
+}
+
+
+def model_params(params: Mapping[str, Any], *, warning: bool = True) -> tuple[Any, list[object]]:
+    """Return a ``struct llama_model_params *`` with ``params``, and what must outlive the model.
+
+    Args:
+        params: Fields of the struct in Python's terms; ``cpu_moe``, ``n_cpu_moe``, ``progress``.
+        warning: Warn of what has no effect.
+
+    Raises:
+        TypeError: A parameter is unknown, or its value is of another type.
+        ArgumentError: A value is out of range, or two do not go together.
+        BackendUnavailableError: A device is not there.
+    """
+    fields = dict(params)
+    progress = fields.pop("progress", None)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function, not {progress!r}")
+    experts = expert_overrides(fields.pop("cpu_moe", False), fields.pop("n_cpu_moe", 0))
+    if experts:
+        given = fields.get("tensor_buft_overrides") or []
+        fields["tensor_buft_overrides"] = [*override_pairs(given), *experts]
+    _check_names(fields)
+    struct = ffi.new("struct llama_model_params *")
+    struct[0] = lib.llama_model_default_params()
+    keep = fill(struct, "llama_model_params", fields, OWNED, MODEL_CONVERTERS)
+    _check_weights(struct, fields)
+    devices = used_devices(struct)
+    _check_devices(struct, devices, fields)
+    if warning and not devices:
+        _warn_without_gpu(fields)
+    return struct, keep
+
+
+def _check_names(fields: Mapping[str, Any]) -> None:
+    """Raise for names that belong elsewhere; the other unknown ones are `fill`'s."""
+    from .._generated.params import KINDS
+
+    for name in fields:
+        if name in LEGACY:
+            raise TypeError(f"unknown parameter {name!r}: use {LEGACY[name]}")
+        if name not in KINDS["llama_model_params"] and name in KINDS["llama_context_params"]:
+            raise TypeError(f"{name!r} is a parameter of Context, not of Model")
+
+
+def _check_weights(struct: Any, fields: Mapping[str, Any]) -> None:
+    """Raise for ways to load the weights that exclude each other."""
+    for name in ("vocab_only", "no_alloc"):
+        if getattr(struct, name) and struct.check_tensors:
+            raise ArgumentError(
+                f"check_tensors=True reads the weights, which {name}=True leaves out"
+            )
+    if struct.no_alloc:
+        # llama.cpp has an assertion against mapping then, also where it chooses the mode itself.
+        mode = struct.load_mode
+        if mode == lib.LLAMA_LOAD_MODE_AUTO:
+            struct.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        elif mode not in (lib.LLAMA_LOAD_MODE_NONE, lib.LLAMA_LOAD_MODE_DIRECT_IO):
+            raise ArgumentError(
+                f"no_alloc=True maps and locks nothing: load_mode={fields['load_mode']!r} is not "
+                "possible, 'none' is"
+            )
+
+
+def _check_devices(struct: Any, devices: list[Any], fields: Mapping[str, Any]) -> None:
+    """Raise for devices and splits that do not fit together."""
+    single = struct.split_mode == lib.LLAMA_SPLIT_MODE_NONE
+    if struct.split_mode == lib.LLAMA_SPLIT_MODE_TENSOR and not devices:
+        raise BackendUnavailableError("split_mode='tensor' needs a GPU or a list of devices")
+    if single and devices and struct.main_gpu >= len(devices):
+        raise ArgumentError(f"main_gpu={struct.main_gpu} is not one of the {len(devices)} devices")
+    if not single and struct.main_gpu != lib.llama_model_default_params().main_gpu:
+        raise ArgumentError(f"main_gpu={struct.main_gpu} is for split_mode='none' alone")
+    if struct.devices != ffi.NULL:
+        _check_places(struct, devices)
+        split = fields.get("tensor_split")
+        if split is not None and not isinstance(split, ffi.CData) and len(split) > len(devices):
+            raise ArgumentError(f"tensor_split is for {len(split)} devices, not {len(devices)}")
+
+
+def _warn_without_gpu(fields: Mapping[str, Any]) -> None:
+    """Warn of what asks for a GPU that is not there: llama.cpp ignores it."""
+    for name in ("n_gpu_layers", "tensor_split", "main_gpu"):
+        value = fields.get(name)
+        if value is not None and (name == "tensor_split" or value > 0):
+            warn(
+                f"{name}={value!r} has no effect: llama.cpp has no GPU here, so the model runs on "
+                "the processor (llamacffi.devices() lists what there is)"
+            )
+
+
+def used_devices(struct: Any) -> list[Any]:
+    """Return the devices that the model may use besides the processor."""
+    if struct.devices != ffi.NULL:
+        return list(ffi.unpack(struct.devices, _length(struct.devices)))
+    backend.load()
+    found = [lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count())]
+    if struct.split_mode == lib.LLAMA_SPLIT_MODE_TENSOR:
+        cpu = lib.ggml_backend_cpu_buffer_type()
+        return [dev for dev in found if lib.ggml_backend_dev_buffer_type(dev) != cpu]
+    kinds = (lib.GGML_BACKEND_DEVICE_TYPE_GPU, lib.GGML_BACKEND_DEVICE_TYPE_IGPU)
+    return [dev for dev in found if lib.ggml_backend_dev_type(dev) in kinds]
+
+
+def _length(array: Any) -> int:
+    """Return the number of pointers before NULL."""
+    return next(i for i in itertools.count() if array[i] == ffi.NULL)
+
+
+def _check_places(struct: Any, devices: list[Any]) -> None:
+    """Raise if a tensor is to go to a device that the model does not use.
+
+    It could not be computed with: the context would fail on an assertion.
+    """
+    overrides = struct.tensor_buft_overrides
+    for i in itertools.count():
+        if overrides == ffi.NULL or overrides[i].pattern == ffi.NULL:
+            return
+        dev = lib.ggml_backend_buft_get_device(overrides[i].buft)
+        if dev != ffi.NULL and not _is_cpu(dev) and dev not in devices:
+            raise ArgumentError(
+                f"the tensors {text(overrides[i].pattern)!r} go to "
+                f"{text(lib.ggml_backend_dev_name(dev))}, which is not among the devices"
+            )
+
+
+def _is_cpu(dev: Any) -> bool:
+    return bool(lib.ggml_backend_dev_type(dev) == lib.GGML_BACKEND_DEVICE_TYPE_CPU)
+
+
+def devices(value: Any) -> tuple[Any, object]:
+    """Return devices as a ``ggml_backend_dev_t[]`` that ends with NULL.
+
+    The processor alone is the same as no device: llama.cpp always has it, and keeps weights in
+    its best layout only if it is not a device among others.
+
+    Args:
+        value: Devices or their names, one of them, ``"none"`` for the processor alone, None for
+            llama.cpp's choice, or a cdata.
+
+    Raises:
+        TypeError: It is none of these.
+        ArgumentError: A device is there twice, or there are too many.
+        BackendUnavailableError: There is no such device.
+    """
+    if value is None or isinstance(value, ffi.CData):
+        return (ffi.NULL if value is None else value), value
+    if isinstance(value, (str, Device)):
+        value = [] if value == "none" else [value]
+    if not isinstance(value, Iterable):
+        raise TypeError(f"devices must be devices or their names, not {value!r}")
+    found = [_device(one) for one in value]
+    if len(set(found)) < len(found):
+        raise ArgumentError(f"devices={value!r} has one of them twice")
+    if len(found) > lib.llama_max_devices():
+        raise ArgumentError(f"{len(found)} devices are more than {lib.llama_max_devices()}")
+    if len(found) == 1 and _is_cpu(found[0]):
+        found = []
+    array = ffi.new("ggml_backend_dev_t[]", [*found, ffi.NULL])
+    return array, array
+
+
+def _device(value: Any) -> Any:
+    """Return the ``ggml_backend_dev_t`` of a device or its name."""
+    if isinstance(value, ffi.CData):
+        return value
+    return value.ptr if isinstance(value, Device) else backend.device(value).ptr
+
+
+def tensor_split(value: Any) -> tuple[Any, object]:
+    """Return the parts of the model for each device as a ``float[]``, zeros at its end.
+
+    Raises:
+        TypeError: It is not a sequence of numbers.
+        ArgumentError: There are too many, or one is negative or no number, or all are zero.
+    """
+    if value is None or isinstance(value, ffi.CData):
+        return (ffi.NULL if value is None else value), value
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"tensor_split must be a sequence of numbers, not {value!r}")
+    parts = [CONVERTERS["float"]("tensor_split", part) for part in value]
+    limit = lib.llama_max_devices()
+    if len(parts) > limit:
+        raise ArgumentError(f"tensor_split has {len(parts)} parts; {limit} devices are the limit")
+    if any(part < 0 for part in parts) or not sum(parts) > 0:
+        raise ArgumentError(f"tensor_split={value!r}: parts must be positive or 0, and not all 0")
+    array = ffi.new("float[]", limit)  # llama.cpp reads them all
+    array[0 : len(parts)] = parts
+    return array, array
+
+
+def warn(message: str) -> None:
+    """Warn at the line outside of this package that led here."""
+    frame, level = sys._getframe(), 1
+    package = __name__.partition(".")[0]
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level)
+
+
+MODEL_CONVERTERS: Mapping[str, Converter] = {
+    "devices": devices,
+    "kv_overrides": kv_overrides,
+    "tensor_buft_overrides": tensor_buft_overrides,
+    "tensor_split": tensor_split,
+}

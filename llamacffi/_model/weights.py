@@ -1,0 +1,76 @@
+"""The weights of a model that is loaded: their shapes, and what tells them from others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .._ffi import ffi, lib
+from ..errors import NativeError
+
+# How much of a tensor goes into `weights_identity`, from each of several places.
+SAMPLE_BYTES, N_SAMPLES = 64, 4
+
+
+def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight of a model by its name, in ggml's order, all dimensions."""
+    return {
+        ffi.string(tensor.name).decode(errors="replace"): tuple(tensor.ne)
+        for tensor in _tensors(model)
+    }
+
+
+def weights_identity(model: Any, metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what tells a model from others: short texts that are equal if the models are.
+
+    ``layout`` is of the parameters of the architecture, and of what tensors there are.  ``weights``
+    is of samples of their data, as far as these can be read: buffers of some devices keep them in a
+    layout of their own; ``readable`` says which.  ``vectors`` is of the smallest alone, which can
+    be read on all devices.
+    """
+    architecture = metadata.get("general.architecture", "")
+    parts = {name: hashlib.blake2b(digest_size=8) for name in IDENTITY}
+    for key in sorted(key for key in metadata if key.startswith(f"{architecture}.")):
+        parts["layout"].update(f"{key}={metadata[key]}\n".encode())
+    for tensor in _tensors(model):
+        name = bytes(ffi.string(tensor.name))
+        shape = tuple(tensor.ne)
+        parts["layout"].update(b"%s %d %r\n" % (name, tensor.type, shape))
+        sample = _sample(tensor)
+        if sample is not None:
+            parts["readable"].update(name + b"\n")
+            parts["weights"].update(sample)
+            if shape[1:] == (1,) * (len(shape) - 1):
+                parts["vectors"].update(sample)
+    return {name: part.hexdigest() for name, part in parts.items()}
+
+
+IDENTITY = ("layout", "readable", "weights", "vectors")
+
+
+def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two identities are of one model, as far as can be told."""
+    comparable = "weights" if one.get("readable") == other.get("readable") else "vectors"
+    return all(one.get(part) == other.get(part) for part in ("layout", comparable))
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    for i in range(lib.llamacffi_model_n_tensors(model)):
+        yield lib.llamacffi_model_tensor(model, i)
+
+
+def _sample(tensor: Any) -> bytes | None:
+    """Return a part of the data of a tensor; None if they cannot be read."""
+    if not lib.llamacffi_tensor_readable(tensor):
+        return None
+    size = lib.ggml_nbytes(tensor)
+    n = min(SAMPLE_BYTES, size)
+    buffer = ffi.new("char[]", N_SAMPLES * n)
+    try:
+        for i in range(N_SAMPLES):
+            offset = (size - n) * i // (N_SAMPLES - 1)
+            lib.ggml_backend_tensor_get(tensor, buffer + i * n, offset, n)
+    except NativeError:  # one that is divided between devices is read as a whole or not at all
+        return None
+    return bytes(ffi.buffer(buffer))
