@@ -256,8 +256,12 @@ def test_a_libffi_callback_is_no_gap_in_the_guard(run_python, demo_path):
             return True
 
         model = llamacffi.Model(sys.argv[1])
-        context = llamacffi.Context(model, n_ctx=64, n_threads=1, cb_eval=on_tensor)
-        assert len(list(llamacffi.generate(context, "The", max_tokens=2))) == 2
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_threads, params.cb_eval = 64, 1, on_tensor
+        context = lib.llama_init_from_model(model.ptr, params)
+        tokens = ffi.new("llama_token[]", [1, 2])
+        assert lib.llama_decode(context, lib.llama_batch_get_one(tokens, 2)) == 0
+        lib.llama_free(context)
         assert len(raised) > 2
         print("alive")
         """,
