@@ -288,7 +288,8 @@ class Batch(BatchArrays):
             self._logits[stop - 1] = 1
         self._seq_id_max = max(self._seq_id_max, ids[-1])
         self._n_seq_id_max = max(self._n_seq_id_max, len(ids))
-        self.is_coupled, self._single = self._n_seq_id_max > 1, None
+        self.is_coupled: bool = self._n_seq_id_max > 1
+        self._single = None
         self._outputs = None
         return start, stop
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ._batch.input import Tokens
 
-as_bool = CONVERTERS["bool"]
+_as_bool = CONVERTERS["bool"]
 # At least as many as the name of an architecture has, and its length.
 ARCHITECTURE_BYTES = 256
 
@@ -76,7 +76,7 @@ class States(Remembering):
 
         Source: ``llama_state_get_data``, ``llama_state_seq_get_data_ext``.
         """
-        seq_id, partial = self._sequence(seq_id), as_bool("partial", partial)
+        seq_id, partial = self._sequence(seq_id), _as_bool("partial", partial)
         with self._remembering() as ptr:
             return save(ptr, identity(self), b"", seq_id, partial)
 
@@ -107,7 +107,7 @@ class States(Remembering):
 
         Source: ``llama_state_set_data``, ``llama_state_seq_set_data_ext``.
         """
-        any_adapters = as_bool("any_adapters", any_adapters)
+        any_adapters = _as_bool("any_adapters", any_adapters)
         self._load(format.parse(data), self._sequence(seq_id), any_adapters)
 
     def save_file(
@@ -141,8 +141,8 @@ class States(Remembering):
         """
         from ._batch.input import token_array  # takes numpy, which the rest need not
 
-        seq_id, partial = self._sequence(seq_id), as_bool("partial", partial)
-        if as_bool("plain", plain) and partial:
+        seq_id, partial = self._sequence(seq_id), _as_bool("partial", partial)
+        if _as_bool("plain", plain) and partial:
             raise ArgumentError("a plain file has no place for partial=True")
         array = token_array(tokens).astype("int32")
         with self._remembering() as ptr:
@@ -179,7 +179,7 @@ class States(Remembering):
         Source: ``llama_state_load_file``, ``llama_state_seq_load_file``.
         """
         name = repr(os.fspath(path))
-        seq_id, any_adapters = self._sequence(seq_id), as_bool("any_adapters", any_adapters)
+        seq_id, any_adapters = self._sequence(seq_id), _as_bool("any_adapters", any_adapters)
         with opened(path) as file:
             head = file.read(format.HEADER.size)
             if not head.startswith(format.MAGIC):
