@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -87,6 +88,22 @@ def test_pyright_finds_nothing_in_a_right_program(root, program):
         command, cwd=program.parent, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyright") is None, reason="pyright is not installed")
+def test_all_types_are_known(root, tmp_path):
+    """None is left for a checker to infer."""
+    command = [sys.executable, "-m", "pyright", "--verifytypes", "llamacffi", "--ignoreexternal"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    result = subprocess.run(
+        [*command, "--pythonpath", sys.executable],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Type completeness score: 100%" in result.stdout, result.stdout + result.stderr
 
 
 def test_the_program_uses_all_that_is_public():
