@@ -27,8 +27,6 @@ from llamacffi import (
     Model,
     SamplerChain,
     Threadpool,
-    _context_params,
-    _model_params,
     capture_logs,
     device,
     ffi,
@@ -36,7 +34,9 @@ from llamacffi import (
     shards,
     threads,
 )
+from llamacffi._context import params as context_params
 from llamacffi._generated.params import KINDS
+from llamacffi._model import params as model_params
 from llamacffi._quantize_params import quantize_params
 from tests.facade.gguf_models import write_llama
 from tests.facade.test_context_params import CHANGES_LOGITS, TEXT, TOLD, logits
@@ -337,7 +337,7 @@ SEEN = {
 
 def model_struct(_: World, params: dict[str, Any]) -> Any:
     array = ffi.new("ggml_backend_dev_t[]", [device("CPU").ptr, device("CPU").ptr, ffi.NULL])
-    struct, keep = _model_params.model_params({**params, "devices": array}, warning=False)
+    struct, keep = model_params.model_params({**params, "devices": array}, warning=False)
     return struct, keep, array
 
 
@@ -373,8 +373,8 @@ UNSEEN: Mapping[tuple[str, str], tuple[Callable[..., Any], dict[str, Any], Any, 
 
 # What the facade fills itself.
 OWNED: Mapping[str, Mapping[str, str]] = {
-    "llama_context_params": _context_params.OWNED,
-    "llama_model_params": _model_params.OWNED,
+    "llama_context_params": context_params.OWNED,
+    "llama_model_params": model_params.OWNED,
 }
 # Structs whose fields are no parameters of the facade.
 NOT_TAKEN = {

@@ -6,16 +6,18 @@ import math
 
 import pytest
 
-from llamacffi import ArgumentError, _context_params, _model_params, enums, ffi, lib
+from llamacffi import ArgumentError, enums, ffi, lib
+from llamacffi._context import params as context_params
 from llamacffi._generated.params import KINDS
+from llamacffi._model import params as model_params
 from llamacffi._params import CONVERTERS, fill
 
 STRUCTS = {
-    "llama_model_params": (lib.llama_model_default_params, _model_params.OWNED),
-    "llama_context_params": (lib.llama_context_default_params, _context_params.OWNED),
+    "llama_model_params": (lib.llama_model_default_params, model_params.OWNED),
+    "llama_context_params": (lib.llama_context_default_params, context_params.OWNED),
 }
 # What takes more than a cdata; that is tested where it is from.
-FIELD_CONVERTERS = {"llama_model_params": _model_params.MODEL_CONVERTERS}
+FIELD_CONVERTERS = {"llama_model_params": model_params.MODEL_CONVERTERS}
 
 
 def fields(*kinds: str) -> list[tuple[str, str, str]]:
