@@ -84,6 +84,23 @@ def test_all_samplers_are_in_the_table(root):
     assert Unsorted.__name__ not in llamacffi.__all__
 
 
+def test_the_names_of_samplers_are_those_of_c(root, demo_path):
+    rows = table(root / "docs/guide/sampling.md", "choose the best")
+    made = {
+        "AdaptiveP": (0.5,), "DRY": (0.5,), "Grammar": ('root ::= "a"',), "LogitBias": ({3: 1.0},),
+        "MinP": (0.5,), "MinTokens": (3,), "Penalties": (64, 1.1), "Temp": (0.5,), "TopK": (3,),
+        "TempExt": (0.5, 0.1), "TopNSigma": (1.0,), "TopP": (0.5,), "Typical": (0.5,), "XTC": (0.5,),
+    }  # fmt: skip
+    with Model(demo_path) as model:
+        for row, (_, said) in rows.items():
+            name = row.strip("`")
+            if said.startswith("`") and name[0].isupper():
+                before = [llamacffi.TopK(3)] if name == "Infill" else []  # it needs that
+                one = getattr(llamacffi, name)(*made.get(name, ()))
+                chain = llamacffi.SamplerChain(*before, one, vocab=model.vocab)
+                assert f"`{chain.names[-1]}`" == said
+
+
 def test_all_errors_are_in_a_table(root):
     rows = table(root / "docs/guide/errors.md", "ClosedError")
     named = {name.strip(" `") for row in rows for name in row.split(",")}
