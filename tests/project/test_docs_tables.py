@@ -89,7 +89,8 @@ def test_the_names_of_samplers_are_those_of_c(root, demo_path):
     made = {
         "AdaptiveP": (0.5,), "DRY": (0.5,), "Grammar": ('root ::= "a"',), "LogitBias": ({3: 1.0},),
         "MinP": (0.5,), "MinTokens": (3,), "Penalties": (64, 1.1), "Temp": (0.5,), "TopK": (3,),
-        "TempExt": (0.5, 0.1), "TopNSigma": (1.0,), "TopP": (0.5,), "Typical": (0.5,), "XTC": (0.5,),
+        "TempExt": (0.5, 0.1), "TopNSigma": (1.0,), "TopP": (0.5,), "Typical": (0.5,),
+        "XTC": (0.5,),
     }  # fmt: skip
     with Model(demo_path) as model:
         for row, (_, said) in rows.items():
