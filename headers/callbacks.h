@@ -12,9 +12,9 @@ extern "Python" bool llamacffi_on_eval(struct ggml_tensor *tensor, bool ask, voi
 /* The llama_sampler_i of a sampler written in Python; its `ctx` is a handle, kept by who owns the chain
  * (llamacffi/custom.py), so there is nothing to free. */
 extern "Python" const char *llamacffi_on_sampler_name(const struct llama_sampler *sampler);
-extern "Python" void llamacffi_on_sampler_accept(struct llama_sampler *sampler, llama_token token);
+extern "Python" void llamacffi_on_sampler_accept(struct llama_sampler *sampler, int32_t token);
 extern "Python" void llamacffi_on_sampler_apply(struct llama_sampler *sampler,
-                                                llama_token_data_array *candidates);
+                                                struct llama_token_data_array *candidates);
 extern "Python" void llamacffi_on_sampler_reset(struct llama_sampler *sampler);
 extern "Python" struct llama_sampler *llamacffi_on_sampler_clone(const struct llama_sampler *sampler);
 

@@ -180,6 +180,7 @@ def generate(
     stop: str | Sequence[str] = (),
     stop_when: Callable[[Sequence[int]], object] | None = None,
     seq_id: int = 0,
+    parse_special: bool = True,
     logprobs: bool = False,
     top_logprobs: int = 0,
     overflow: ContextShift | None = None,
@@ -193,7 +194,7 @@ def generate(
     Args:
         context: Where to compute.
         prompt: Text (UTF-8 if given as bytes), or tokens.  A text is tokenized with the model's
-            special tokens if it begins the sequence, and its own special tokens are recognised.
+            special tokens if it begins the sequence.
         sampler: How to choose.  It is reset first, and told of the prompt, which counts for
             penalties.  Default `SamplerChain.default`.
         max_tokens: Stop after so many; None goes on until the model ends or memory is full.
@@ -201,6 +202,8 @@ def generate(
         stop_when: Called with the tokens so far, after each: a true result stops.  It may read
             ``context.logits()``, from which the last was chosen, but must not decode.
         seq_id: The sequence.
+        parse_special: Read the texts of special tokens in the prompt, such as ``<|im_start|>``, as
+            those tokens.  Switch it off for a text that comes from users.
         logprobs: Compute `Token.logprob`, which costs a pass over the vocabulary for each token.
         top_logprobs: And `Token.top_logprobs`, so many.
         overflow: What to do when the sequence is full; by default the generation ends, and a prompt
@@ -229,7 +232,7 @@ def generate(
             raise TypeError(f"overflow must be a ContextShift, not {overflow!r}")
         overflow.check(context)
     start = context.memory.next_pos(seq_id)
-    tokens = _prompt_tokens(context, prompt, start)
+    tokens = _prompt_tokens(context, prompt, start, parse_special)
     _check_room(context, len(tokens), start, overflow)
     chain = SamplerChain.default() if sampler is None else sampler
     if not isinstance(chain, SamplerChain):
@@ -258,12 +261,15 @@ def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _prompt_tokens(
-    context: Context, prompt: str | bytes | Sequence[int] | npt.NDArray[np.integer], start: int
+    context: Context,
+    prompt: str | bytes | Sequence[int] | npt.NDArray[np.integer],
+    start: int,
+    parse_special: bool,
 ) -> Sequence[int] | npt.NDArray[np.int32]:
     """Return the tokens of a prompt that begins at position ``start``."""
     vocab = context.model.vocab
     if isinstance(prompt, str | bytes):
-        ids = vocab.tokenize(prompt, add_special=start == 0, parse_special=True)
+        ids = vocab.tokenize(prompt, add_special=start == 0, parse_special=parse_special)
         if start == 0:
             vocab.warn_of_second_bos(ids, stacklevel=3)
         tokens: Sequence[int] | npt.NDArray[np.int32] = ids

@@ -14,6 +14,8 @@
 #include <mutex>
 #include <string>
 
+#include <pthread.h>
+
 namespace {
 
 struct Line {
@@ -82,6 +84,10 @@ class Ring {
         return static_cast<int32_t>(line.text.size());
     }
 
+    // Around a fork, so that no other thread has the lock in the child, which would wait for ever.
+    void hold() { mutex.lock(); }
+    void let_go() { mutex.unlock(); }
+
     std::atomic<int32_t> minimum{GGML_LOG_LEVEL_NONE};
 
   private:
@@ -121,6 +127,8 @@ namespace llamacffi {
 void install_log_callbacks() {
     llama_log_set(on_log, nullptr); // sets ggml's too
     mtmd_helper_log_set(on_log, nullptr);
+    const auto let_go = [] { ring().let_go(); };
+    pthread_atfork([] { ring().hold(); }, let_go, let_go);
 }
 
 int log_thread() {

@@ -244,10 +244,15 @@ def test_penalties_count_what_is_accepted(make, chain):
         context.samplers[0].accept(10**6)
 
 
+def test_a_grammar_cannot_run_in_a_graph(new_context, chain):
+    grammar = chain(Grammar('root ::= "a"'), Greedy())
+    with pytest.raises(UnsupportedError, match=r"cannot run .* in the graph"):
+        new_context().set_sampler(0, grammar)
+
+
 def test_what_cannot_run_in_a_graph(make, chain):
     context = make()
     for samplers in (
-        (Grammar('root ::= "a"'), Greedy()),
         (XTC(1.0, seed=1), Greedy()),
         (TopK(10**6), Greedy()),
         (MinP(0.5, min_keep=2), Greedy()),

@@ -21,7 +21,8 @@ from llamacffi import *
 from llamacffi._handle import Handle, live_objects
 from tests.facade.object_graph import build
 from tests.facade.test_fork import outcome
-from llamacffi._context import planning as _planning, backend
+from llamacffi import backend
+from llamacffi._context import planning as _planning
 
 def use(made):
     made["chain"].sample(made["first"])
@@ -231,3 +232,31 @@ def test_multiprocessing(run_python, paths, tmp_path, method):  # noqa: F811
     """
     result = run_python(code, paths[0], timeout=60)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_log_after_a_fork_while_others_log(run_python):
+    """llama.cpp's log is written by any thread; a child must not wait for one that it has not."""
+    code = """
+    import os, threading
+    from llamacffi import backend, lib
+
+    backend.load()
+    over = False
+
+    def log():
+        while not over:
+            lib.ggml_backend_load(b"/nowhere/libggml-none.so")  # which is an error in the log
+
+    thread = threading.Thread(target=log)
+    thread.start()
+    for _ in range(300):
+        child = os.fork()
+        if not child:
+            lib.ggml_backend_load(b"/nowhere/libggml-none.so")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    over = True
+    thread.join()
+    """
+    done = run_python(code, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -117,6 +117,19 @@ def test_the_models_own_end(context, chain):
     assert generation.n_generated == len(tokens)
 
 
+def test_special_tokens_in_a_prompt(context):
+    """Their texts are those tokens, unless the text comes from users."""
+    vocab = context.model.vocab
+    text = f"The {vocab.text(vocab.eos)}"
+    for parse_special in (True, False):
+        context.memory.clear()
+        tokens = vocab.tokenize(text, parse_special=parse_special)
+        generation = generate(context, text, parse_special=parse_special, max_tokens=1)
+        generation.text()
+        assert generation.n_prompt == len(tokens)
+        assert (vocab.eos in tokens) is parse_special
+
+
 def test_what_was_held_back_comes_with_the_models_own_end(context, chain):
     _, tokens = to_the_end(context, chain)
     text = "".join(one.text for one in tokens)

@@ -54,14 +54,21 @@ def plant() -> Plant:
     return write
 
 
+@pytest.fixture(scope="session")
+def ours(plant: Plant, headers: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """What our own headers declare, and the structs of llama.cpp that they mention."""
+    tree = plant(tmp_path_factory.mktemp("ours"), "")
+    return {one.name for one in read_api(preprocess(headers, tree), headers, tree).declarations}
+
+
 @pytest.fixture
-def read(plant: Plant, headers: Path, tmp_path: Path) -> Read:
+def read(plant: Plant, headers: Path, ours: set[str], tmp_path: Path) -> Read:
     """Parse a tree whose llama.h has the given text, without our own header's part of it."""
 
     def parse(text: str) -> Api:
         tree = plant(tmp_path / "tree", text)
         api = read_api(preprocess(headers, tree), headers, tree)
-        kept = (one for one in api.declarations if "llamacffi" not in one.name.lower())
+        kept = (one for one in api.declarations if one.name not in ours)
         return Api(tuple(kept), {k: v for k, v in api.omitted.items() if k != "DEPRECATED"})
 
     return parse

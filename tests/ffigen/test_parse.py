@@ -322,4 +322,4 @@ def test_trampolines_are_read(root, headers, llama_cpp):
     names = {one.name for one in api.declarations if isinstance(one, Callback)}
     declared = (headers / "callbacks.h").read_text().split('extern "Python"')[1:]
     assert len(names) == len(declared) > 0
-    assert all(any(f" {name}(" in text for text in declared) for name in names)
+    assert all(any(f"{name}(" in text for text in declared) for name in names)

@@ -112,7 +112,7 @@ def test_constants(api, templates):
 
 def test_params(api, templates):
     structs = [one for one in api.structs if one.name == "llama_thing_params"]
-    scope = run(render("params.py.j2", api, templates, structs=structs), {})
+    scope = run(render("params.py.j2", api, templates, structs=structs, annotations={}), {})
     assert scope["KINDS"]["llama_thing_params"] == {
         "n": "int",
         "f": "float",
