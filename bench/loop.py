@@ -33,7 +33,7 @@ def run() -> dict[str, float]:
             what: measure(loop, what, n_tokens, pairs, **shape)
             for what, n_tokens, pairs, shape in (
                 ("2 layers of 64", 256, PAIRS, {"n_layer": 2, "n_embd": 64, "n_ff": 160}),
-                ("130M weights", 24, 9, {"n_layer": 12, "n_embd": 768, "n_ff": 2048}),
+                ("130M weights", 48, PAIRS, {"n_layer": 12, "n_embd": 768, "n_ff": 2048}),
             )
         }
 
