@@ -210,7 +210,7 @@ def anonymous_file(pieces: Iterable[Buffer], name: str) -> io.FileIO:
                 view = memoryview(piece)
                 while view:
                     view = view[file.write(view) :]
-        except BaseException:
+        except BaseException:  # also if interrupted: nobody else would close it
             file.close()
             raise
     except OSError as error:

@@ -127,7 +127,7 @@ def save_plain(ptr: Any, path: str | os.PathLike[str], tokens: bytes, seq_id: in
         if not size or written != expected:  # C does not look whether the last bytes went out
             raise OSError(errno.EIO, f"only {written} of {expected} bytes were written", str(path))
         os.replace(part, path)
-    except BaseException:
+    except BaseException:  # also if interrupted: leave nothing behind
         part.unlink(missing_ok=True)
         raise
 

@@ -192,7 +192,7 @@ class BackendSampling(Outputs, Threads):
             if not lib.llama_set_sampler(ptr, seq_id, owner):
                 raise with_log(UnsupportedError("the context does not sample in its graph"))
             check_first(chain)
-        except BaseException:
+        except BaseException:  # also if interrupted: C must not keep what nobody keeps alive
             lib.llama_set_sampler(ptr, seq_id, ffi.NULL)
             chain._leave_graph()
             raise
@@ -243,7 +243,7 @@ def given(chains: Mapping[int, SamplerChain], model: Model, struct: Any) -> Iter
                 config.seq_id, config.sampler = seq_id, chain._owner
         struct.samplers, struct.n_samplers = configs, len(chains)
         yield
-    except BaseException:
+    except BaseException:  # also if interrupted: the chains are free again
         for chain in entered:
             with chain._exclusive:
                 chain._leave_graph()

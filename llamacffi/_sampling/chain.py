@@ -217,7 +217,7 @@ class ChainBase(Handle):
             self._vocab = vocab
             try:
                 self._ready()
-            except BaseException:
+            except BaseException:  # also if interrupted: as if it had not been tried
                 self._vocab = None
                 raise
         elif self._needy and self._vocab is not None and self._vocab.model is not vocab.model:
