@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import llamacffi
-from llamacffi import ffi
-from llamacffi.backend import library_dir
+from llamacffi import ffi, library_dir
 
 from .measure import PAIRS, alternately, ratio, row
 from .models import random_llama

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import llamacffi
-from llamacffi import backend, lib
+from llamacffi import lib, library_dir
 
 from .loop import c_loop, compile_loop
 from .measure import ratio, row
@@ -66,7 +66,7 @@ def run(openmp: Path | None = None) -> None:
     """Print all rows, for one and two threads, for a tiny model and for one of 130M weights."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        workers = {"own": stack.enter_context(worker(backend.library_dir()))}
+        workers = {"own": stack.enter_context(worker(library_dir()))}
         if openmp is not None:
             workers["openmp"] = stack.enter_context(worker(openmp))
         for what, n_tokens, shape in (

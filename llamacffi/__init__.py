@@ -80,6 +80,10 @@ if TYPE_CHECKING:
     from .imatrix import Imatrix as Imatrix
     from .imatrix import ImatrixCollector as ImatrixCollector
     from .imatrix import compute_imatrix as compute_imatrix
+    from .interop import cmake_dir as cmake_dir
+    from .interop import ffi_builder as ffi_builder
+    from .interop import include_dir as include_dir
+    from .interop import library_dir as library_dir
     from .log import capture_logs as capture_logs
     from .lora import merge_lora as merge_lora
     from .memory import Memory as Memory
@@ -142,6 +146,7 @@ _NAMES = {
     "grammar_sampler": "Grammar",
     "gguf": "Gguf GgufTensor",
     "imatrix": "Imatrix ImatrixCollector compute_imatrix",
+    "interop": "cmake_dir ffi_builder include_dir library_dir",
     "log": "capture_logs",
     "lora": "merge_lora",
     "memory": "Memory",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ._ffi import ffi, lib
+from ._handle import Pointer
 from .errors import BackendUnavailableError, NativeError
 from .log import with_log
 
@@ -19,7 +20,7 @@ class DeviceMemory(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Device:
+class Device(Pointer):
     """A device that computes: a processor or an accelerator.
 
     It is only named here; nothing is initialized until a model uses it.  What can change, or has to

@@ -141,7 +141,29 @@ def live_objects() -> int:
     return len(_live())
 
 
-class Handle:
+class Pointer:
+    """Base of the classes that have a `ptr`, for code that takes it as a number."""
+
+    __slots__ = ()
+
+    @property
+    def ptr(self) -> Any:
+        """The C pointer, for `llamacffi.lib`."""
+        raise NotImplementedError
+
+    @property
+    def address(self) -> int:
+        """The address in `ptr`, for C and C++ that CFFI does not know of.
+
+        It keeps nothing alive: hold `ptr`, or this object open, as long as the address is used.
+
+        Raises:
+            ClosedError: Where `ptr` does.
+        """
+        return int(ffi.cast("uintptr_t", self.ptr))
+
+
+class Handle(Pointer):
     """Base of the classes that own a C object: `ptr`, `close`, `closed` and ``with``."""
 
     __slots__ = ("__weakref__", "_children", "_generation", "_owner")

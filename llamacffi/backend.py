@@ -6,10 +6,8 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import _ffi
 from ._cores import physical_cores
 from ._devices import BufferType, Device, DeviceMemory, extension, new_device, text
 from ._ffi import ffi, lib
@@ -22,6 +20,7 @@ from .errors import (
     LoadError,
     UnsupportedError,
 )
+from .interop import library_dir
 from .log import drain, with_log
 
 if TYPE_CHECKING:
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
 _lock = hold_at_fork(threading.RLock())
 _loaded = False
 _numa_strategy: int | None = None
-
-
-def library_dir() -> Path:
-    """Return the directory of the libraries and backends that belong to the compiled module."""
-    return Path(_ffi.module_path).parent / "lib"
 
 
 def load() -> None:
@@ -360,7 +354,6 @@ __all__: Sequence[str] = (
     "device",
     "devices",
     "features",
-    "library_dir",
     "load",
     "load_library",
     "numa_init",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._checks import INT32_MAX, check_object
 from ._ffi import ffi, lib
+from ._handle import Pointer
 from ._text import new_uncleared
 from .errors import ArgumentError, ClosedError, ContextError, LlamaError
 from .log import with_log
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .context import Context
 
 
-class Candidates:
+class Candidates(Pointer):
     """The tokens to choose from: an array of ``(id, logit, p)``, in memory that samplers change.
 
     `data`, `id`, `logit` and `p` are arrays over that memory, not copies: what is written into them

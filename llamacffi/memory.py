@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._context.held_memory import HeldMemory
 from ._context.lineage import END
 from ._ffi import ffi, lib
+from ._handle import Pointer
 from ._params import CONVERTERS
 from .errors import ArgumentError, UnsupportedError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from .context import Context
 
 
-class Memory:
+class Memory(Pointer):
     """The memory of a `Context`: a KV cache, or the state of a recurrent model, or both.
 
     It belongs to its context and is usable as long as that is open.  Sequences are numbered 0 to

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._callbacks import Bridge, trampoline
 from ._ffi import ffi, lib
+from ._handle import Pointer
 from .errors import ClosedError, ContextError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Answer: TypeAlias = bool | None
 
 
-class TensorView:
+class TensorView(Pointer):
     """One tensor of a graph that is running.
 
     It belongs to llama.cpp, and is valid only until the callback that got it returns.  A node is

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._ffi import ffi
+from .._handle import Pointer
 from ..errors import ArgumentError
 from .input import INT32, pointer
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 TOKENS, EMBEDDINGS, BOTH = "tokens", "embeddings", "tokens with embeddings"
 
 
-class BatchArrays:
+class BatchArrays(Pointer):
     """The base of `Batch`: memory that belongs to Python, and into which a C struct points."""
 
     __slots__ = (

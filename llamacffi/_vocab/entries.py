@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .._ffi import ffi, lib
+from .._handle import Pointer
 from .._text import new_uncleared
 from .._tokens import outside, token_id
 from ..errors import ArgumentError, UnsupportedError
@@ -21,7 +22,7 @@ PIECE_BYTES = 64
 INT32_MAX = 2**31 - 1
 
 
-class Entries:
+class Entries(Pointer):
     """The tokens of a vocabulary, one by one; the base of `Vocab`."""
 
     def __init__(self, model: Model) -> None:

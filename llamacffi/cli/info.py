@@ -61,12 +61,13 @@ def versions() -> dict[str, str]:
 
 def paths() -> dict[str, str]:
     """Return where the compiled parts are, and where files go that can be made again."""
-    from .. import backend, demo
+    from .. import demo
     from .._ffi import module_path
+    from ..interop import library_dir
 
     return {
         "module": module_path,
-        "libraries": str(backend.library_dir()),
+        "libraries": str(library_dir()),
         "cache": str(demo.cache_dir()),
     }
 

@@ -153,7 +153,7 @@ def test_this_container_grants_its_cores():
 
 
 def test_one_more_backend_by_its_file(tmp_path, monkeypatch):
-    library = backend.library_dir() / "libggml-rpc.so"
+    library = llamacffi.library_dir() / "libggml-rpc.so"
     before = backend.backends()
     if library.exists():
         assert backend.load_library(library) == "RPC"
@@ -173,7 +173,7 @@ def test_one_more_backend_by_its_file(tmp_path, monkeypatch):
 def test_a_library_that_is_no_backend():
     for name in ("libggml-base.so", "libllama.so"):
         with pytest.raises(LoadError, match=name):
-            backend.load_library(backend.library_dir() / name)
+            backend.load_library(llamacffi.library_dir() / name)
 
 
 def test_unloading(run_python, demo_path):
@@ -206,7 +206,7 @@ def test_unloading(run_python, demo_path):
                     assert "no RPC backend" in str(error), error
                 else:
                     raise AssertionError(call)
-            assert backend.load_library(backend.library_dir() / "libggml-rpc.so") == "RPC"
+            assert backend.load_library(library_dir() / "libggml-rpc.so") == "RPC"
             assert capabilities().rpc
         with Model(sys.argv[1]) as model, Context(model, n_ctx=64, n_threads=1) as context:
             batch = Batch(1)

@@ -26,6 +26,7 @@ gguf
 shards
 _sources _model.weights _context.planning
 _cores _devices
+interop
 backend
 perf tensor threads
 candidates

@@ -97,6 +97,7 @@ from llamacffi import (
     buffer_types,
     capabilities,
     capture_logs,
+    cmake_dir,
     compute_imatrix,
     constants,
     cpu_features,
@@ -105,13 +106,16 @@ from llamacffi import (
     devices,
     enums,
     ffi,
+    ffi_builder,
     ftype_name,
     ftype_of,
     ftypes,
     generate,
     gguf,
     hub,
+    include_dir,
     lib,
+    library_dir,
     log,
     merge_lora,
     numa_init,
@@ -474,7 +478,7 @@ def machine() -> None:
     assert_type((cpu_features(), system_info()), tuple[dict[str, bool], str])
     numa_init("distribute")
     backend.load()
-    assert_type((backend.backends(), backend.library_dir()), tuple[list[str], Path])
+    assert_type(backend.backends(), list[str])
     assert_type((backend.features("CPU"), backend.load_library("a.so")), tuple[dict[str, str], str])
     assert_type((backend.physical_cores(), backend.time_us()), tuple[int, int])
     backend.unload("BLAS")
@@ -489,6 +493,13 @@ def machine() -> None:
         assert_type(rpc.add_server(server.endpoint, timeout=1.0), list[Device])
         server.close()
         assert_type(server.closed, bool)
+
+
+def interop(context: Context, batch: Batch) -> Any:
+    """Build and call a module of one's own."""
+    assert_type((include_dir(), library_dir(), cmake_dir()), tuple[Path, Path, Path])
+    assert_type((context.address, context.memory.address, batch.address), tuple[int, int, int])
+    return ffi_builder()
 
 
 def logged() -> str:
