@@ -234,7 +234,7 @@ def check_annotations(params: list[model.Struct], annotations: Mapping[str, str]
     }
     for name in annotations:
         if name not in fields:
-            print(name)
+            raise GeneratorError(f"headers/surface.toml annotates {name}, which no header has")
 
 
 GENERATED_INIT = """\
