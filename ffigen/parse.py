@@ -142,16 +142,26 @@ class Reader:
         """Parse ``text`` and keep what stands in the public headers."""
         declarations: list[Declaration] = []
         for node in parse(text).ext:
-            if isinstance(node, c_ast.Typedef):
-                self.typedefs[node.name] = node.type
             if node.coord is None or node.coord.file not in self.headers:
+                self.know(node)
                 continue
             name = declared_name(node)
             if name in self.omit:
+                self.know(node)
                 self.omitted.append(name)
             else:
-                declarations += self.declarations(node)
+                declarations += self.read_node(node)
         return declarations
+
+    def read_node(self, node: c_ast.Node) -> Iterator[Declaration]:
+        """Yield what one top-level node declares, and know its name from then on."""
+        self.know(node)
+        yield from self.declarations(node)
+
+    def know(self, node: c_ast.Node) -> None:
+        """Remember a typedef."""
+        if isinstance(node, c_ast.Typedef):
+            self.typedefs[node.name] = node.type
 
     def declarations(self, node: c_ast.Node) -> Iterator[Declaration]:
         """Yield what one top-level node declares."""
