@@ -13,8 +13,11 @@ configure_file(cmake/llamacffi-config.cmake.in "${LLAMACFFI_INTEROP}/llamacffi-c
 write_basic_package_version_file("${LLAMACFFI_INTEROP}/llamacffi-config-version.cmake"
   VERSION "${SKBUILD_PROJECT_VERSION}" COMPATIBILITY SameMinorVersion)
 
-install(FILES ${LLAMACFFI_PUBLIC_HEADERS} "${LLAMACFFI_INTEROP}/llamacffi-build.h"
+install(FILES ${LLAMACFFI_PUBLIC_HEADERS} headers/llamacffi.h "${LLAMACFFI_INTEROP}/llamacffi-build.h"
   DESTINATION llamacffi/include COMPONENT llamacffi)
+# A module of CFFI's that includes our types needs all that declares them.
+install(FILES headers/upstream.h DESTINATION llamacffi/include RENAME llamacffi-all.h
+  COMPONENT llamacffi)
 install(FILES "${LLAMACFFI_INTEROP}/llamacffi-config.cmake"
   "${LLAMACFFI_INTEROP}/llamacffi-config-version.cmake"
   DESTINATION llamacffi/cmake COMPONENT llamacffi)
