@@ -2,7 +2,7 @@
 
 python build_ffi.py vendor      fetch the llama.cpp that vendor/llama.toml pins
 python build_ffi.py generate    headers -> C and Python
-python build_ffi.py lock        write headers/api.lock
+python build_ffi.py lock        write headers/api.lock, or one to lie beside libraries
 python build_ffi.py check       is headers/api.lock fresh?
 python build_ffi.py exports     which functions do the linked libraries export?
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,11 +53,18 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def lock(args: argparse.Namespace) -> int:
-    """Write headers/api.lock."""
+    """Write headers/api.lock, or one to lie beside libraries."""
     from ffigen.render import write_if_changed
 
-    if write_if_changed(LOCK, lock_text(llama_cpp(args))):
-        print(f"wrote {LOCK}")
+    path, text = args.out or LOCK, lock_text(llama_cpp(args))
+    if args.out:
+        text += f"# llama.cpp: {args.commit or commit_of(llama_cpp(args))}\n"
+    texts = {path: text}
+    if args.hash:
+        texts[args.hash] = f'#define LLAMACFFI_BUILT_LAYOUT "{digest(text)}"\n'
+    for file, content in texts.items():
+        if write_if_changed(file, content):
+            print(f"wrote {file}")
     return 0
 
 
@@ -97,6 +105,19 @@ def llama_cpp(args: argparse.Namespace) -> Path:
     from ffigen.vendor import ensure_tree
 
     return ensure_tree(ROOT).path
+
+
+def commit_of(tree: Path) -> str:
+    """Return what is known of the commit of a tree."""
+    from ffigen.vendor import CHECKOUT_VARIABLE, ensure_tree
+
+    return ensure_tree(ROOT, environ={CHECKOUT_VARIABLE: str(tree)}).commit
+
+
+def digest(text: str) -> str:
+    """Return the hash of a lock, as the package makes it; which cannot be imported yet."""
+    result: str = runpy.run_path(str(ROOT / "llamacffi" / "_layout.py"))["digest"](text)
+    return result
 
 
 def read_surface() -> dict[str, Any]:
@@ -144,6 +165,10 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("--package", type=Path, metavar="DIR", help="where the Python goes")
         if function is generate:
             one.add_argument("--out", type=Path, required=True, metavar="DIR")
+        if function is lock:
+            one.add_argument("--out", type=Path, metavar="FILE", help="default: headers/api.lock")
+            one.add_argument("--commit", help="of the tree, if that itself does not tell")
+            one.add_argument("--hash", type=Path, metavar="HEADER", help="where its hash goes")
         if function is exports:
             one.add_argument("--nm", default="nm", help="the program that lists symbols")
             one.add_argument("libraries", type=Path, nargs="+", metavar="LIBRARY")

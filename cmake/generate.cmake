@@ -20,3 +20,18 @@ add_custom_command(
   DEPENDS build_ffi.py ${LLAMACFFI_GENERATOR}
   COMMENT "Generating the binding from llama.cpp's headers"
   VERBATIM)
+
+# The facts of the API, to be compared with those of other libraries, and their hash for the module.
+set(LLAMACFFI_PROBE_COMPILER "${CMAKE_C_COMPILER}")
+if(CMAKE_CROSSCOMPILING)
+  set(LLAMACFFI_PROBE_COMPILER cc) # what it compiles is run here; all 64-bit machines have one layout
+endif()
+add_custom_command(
+  OUTPUT "${LLAMACFFI_GENERATED}/api.lock" "${LLAMACFFI_GENERATED}/layout.h"
+  COMMAND "${CMAKE_COMMAND}" -E env "CC=${LLAMACFFI_PROBE_COMPILER}"
+    "${Python_EXECUTABLE}" "${CMAKE_SOURCE_DIR}/build_ffi.py" lock --llama-cpp "${LLAMA_CPP}"
+    --commit "${LLAMA_BUILD_COMMIT}" --out "${LLAMACFFI_GENERATED}/api.lock"
+    --hash "${LLAMACFFI_GENERATED}/layout.h"
+  DEPENDS build_ffi.py llamacffi/_layout.py ${LLAMACFFI_GENERATOR}
+  COMMENT "Measuring llama.cpp's API"
+  VERBATIM)

@@ -46,6 +46,9 @@ file(RELATIVE_PATH LLAMACFFI_FROM_BUILD "${CMAKE_BINARY_DIR}" "${LLAMA_CPP}")
 add_compile_options(
   "-fmacro-prefix-map=${LLAMA_CPP}/=" "-fmacro-prefix-map=${LLAMACFFI_FROM_BUILD}/=")
 set(CMAKE_INSTALL_RPATH "$<IF:$<PLATFORM_ID:Darwin>,@loader_path,$ORIGIN>")
+if(NOT APPLE)
+  add_link_options(LINKER:--disable-new-dtags) # what is in $ORIGIN comes before LD_LIBRARY_PATH
+endif()
 
 add_subdirectory("${LLAMA_CPP}" llama.cpp EXCLUDE_FROM_ALL)
 
@@ -62,6 +65,13 @@ foreach(backend ${GGML_AVAILABLE_BACKENDS})
   if(TARGET ${backend})
     list(APPEND LLAMACFFI_LIBRARIES ${backend})
   endif()
+endforeach()
+
+# Each has its commit in it, to be compared when it is loaded: only libggml-base has a function for that.
+add_library(llamacffi-stamp OBJECT EXCLUDE_FROM_ALL native/stamp.c)
+target_compile_definitions(llamacffi-stamp PRIVATE LLAMACFFI_BUILT_COMMIT="${LLAMA_BUILD_COMMIT}")
+foreach(library ${LLAMACFFI_LIBRARIES})
+  target_sources(${library} PRIVATE $<TARGET_OBJECTS:llamacffi-stamp>)
 endforeach()
 
 # The programs that the tests compare with: `cmake --build DIR --target llamacffi-reference`.  A tree

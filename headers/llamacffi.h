@@ -10,11 +10,36 @@
 extern "C" {
 #endif
 
-/* The llama.cpp that this module was compiled from, to be compared with the libraries that are
- * loaded: ggml_commit(), llama_version() and ggml_version(). */
+/* The llama.cpp that this module was compiled from. */
 const char *llamacffi_built_commit(void);
 const char *llamacffi_built_llama_version(void);
 const char *llamacffi_built_ggml_version(void);
+
+/* The version of llamacffi that it belongs to, and two hashes: of the facts of llama.cpp's API, which
+ * are in lib/api.lock, and of the declarations that the Python in _generated was made from. */
+const char *llamacffi_built_version(void);
+const char *llamacffi_built_layout(void);
+const char *llamacffi_built_cdef(void);
+
+/* A library of llama.cpp, as it is loaded.  What it does not tell is NULL. */
+struct llamacffi_library_info {
+    const char *name;          /* such as "llama" */
+    const char *path;          /* of its file */
+    const char *commit;        /* that llamacffi built it from; NULL if it is somebody else's */
+    const char *ggml_commit;   /* what it, or the ggml that it uses, says: ggml_commit(), */
+    const char *ggml_version;  /* ggml_version(), */
+    const char *llama_version; /* llama_version() */
+};
+
+/* Describe the libraries that this module uses, in the order in which they need each other.  Returns
+ * false for an `i` that there is not. */
+bool llamacffi_library(int32_t i, struct llamacffi_library_info *info);
+
+/* Load any other library, and describe it without its name.  Returns a handle that keeps it loaded; NULL
+ * if it cannot be loaded, and then the reason is in `error`. */
+void *llamacffi_library_open(const char *path, struct llamacffi_library_info *info, char *error,
+                             size_t size);
+void llamacffi_library_close(void *handle);
 
 /* Route the log of llama, ggml and mtmd into the ring below, and failed assertions into the guard.
  * For the whole process; called once, at import. */

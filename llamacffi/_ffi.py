@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
+__all__ = ["VERSION", "check_generated", "ffi", "lib", "libraries", "library_dir", "module_path"]
+
+VERSION = "0.1.0"  # of the Python files, to be compared with the compiled module
+
+_chosen = os.environ.get("LLAMACFFI_LIBRARY_DIR")
+if _chosen:
+    from . import _chosen_libraries
+
+    _chosen = _chosen_libraries.load(_chosen)
+
 try:
     from . import _llama
     from ._llama import ffi, lib
 except ImportError as error:
-    raise ImportError(
-        f"the compiled part of llamacffi cannot be loaded: {error}; reinstall llamacffi"
-    ) from error
+    from ._loading import explain
 
-__all__ = ["ffi", "lib", "module_path"]
+    raise ImportError(explain(error, _chosen), name=f"{__package__}._llama") from error
 
 module_path: str = _llama.__file__ or ""
+library_dir: str = _chosen or os.path.join(os.path.dirname(module_path), "lib")
+"""Where the libraries and backends are."""
+
+
+def libraries() -> list[Any]:
+    """Describe the libraries that the module uses, as ``struct llamacffi_library_info *``."""
+    found: list[Any] = []
+    info = ffi.new("struct llamacffi_library_info *")
+    while lib.llamacffi_library(len(found), info):
+        found.append(info)
+        info = ffi.new("struct llamacffi_library_info *")
+    return found
+
+
+def check_version() -> None:
+    """Compare the Python files with the compiled module.
+
+    Raises:
+        ImportError: They are of different versions of llamacffi.
+    """
+    built = getattr(lib, "llamacffi_built_version", None)  # others may not have it yet
+    version = ffi.string(built()).decode() if built else "another version"
+    if version != VERSION:
+        raise ImportError(
+            f"{__file__} is of llamacffi {VERSION}, but the compiled module {module_path} of "
+            f"{version}: an upgrade was not finished; reinstall llamacffi"
+        )
 
 
 def check_libraries() -> None:
@@ -21,24 +59,28 @@ def check_libraries() -> None:
     Raises:
         ImportError: They differ: structs could be laid out differently, and every call be wrong.
     """
-    pairs = (
-        ("commit", lib.llamacffi_built_commit(), lib.ggml_commit()),
-        ("llama version", lib.llamacffi_built_llama_version(), lib.llama_version()),
-        ("ggml version", lib.llamacffi_built_ggml_version(), lib.ggml_version()),
-    )
-    different = [
-        f"{what} {ffi.string(loaded).decode()} instead of {ffi.string(built).decode()}"
-        for what, built, loaded in pairs
-        if ffi.string(built) != ffi.string(loaded)
-    ]
-    if different:
+    built, loaded = ffi.string(lib.llamacffi_built_commit()), libraries()
+    if _chosen:
+        _chosen_libraries.check(_chosen, module_path, loaded, ffi, lib)
+    elif any(not one.commit or ffi.string(one.commit) != built for one in loaded):
+        from ._loading import mismatch
+
+        raise ImportError(mismatch(library_dir, built.decode(), loaded, ffi))
+
+
+def check_generated(digest: str) -> None:
+    """Compare the generated Python, which calls this, with the compiled module.
+
+    Raises:
+        ImportError: They were made from different declarations.
+    """
+    if ffi.string(lib.llamacffi_built_cdef()).decode() != digest:
         raise ImportError(
-            "llamacffi was compiled for another llama.cpp than the one that was loaded: "
-            f"{', '.join(different)}; another build of libllama or libggml is in the way "
-            "(LD_LIBRARY_PATH, LD_PRELOAD, or a half-finished upgrade): remove it, or reinstall "
-            "llamacffi"
+            f"what is in {os.path.join(os.path.dirname(__file__), '_generated')} was not made with "
+            f"the compiled module {module_path}: an upgrade was not finished; reinstall llamacffi"
         )
 
 
+check_version()
 check_libraries()
 lib.llamacffi_install()  # in C only: log lines to the ring, failed assertions to the guard

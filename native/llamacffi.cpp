@@ -1,6 +1,7 @@
-// The small functions of llamacffi.h.  The LLAMACFFI_BUILT_* macros come from CMakeLists.txt.
+// The small functions of llamacffi.h.  The other LLAMACFFI_BUILT_* macros come from CMakeLists.txt.
 #include "llamacffi.h"
 #include "guard.h"
+#include "layout.h" // generated: LLAMACFFI_BUILT_LAYOUT
 #include "native.hpp"
 
 #include <atomic>
@@ -23,6 +24,8 @@ std::atomic<int32_t> &atomic_of(llamacffi_abort_flag *flag) {
 const char *llamacffi_built_commit(void) { return LLAMACFFI_BUILT_COMMIT; }
 const char *llamacffi_built_llama_version(void) { return LLAMACFFI_BUILT_LLAMA_VERSION; }
 const char *llamacffi_built_ggml_version(void) { return LLAMACFFI_BUILT_GGML_VERSION; }
+const char *llamacffi_built_version(void) { return LLAMACFFI_BUILT_VERSION; }
+const char *llamacffi_built_layout(void) { return LLAMACFFI_BUILT_LAYOUT; }
 
 void llamacffi_install(void) {
     llamacffi::install_log_callbacks();

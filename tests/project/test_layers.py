@@ -11,6 +11,9 @@ import pytest
 # From the ground up; a module may import those of the lines above its own, and of its own line.
 LAYERS = """
 _llama
+_elf _layout _libraries
+_loading
+_chosen_libraries
 _ffi
 _types
 errors
