@@ -11,8 +11,9 @@ import os
 import shlex
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -189,20 +190,30 @@ class Comment:
     last: int
     text: str
     alone: bool
-    """Nothing but the comment stands on its lines."""
+    """Nothing but the comment stands before it on its first line."""
+    column: int = field(default=0, compare=False)
 
 
 def find_comments(text: str) -> list[Comment]:
-    """Locate the comments of a C file; adjoining ``//`` lines are one comment."""
+    """Locate the comments of a C file; adjoining ``//`` lines are one comment.
+
+    So are those right under a comment beside code, if they begin in its column.
+    """
     merged: list[Comment] = []
     for comment in scan_comments(text):
         before = merged[-1] if merged else None
-        if before and before.alone and comment.alone and before.last + 1 == comment.first:
-            text = f"{before.text}\n{comment.text}"
-            merged[-1] = Comment(before.first, comment.last, text, alone=True)
+        if before and goes_on(before, comment):
+            joined = f"{before.text}\n{comment.text}"
+            merged[-1] = replace(before, last=comment.last, text=joined)
         else:
             merged.append(comment)
-    return merged
+    return [replace(one, text=textwrap.dedent(one.text).strip()) for one in merged]
+
+
+def goes_on(before: Comment, comment: Comment) -> bool:
+    """Tell whether a comment belongs to the one before it."""
+    adjoins = comment.alone and before.last + 1 == comment.first
+    return adjoins and (before.alone or before.column == comment.column)
 
 
 def scan_comments(text: str) -> Iterator[Comment]:
@@ -219,7 +230,8 @@ def scan_comments(text: str) -> Iterator[Comment]:
             stop = line_end(text, position) if is_line else block_end(text, position)
             body = text[position:stop]
             alone = not text[line_start:position].strip()
-            yield Comment(line, line + body.count("\n"), strip_marks(body), alone)
+            last, column = line + body.count("\n"), position - line_start
+            yield Comment(line, last, strip_marks(body), alone, column)
             line += body.count("\n")
             position = stop
         else:
@@ -249,8 +261,12 @@ def literal_end(text: str, start: int) -> int:
 
 
 def strip_marks(comment: str) -> str:
-    """Return the words of a comment without its slashes and stars."""
+    """Return the words of a comment without its slashes and stars; lines stay indented."""
     if comment.startswith("//"):
-        return comment.lstrip("/").removeprefix("<").strip()
-    lines = comment.removeprefix("/*").removesuffix("*/").splitlines()
-    return "\n".join(line.strip().lstrip("*").strip() for line in lines).strip()
+        return comment.lstrip("/").removeprefix("<").removeprefix(" ").rstrip()
+    first, *rest = comment.removeprefix("/*").removesuffix("*/").split("\n")
+    words = [line.strip() for line in rest]
+    if all(line.startswith("*") for line in words if line):
+        rest = [line.lstrip("*") for line in words]
+    below = textwrap.dedent("\n".join(rest))
+    return f"{first.lstrip('*').strip()}\n{below}".strip()
