@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Of two names whose facts are alike, so much must be the same; found by looking at renames of llama.cpp.
+# So much of two names must be the same if their facts are alike, and so much if they are not; found by
+# looking at renames of llama.cpp.
 SIMILAR = 0.6
+NEARLY_THE_SAME = 0.85
 
 
 def likely_renames(
     gone: Mapping[str, Any], come: Mapping[str, Any], alike: Callable[[Any, Any], bool]
 ) -> dict[str, str]:
-    """Pair names that are gone with new ones whose facts are alike, the most similar first.
+    """Pair names that are gone with new ones, the most similar first.
 
     Args:
         gone: The facts that are gone, by name.
@@ -23,19 +26,15 @@ def likely_renames(
     Returns:
         The new name by the old.
     """
-    pairs = sorted(
-        (
-            (similarity(old, new), old, new)
-            for old in gone
-            for new in come
-            if alike(gone[old], come[new])
-        ),
-        key=lambda pair: (-pair[0], pair[1], pair[2]),
-    )
+    pairs: list[tuple[bool, float, str, str]] = []
+    for old, new in itertools.product(gone, come):
+        same, score = alike(gone[old], come[new]), similarity(old, new)
+        if score >= (SIMILAR if same else NEARLY_THE_SAME):
+            pairs.append((not same, -score, old, new))
     renames: dict[str, str] = {}
     taken: set[str] = set()
-    for score, old, new in pairs:
-        if score >= SIMILAR and old not in renames and new not in taken:
+    for _, _, old, new in sorted(pairs):
+        if old not in renames and new not in taken:
             renames[old] = new
             taken.add(new)
     return renames
@@ -47,6 +46,8 @@ def similarity(one: str, other: str) -> float:
     The words that both begin with say little: all of an API or an enum begins with them.
     """
     words, others = (name.lower().split("_") for name in (one, other))
+    if words[: len(others)] == others[: len(words)] and min(len(words), len(others)) > 1:
+        return NEARLY_THE_SAME  # one goes on where the other ends
     while len(words) > 1 and len(others) > 1 and words[0] == others[0]:
         words, others = words[1:], others[1:]
     by_words = difflib.SequenceMatcher(None, words, others, autojunk=False)
