@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -163,12 +164,24 @@ def field_changes(old: RecordFact, new: RecordFact) -> Iterator[Change]:
 
 def moved_fields(old: RecordFact, new: RecordFact) -> Iterator[str]:
     """Describe the fields that are in another place, but for those of another name."""
-    before, after = fields_by_name(old), fields_by_name(new)
-    if [name for name in before if name in after] != [name for name in after if name in before]:
+    after = fields_by_name(new)
+    both = [(one, after[one.name]) for one in old.fields if one.name in after]
+    order = [one.name for one in new.fields if one.name in fields_by_name(old)]
+    if [one.name for one, _ in both] != order:
         yield "the order of its fields is another"
-    for name, one in before.items():
-        if name in after and one.offset != after[name].offset:
-            yield f"{name} moved from offset {one.offset} to {after[name].offset}"
+    runs = itertools.groupby(both, key=lambda pair: pair[1].offset - pair[0].offset)
+    for distance, pairs in runs:
+        if distance:
+            yield moved_run(list(pairs), distance)
+
+
+def moved_run(pairs: list[tuple[FieldFact, FieldFact]], distance: int) -> str:
+    """Describe fields next to each other that have moved by as much."""
+    places = [f"{old.name} (offset {old.offset} is now {new.offset})" for old, new in pairs]
+    what = f"{places[0]} moved"
+    if len(pairs) > 1:
+        what = f"{len(pairs)} fields moved, from {places[0]} to {places[-1]},"
+    return f"{what} by {distance:+} bytes"
 
 
 def field_place(record: RecordFact, name: str) -> str:

@@ -27,9 +27,9 @@ CFFI_ERRORS = (
 )
 
 
-def environment(templates: Path, api: Api, names: Mapping[str, str]) -> Environment:
+def plain_environment(templates: Path) -> Environment:
     """Return the jinja2 environment: a name that a template misspells is an error."""
-    env = Environment(
+    return Environment(
         loader=FileSystemLoader(templates),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
@@ -37,6 +37,11 @@ def environment(templates: Path, api: Api, names: Mapping[str, str]) -> Environm
         lstrip_blocks=True,
         autoescape=False,
     )
+
+
+def environment(templates: Path, api: Api, names: Mapping[str, str]) -> Environment:
+    """Return the environment of the templates that write an API."""
+    env = plain_environment(templates)
     annotations = Annotations(api)
     env.globals.update(api=api, annotations=annotations)
     env.filters.update(
