@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import _backend_files, _ffi
 from ._cores import physical_cores
 from ._devices import BufferType, Device, DeviceMemory, extension, new_device, text
 from ._ffi import ffi, lib
@@ -20,8 +21,7 @@ from .errors import (
     LoadError,
     UnsupportedError,
 )
-from .interop import library_dir
-from .log import drain, with_log
+from .log import drain, logger, with_log
 
 if TYPE_CHECKING:
     from ._generated.enums import GgmlNumaStrategy
@@ -30,15 +30,18 @@ if TYPE_CHECKING:
 _lock = hold_at_fork(threading.RLock())
 _loaded = False
 _numa_strategy: int | None = None
+_unusable: dict[str, str] = {}  # files of backends, and why the loader does not load them
 
 
 def load() -> None:
     """Load the backends that came with the package.  Anything that needs one calls this.
 
-    On each call but the first this does nothing.
+    On each call but the first this does nothing.  A backend that cannot be loaded, as that of a GPU
+    on a machine without its driver, is a warning in the log.
 
     Raises:
         BackendUnavailableError: There is no CPU backend for this machine.
+        LoadError: A backend was built from another llama.cpp.
 
     Source: ``ggml_backend_load_all_from_path``, ``llama_backend_init``.
     """
@@ -48,12 +51,16 @@ def load() -> None:
     with _lock:
         if _loaded:
             return
-        lib.ggml_backend_load_all_from_path(os.fsencode(library_dir()))
+        with _backend_files.opened(_backend_files.files()) as unusable:
+            lib.ggml_backend_load_all_from_path(os.fsencode(_ffi.library_dir))
+        _unusable.update(unusable)
+        for path, reason in unusable.items():
+            logger.warning("the backend %s was not loaded: %s", path, reason)
         if _cpu() == ffi.NULL:
             raise with_log(
                 BackendUnavailableError(
-                    f"no CPU backend for this machine in {library_dir()}: reinstall llamacffi, or "
-                    "build it here (`pip install --no-binary llamacffi llamacffi`)"
+                    f"no CPU backend for this machine in {_ffi.library_dir}{_reasons()}: reinstall "
+                    "llamacffi, or build it here (`pip install --no-binary llamacffi llamacffi`)"
                 )
             )
         lib.llama_backend_init()
@@ -64,14 +71,15 @@ def load() -> None:
 def load_library(path: str | os.PathLike[str]) -> str:
     """Load one more backend, from a file.
 
-    It must be of this llama.cpp: ggml compares only the version of its interface.
+    It must be of this llama.cpp.  That is checked if llamacffi has built it, or if it has a ggml of
+    its own; of others only the version of ggml's interface is known.
 
     Returns:
         The name of the backend.
 
     Raises:
         LibraryNotFoundError: There is no such file.
-        LoadError: The file is no backend for this machine and this ggml.
+        LoadError: The file is no backend for this machine and this llama.cpp, or lacks a library.
 
     Source: ``ggml_backend_load``.
     """
@@ -79,9 +87,11 @@ def load_library(path: str | os.PathLike[str]) -> str:
     name = os.fspath(path)
     if not os.path.isfile(name):
         raise LibraryNotFoundError(f"there is no file {name!r}")
-    with _lock:
-        # As a path: the loader searches for a bare name elsewhere.
-        reg = lib.ggml_backend_load(os.fsencode(os.path.abspath(name)))
+    path = os.path.abspath(name)  # the loader searches for a bare name elsewhere
+    with _lock, _backend_files.opened([path]) as unusable:
+        if path in unusable:
+            raise LoadError(f"cannot load a backend from {name!r}: {unusable[path]}")
+        reg = lib.ggml_backend_load(os.fsencode(path))
     if reg == ffi.NULL:
         raise with_log(LoadError(f"cannot load a backend from {name!r}"))
     drain()
@@ -191,7 +201,9 @@ def device(name: str) -> Device:
         dev = lib.ggml_backend_dev_by_name(_name(name))
         if dev == ffi.NULL:
             known = ", ".join(one.name for one in devices())
-            raise BackendUnavailableError(f"there is no device {name!r}; there are {known}")
+            raise BackendUnavailableError(
+                f"there is no device {name!r}; there are {known}{_reasons()}"
+            )
         return new_device(dev)
 
 
@@ -329,9 +341,14 @@ def _registry(name: str) -> Any:
     reg = lib.ggml_backend_reg_by_name(_name(name))
     if reg == ffi.NULL:
         raise BackendUnavailableError(
-            f"there is no backend {name!r}; there are {', '.join(backends())}"
+            f"there is no backend {name!r}; there are {', '.join(backends())}{_reasons()}"
         )
     return reg
+
+
+def _reasons() -> str:
+    """Return why there is not more, for errors."""
+    return "".join(f"; not {path}: {reason}" for path, reason in _unusable.items())
 
 
 def _name(name: str) -> bytes:

@@ -24,8 +24,11 @@ def include_dir() -> Path:
 
 
 def library_dir() -> Path:
-    """Return the directory of the libraries and backends that belong to the compiled module."""
-    return _installed("lib")
+    """Return the directory of the libraries and backends that the compiled module uses.
+
+    They came with it, unless ``LLAMACFFI_LIBRARY_DIR`` has chosen others.
+    """
+    return Path(_ffi.library_dir)
 
 
 def cmake_dir() -> Path:

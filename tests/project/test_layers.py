@@ -28,7 +28,7 @@ _gguf.files
 gguf
 shards
 _sources _model.weights _context.planning
-_cores _devices
+_backend_files _cores _devices
 interop
 backend
 perf tensor threads
