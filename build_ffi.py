@@ -4,6 +4,7 @@ python build_ffi.py vendor      fetch the llama.cpp that vendor/llama.toml pins
 python build_ffi.py generate    headers -> C and Python
 python build_ffi.py lock        write headers/api.lock, or one to lie beside libraries
 python build_ffi.py check       is headers/api.lock fresh?
+python build_ffi.py parts       which parts of native/ does a llama.cpp not suit?
 python build_ffi.py exports     which functions do the linked libraries export?
 """
 
@@ -17,13 +18,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 if TYPE_CHECKING:
-    from ffigen.api import Api
+    from ffigen.project import Project
 
 ROOT = Path(__file__).resolve().parent
 HEADERS = ROOT / "headers"
@@ -32,22 +28,20 @@ LOCK = HEADERS / "api.lock"
 
 def vendor(args: argparse.Namespace) -> int:
     """Fetch llama.cpp unless it is there."""
-    from ffigen.vendor import ensure_tree
+    from ffigen.vendor import ensure_tree, read_pin
 
     tree = ensure_tree(ROOT)
     if args.json:
-        print(json.dumps({"path": tree.path.as_posix(), "commit": tree.commit}))
+        pinned = tree.commit == read_pin(ROOT).commit
+        told = {"path": tree.path.as_posix(), "commit": tree.commit, "pinned": pinned}
+        print(json.dumps(told))
     return 0
 
 
 def generate(args: argparse.Namespace) -> int:
     """Write what is generated from the headers."""
-    from ffigen import render
-
-    surface = read_surface()
-    api = load_api(llama_cpp(args), surface)
     package = args.package or args.out / "package"
-    for path in render.generate(api, HEADERS, args.out, package, surface):
+    for path in project().generate(llama_cpp(args), args.out, package, args.without):
         print(f"wrote {path}")
     return 0
 
@@ -56,7 +50,7 @@ def lock(args: argparse.Namespace) -> int:
     """Write headers/api.lock, or one to lie beside libraries."""
     from ffigen.render import write_if_changed
 
-    path, text = args.out or LOCK, lock_text(llama_cpp(args))
+    path, text = args.out or LOCK, project().lock_text(llama_cpp(args))
     if args.out:
         text += f"# llama.cpp: {args.commit or commit_of(llama_cpp(args))}\n"
     texts = {path: text}
@@ -71,7 +65,7 @@ def lock(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     """Compare headers/api.lock with the headers; print the difference."""
     old = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
-    new = lock_text(llama_cpp(args))
+    new = project().lock_text(llama_cpp(args))
     if old == new:
         return 0
     lines = difflib.unified_diff(
@@ -82,12 +76,23 @@ def check(args: argparse.Namespace) -> int:
     return 1
 
 
+def parts(args: argparse.Namespace) -> int:
+    """Print the parts of native/ that do not compile against a llama.cpp, for CMake."""
+    from ffigen.compile import failing_parts
+
+    failed = failing_parts(project(), llama_cpp(args))
+    for part, error in failed.items():
+        print(f"built without native/{part}.cpp: {error}", file=sys.stderr)
+    print(";".join(failed), end="")
+    return 0
+
+
 def exports(args: argparse.Namespace) -> int:
     """Report the functions that no library exports, or only a backend does."""
     from ffigen import render
     from ffigen.exports import late_functions
 
-    api = load_api(llama_cpp(args), read_surface())
+    api = project().api(llama_cpp(args), args.without)
     unexported, late = late_functions(api, args.libraries, args.nm, render.OWN_HEADER)
     text = render.render(
         "exports.py.j2", api, HEADERS / "templates", unexported=unexported, late=late
@@ -96,6 +101,13 @@ def exports(args: argparse.Namespace) -> int:
         render.write_if_changed(args.package / "_generated" / "exports.py", text)
     print(f"{len(late)} functions come with a backend; exported by no library: {unexported}")
     return 0
+
+
+def project() -> Project:
+    """Return this source tree."""
+    from ffigen.project import Project
+
+    return Project(ROOT)
 
 
 def llama_cpp(args: argparse.Namespace) -> Path:
@@ -120,30 +132,6 @@ def digest(text: str) -> str:
     return result
 
 
-def read_surface() -> dict[str, Any]:
-    """Read headers/surface.toml."""
-    surface: dict[str, Any] = tomllib.loads((HEADERS / "surface.toml").read_text("utf-8"))
-    return surface
-
-
-def load_api(tree: Path, surface: dict[str, Any]) -> Api:
-    """Parse the headers of a tree."""
-    from ffigen.parse import read_api
-    from ffigen.preprocess import preprocess
-
-    return read_api(preprocess(HEADERS, tree), HEADERS, tree, surface["omit"])
-
-
-def lock_text(tree: Path) -> str:
-    """Return what headers/api.lock should say for a tree."""
-    from ffigen.layout import measure
-    from ffigen.render import render
-
-    api = load_api(tree, read_surface())
-    values = measure(api, HEADERS, tree)
-    return render("api.lock.j2", api, HEADERS / "templates", values=values)
-
-
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     main_parser = argparse.ArgumentParser(
@@ -158,10 +146,17 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     command(vendor).add_argument("--json", action="store_true", help="print path and commit")
-    for function in (generate, lock, check, exports):
+    for function in (generate, lock, check, parts, exports):
         one = command(function)
         one.add_argument("--llama-cpp", metavar="DIR", help="a llama.cpp tree (default: the pin)")
         if function in (generate, exports):
+            one.add_argument(
+                "--without",
+                action="append",
+                default=[],
+                metavar="PART",
+                help="leave out what does not compile: see `parts`",
+            )
             one.add_argument("--package", type=Path, metavar="DIR", help="where the Python goes")
         if function is generate:
             one.add_argument("--out", type=Path, required=True, metavar="DIR")

@@ -14,9 +14,11 @@ file(GLOB LLAMACFFI_GENERATOR CONFIGURE_DEPENDS
 # The command writes a file only if its text changed, so what it left alone is not compiled again.
 add_custom_command(
   OUTPUT "${LLAMACFFI_GENERATED}/_llama.c" "${LLAMACFFI_GENERATED}/guards.cpp"
+    "${LLAMACFFI_GENERATED}/has.h"
   COMMAND "${CMAKE_COMMAND}" -E env "CC=${CMAKE_C_COMPILER}"
     "${Python_EXECUTABLE}" "${CMAKE_SOURCE_DIR}/build_ffi.py" generate
     --llama-cpp "${LLAMA_CPP}" --out "${LLAMACFFI_GENERATED}" --package "${LLAMACFFI_PACKAGE}"
+    ${LLAMACFFI_WITHOUT_OPTIONS}
   DEPENDS build_ffi.py ${LLAMACFFI_GENERATOR}
   COMMENT "Generating the binding from llama.cpp's headers"
   VERBATIM)

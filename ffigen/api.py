@@ -188,6 +188,12 @@ class Api:
     omitted: dict[str, str] = field(default_factory=dict)
     """What the headers have and this model has not, with the reason."""
 
+    def names(self) -> set[str]:
+        """Return the names of functions, constants and enumerators: what ``lib`` has."""
+        members = {member.name for enum in self.enums for member in enum.members}
+        functions = {one.name for one in self.functions}
+        return members | functions | {one.name for one in self.constants}
+
     @property
     def functions(self) -> Iterator[Function]:
         """The functions, in header order."""

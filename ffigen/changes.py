@@ -29,8 +29,8 @@ class Use:
 class Change:
     """One change.
 
-    It is *breaking* if a program that was right before may not compile, link or compute the same after
-    it: something is gone, or has another type, value, size or place.
+    It is *breaking* if a program that was right before may not compile, link or compute the same
+    after it: something is gone, or has another type, value, size or place.
     """
 
     action: Action

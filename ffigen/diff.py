@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from .changes import Action, Change, What
-from .lock import ConstantFact, EnumeratorFact, Facts, FieldFact, FunctionFact, RecordFact, TypedefFact
+from .lock import (
+    ConstantFact,
+    EnumeratorFact,
+    Facts,
+    FieldFact,
+    FunctionFact,
+    RecordFact,
+    TypedefFact,
+)
 from .renames import likely_renames
 from .signatures import compare_types
 
@@ -121,7 +129,11 @@ def typedef_differences(old: TypedefFact, new: TypedefFact) -> Iterator[Change]:
 
 def types_of(one: FunctionFact) -> list[object]:
     """Return what a function takes and returns, without the names."""
-    return [one.type.result, one.type.variadic, *(argument.type for argument in one.type.parameters)]
+    return [
+        one.type.result,
+        one.type.variadic,
+        *(argument.type for argument in one.type.parameters),
+    ]
 
 
 # --- Structs --------------------------------------------------------------------------------------

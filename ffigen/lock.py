@@ -1,8 +1,8 @@
 """The facts of an API, read back from the text of an ``api.lock``.
 
-A lock has one fact a line and is all that a comparison needs, wherever it came from: the headers of a
-tree, another version of the pin, or a file that somebody kept.  Its declarations are C, and are read by
-the same parser as the headers.
+A lock has one fact a line and is all that a comparison needs, wherever it came from: the headers of
+a tree, another version of the pin, or a file that somebody kept.  Its declarations are C, and are
+read by the same parser as the headers.
 """
 
 from __future__ import annotations
@@ -161,7 +161,9 @@ def _read_declarations(
 ) -> None:
     """Parse what is C in a lock, and add it to ``facts``."""
     lines = [match[1] for match in declarations]
-    holders = [f"struct llamacffi_of_{name} {{ {_fields_text(of)} }};" for name, of in fields.items()]
+    holders = [
+        f"struct llamacffi_of_{name} {{ {_fields_text(of)} }};" for name, of in fields.items()
+    ]
     try:
         parsed = _parse(list(_prologue(facts, lines)), [*lines, *holders])
     except GeneratorError as error:
@@ -187,8 +189,8 @@ def _prologue(facts: Facts, lines: list[str]) -> Iterator[str]:
     """Yield C that declares the types which the lines of a lock use without declaring them."""
     for name in LIBC_NAMES:
         yield f"typedef int {name};"
-    # Whether a struct has a tag or only the name of a typedef, a lock does not say: here it has both,
-    # unless that is the name of a function or typedef.
+    # Whether a struct has a tag or only the name of a typedef, a lock does not say: here it has
+    # both, unless that is the name of a function or typedef.
     taken = {name for line in lines for name in DECLARED.findall(line)}
     for record in facts.records.values():
         if record.name not in taken:

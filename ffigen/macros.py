@@ -55,7 +55,7 @@ def read_macros(
     constants: list[tuple[Macro, Kind]] = []
     omitted = {one.name: "function-like macro" for one in source.macros if one.has_parameters}
     plain = [one for one in source.macros if not one.has_parameters]
-    values = expand(headers, llama_cpp, [one.name for one in plain])
+    values = expand(headers, llama_cpp, [one.name for one in plain], source.flags)
     for macro, value in zip(plain, values, strict=True):
         if value == macro.name and (value in scope.kinds or value in scope.functions):
             continue  # `#define X X` lets others ask `#ifdef X`; the declaration is bound

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -53,6 +53,8 @@ class Source:
     macros: tuple[Macro, ...]
     headers: tuple[Path, ...]
     """The public headers that were read, in order; the stand-ins for libc are not among them."""
+    flags: tuple[str, ...] = ()
+    """What else the preprocessor was told."""
 
 
 def include_paths(llama_cpp: Path) -> tuple[Path, ...]:
@@ -60,12 +62,13 @@ def include_paths(llama_cpp: Path) -> tuple[Path, ...]:
     return tuple(llama_cpp / directory for directory in INCLUDE_DIRS)
 
 
-def preprocess(headers: Path, llama_cpp: Path) -> Source:
+def preprocess(headers: Path, llama_cpp: Path, defined: Sequence[str] = ()) -> Source:
     """Run the C preprocessor over ``headers/upstream.h``.
 
     Args:
         headers: The project's ``headers/`` directory.
         llama_cpp: A llama.cpp source tree.
+        defined: Macros that are defined.
 
     Raises:
         PreprocessError: There is no C compiler, it rejects the headers, or they have an attribute
@@ -74,9 +77,10 @@ def preprocess(headers: Path, llama_cpp: Path) -> Source:
     if not (llama_cpp / LANDMARK).is_file():
         raise PreprocessError(f"{llama_cpp} is not a llama.cpp tree: it has no {LANDMARK}")
     libc = headers / "libc"
+    flags = [f"-D{name}" for name in defined]
     text = run_preprocessor(
         headers / "upstream.h",
-        ["-dD", "-nostdinc", "-include", str(libc / "attributes.h")],
+        ["-dD", "-nostdinc", *flags, "-include", str(libc / "attributes.h")],
         [libc, headers, *include_paths(llama_cpp)],
     )
     code: list[str] = []
@@ -98,7 +102,7 @@ def preprocess(headers: Path, llama_cpp: Path) -> Source:
         elif ATTRIBUTE_MARK in line:
             raise unknown_attribute(line, where, number)
         code.append(line)
-    return Source("\n".join(code), tuple(macros.values()), tuple(files))
+    return Source("\n".join(code), tuple(macros.values()), tuple(files), tuple(flags))
 
 
 def compiler_command() -> list[str]:
@@ -161,7 +165,9 @@ def read_define(line: str, path: Path, number: int) -> Macro:
     return Macro(bare, path, number, bool(parenthesis), body.strip())
 
 
-def expand(headers: Path, llama_cpp: Path, names: list[str]) -> list[str]:
+def expand(
+    headers: Path, llama_cpp: Path, names: list[str], flags: Sequence[str] = ()
+) -> list[str]:
     """Return what each of the macros ``names`` expands to in the end."""
     marker = "llamacffi_expanded"
     probe = "".join(f"{marker} {name}\n" for name in names)
@@ -170,6 +176,7 @@ def expand(headers: Path, llama_cpp: Path, names: list[str]) -> list[str]:
             *compiler_command(),
             *("-E", "-P", "-nostdinc", "-include", str(headers / "libc" / "attributes.h")),
             *(f"-I{path}" for path in (headers / "libc", headers, *include_paths(llama_cpp))),
+            *flags,
             *("-include", str(headers / "upstream.h"), "-xc", "-"),
         ],
         input=probe,

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# So much of two names must be the same if their facts are alike, and so much if they are not; found by
-# looking at renames of llama.cpp.
+# So much of two names must be the same if their facts are alike, and so much if they are not; found
+# by looking at renames of llama.cpp.
 SIMILAR = 0.6
 NEARLY_THE_SAME = 0.85
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import api as model
 from .api import Api
+from .lock import Facts
 from .names import py_class, py_member
 from .preprocess import GeneratorError
 from .typing import Annotations, docstring, parameter_name
@@ -171,7 +172,13 @@ PARAMS_SUFFIX = "_params"
 
 
 def generate(
-    api: Api, headers: Path, out: Path, package: Path, surface: Mapping[str, Mapping[str, str]]
+    api: Api,
+    headers: Path,
+    out: Path,
+    package: Path,
+    surface: Mapping[str, Mapping[str, str]],
+    pinned: Facts,
+    missing: Mapping[str, str],
 ) -> list[Path]:
     """Write every generated file.
 
@@ -181,6 +188,8 @@ def generate(
         out: Directory for what is compiled.
         package: Directory for the Python that is generated into the package.
         surface: What headers/surface.toml says: ``names`` and ``annotations``.
+        pinned: The facts of the pinned llama.cpp, of which ``api`` may lack some.
+        missing: The names that it lacks, with the reason.
 
     Returns:
         The files whose text changed.
@@ -189,7 +198,7 @@ def generate(
     params = [one for one in api.structs if one.name.endswith(PARAMS_SUFFIX) and one.record.fields]
     names, annotations = surface["names"], surface["annotations"]
     check_names(api, params, names)
-    check_annotations(params, annotations)
+    check_annotations(params, annotations, pinned)
     generated = package / "_generated"
     cdef = render("cdef.h.j2", api, templates)
     digest = hashlib.sha256(cdef.encode()).hexdigest()
@@ -198,6 +207,7 @@ def generate(
         out / "guards.cpp": render(
             "guards.cpp.j2", api, templates, guarded=guarded(api), digest=digest
         ),
+        out / "has.h": render("has.h.j2", api, templates, missing=missing),
         package / "_llama.pyi": render("_llama.pyi.j2", api, templates, names),
         generated / "__init__.py": GENERATED_INIT.format(digest),
         generated / "cdef.h": cdef,
@@ -206,7 +216,7 @@ def generate(
         generated / "params.py": render(
             "params.py.j2", api, templates, names, structs=params, annotations=annotations
         ),
-        generated / "omitted.py": render("omitted.py.j2", api, templates, names),
+        generated / "omitted.py": render("omitted.py.j2", api, templates, names, missing=missing),
     }
     return [path for path, text in texts.items() if write_if_changed(path, text)]
 
@@ -231,8 +241,12 @@ def check_names(api: Api, params: list[model.Struct], names: Mapping[str, str]) 
                 raise GeneratorError(f"{struct.c_name}.{one.name} is a keyword of Python")
 
 
-def check_annotations(params: list[model.Struct], annotations: Mapping[str, str]) -> None:
+def check_annotations(
+    params: list[model.Struct], annotations: Mapping[str, str], pinned: Facts
+) -> None:
     """Refuse an annotation in headers/surface.toml of a field that no header has.
+
+    One that the pinned headers have may be missing from those of another llama.cpp.
 
     Raises:
         GeneratorError: The field is not there any more.
@@ -241,7 +255,7 @@ def check_annotations(params: list[model.Struct], annotations: Mapping[str, str]
         f"{struct.name}.{one.name}"
         for struct in params
         for one in model.flat_fields(struct.record.fields)
-    }
+    } | set(pinned.names())
     for name in annotations:
         if name not in fields:
             raise GeneratorError(f"headers/surface.toml annotates {name}, which no header has")

@@ -41,10 +41,14 @@ class Report:
         return env.get_template(template).render(
             report=self,
             level=level_of(self.changes),
-            counts={breaking: sum(c.breaking is breaking for c in self.changes) for breaking in parts},
+            counts={
+                breaking: sum(c.breaking is breaking for c in self.changes) for breaking in parts
+            },
             used=[one for one in groups if one.uses],
-            parts=[(title, [one for one in groups if one.breaking is breaking])
-                   for breaking, title in parts.items()],
+            parts=[
+                (title, [one for one in groups if one.breaking is breaking])
+                for breaking, title in parts.items()
+            ],
         )
 
     def json(self) -> str:

@@ -14,10 +14,9 @@ def compare_types(old: Type, new: Type) -> tuple[list[str], bool]:
     """
     if old == new:
         return [], False
-    functions = _function_of(old), _function_of(new)
-    if functions[0] is None or functions[1] is None:
+    before, after = _function_of(old), _function_of(new)
+    if before is None or after is None:
         return [f"type {declare(old)} is now {declare(new)}"], True
-    before, after = functions
     details: list[str] = []
     if before.result != after.result:
         details.append(f"it returned {declare(before.result)} and returns {declare(after.result)}")

@@ -1,8 +1,8 @@
 """Where our own code uses the names of llama.cpp, found in its syntax trees.
 
-Python is read with `ast`, C and C++ with tree-sitter, and pages with markdown-it: their code is Python,
-and what they set in backticks are names.  A field has a short name that may mean anything, so it counts
-only in a file that has to do with its struct.
+Python is read with `ast`, C and C++ with tree-sitter, and pages with markdown-it: their code is
+Python, and what they set in backticks are names.  A field has a short name that may mean anything,
+so it counts only in a file that has to do with its struct.
 """
 
 from __future__ import annotations
@@ -104,12 +104,14 @@ class Spelling:
     def relatives(self, struct: str) -> set[str]:
         """Return the names of which a file has one if it has to do with a struct."""
         python = py_class(struct, self.names)
-        taker = python.removesuffix("Params")  # Context takes ContextParams, quantize QuantizeParams
+        taker = python.removesuffix(
+            "Params"
+        )  # Context takes ContextParams, quantize QuantizeParams
         related = {struct, python, taker, taker.lower()}
         word = re.compile(rf"\b{struct}\b")
         for side in self.sides:
-            found = (*side.functions.values(), *side.typedefs.values())
-            related |= {one.name for one in found if word.search(one.text)}
+            related |= {name for name, one in side.functions.items() if word.search(one.text)}
+            related |= {name for name, one in side.typedefs.items() if word.search(one.text)}
         return related
 
 
@@ -134,7 +136,9 @@ def read_files(root: Path) -> list[File]:
     """Read all of our code that may use llama.cpp's names."""
     files: list[File] = []
     for place, kind in PLACES.items():
-        for path in sorted((root / place).rglob("*") if (root / place).is_dir() else [root / place]):
+        for path in sorted(
+            (root / place).rglob("*") if (root / place).is_dir() else [root / place]
+        ):
             inside = path.relative_to(root)
             if path.is_file() and SKIPPED.isdisjoint(inside.parts):
                 one = File(kind, inside.as_posix())

@@ -1,4 +1,7 @@
-/* llamacffi's own C API: what the package needs and llama.cpp's headers do not have. */
+/* llamacffi's own C API: what the package needs and llama.cpp's headers do not have.
+ *
+ * A part that is over llama.cpp's C++ may not compile against another llama.cpp than the pinned one.  Then
+ * its macro LLAMACFFI_WITHOUT_* is defined, and the binding is built without it (headers/surface.toml). */
 #pragma once
 
 #include <stdbool.h>
@@ -20,6 +23,9 @@ const char *llamacffi_built_ggml_version(void);
 const char *llamacffi_built_version(void);
 const char *llamacffi_built_layout(void);
 const char *llamacffi_built_cdef(void);
+
+/* How many names of the pinned llama.cpp are missing: llamacffi._generated.omitted tells them. */
+int32_t llamacffi_n_missing(void);
 
 /* A library of llama.cpp, as it is loaded.  What it does not tell is NULL. */
 struct llamacffi_library_info {
@@ -104,6 +110,7 @@ FILE *llamacffi_file_open(int32_t descriptor, int64_t offset, bool writable);
 /* Close what llamacffi_file_open() opened.  Returns 0, or -1 and sets errno. */
 int32_t llamacffi_file_close(FILE *file);
 
+#ifndef LLAMACFFI_WITHOUT_GRAPH
 /* What the graph of a context shows, and no function of llama.h tells. */
 struct llamacffi_graph {
     bool has_logits;     /* it computes logits: the getter returns a pointer even where it does not */
@@ -115,7 +122,9 @@ struct llamacffi_graph {
  * context was created, and computes nothing. */
 void llamacffi_graph_describe(struct llama_context *context, uint32_t n_tokens, uint32_t n_seqs,
                               uint32_t n_outputs, struct llamacffi_graph *graph);
+#endif /* LLAMACFFI_WITHOUT_GRAPH */
 
+#ifndef LLAMACFFI_WITHOUT_PENDING
 /* Plan now the memory for the graphs of a context, if it has put that off until the next decode, as it
  * does when its adapters or samplers change. */
 void llamacffi_reserve(struct llama_context *context);
@@ -123,7 +132,9 @@ void llamacffi_reserve(struct llama_context *context);
 /* Do now what the memory of a context has put off until the next decode: to turn keys that were moved
  * to other positions, and to copy sequences from buffer to buffer.  A saved state would lack it. */
 void llamacffi_memory_update(struct llama_context *context);
+#endif /* LLAMACFFI_WITHOUT_PENDING */
 
+#ifndef LLAMACFFI_WITHOUT_MODEL
 /* The devices of a model, as llama.cpp has chosen them; NULL for an `i` that there is not. */
 int32_t llamacffi_model_n_devices(const struct llama_model *model);
 struct ggml_backend_device *llamacffi_model_device(const struct llama_model *model, int32_t i);
@@ -138,6 +149,7 @@ bool llamacffi_tensor_readable(const struct ggml_tensor *tensor);
 
 /* Fail unless it is a regular expression as llama.cpp matches the names of tensors with. */
 void llamacffi_check_regex(const char *pattern);
+#endif /* LLAMACFFI_WITHOUT_MODEL */
 
 /* What went wrong where a token was to be chosen or accepted; 0 and above is no failure. */
 #define LLAMACFFI_SAMPLE_NONE (-1)      /* no sampler has chosen, or no candidate was left */
@@ -261,6 +273,7 @@ void llamacffi_sequences_copy(const struct llamacffi_sequences *sequences, void 
 
 void llamacffi_sequences_free(struct llamacffi_sequences *sequences);
 
+#ifndef LLAMACFFI_WITHOUT_QUANTIZE
 /* Told of each piece of text that a call logs as information; it returns false to stop the call. */
 typedef bool (*llamacffi_message_callback)(const char *text, void *user_data);
 
@@ -272,6 +285,7 @@ uint32_t llamacffi_quantize(const char *source, const char *target,
 /* The enum ggml_type of most tensors in a file of that enum llama_ftype; GGML_TYPE_COUNT if nothing can
  * be quantized to it. */
 int32_t llamacffi_ftype_type(int32_t ftype);
+#endif /* LLAMACFFI_WITHOUT_QUANTIZE */
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 // The small functions of llamacffi.h.  The other LLAMACFFI_BUILT_* macros come from CMakeLists.txt.
 #include "llamacffi.h"
 #include "guard.h"
+#include "has.h"    // generated: LLAMACFFI_N_MISSING
 #include "layout.h" // generated: LLAMACFFI_BUILT_LAYOUT
 #include "native.hpp"
 
@@ -26,6 +27,8 @@ const char *llamacffi_built_llama_version(void) { return LLAMACFFI_BUILT_LLAMA_V
 const char *llamacffi_built_ggml_version(void) { return LLAMACFFI_BUILT_GGML_VERSION; }
 const char *llamacffi_built_version(void) { return LLAMACFFI_BUILT_VERSION; }
 const char *llamacffi_built_layout(void) { return LLAMACFFI_BUILT_LAYOUT; }
+
+int32_t llamacffi_n_missing(void) { return LLAMACFFI_N_MISSING; }
 
 void llamacffi_install(void) {
     llamacffi::install_log_callbacks();

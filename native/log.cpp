@@ -1,10 +1,10 @@
 // The log ring: llama.cpp writes lines from any thread, Python reads them when it gets to it.
+#include "compat.hpp"
 #include "llamacffi.h"
 #include "native.hpp"
 
 #include "ggml.h"
 #include "llama.h"
-#include "mtmd-helper.h"
 
 #include <algorithm>
 #include <array>

@@ -1,4 +1,5 @@
 // Choosing a token with a chain of samplers so that grammars fail closed, and two small samplers.
+#include "compat.hpp"
 #include "guard.hpp"
 #include "llama.h"
 #include "llamacffi.h"
@@ -277,12 +278,7 @@ const llama_sampler_i min_tokens = {
     /* .reset             = */ [](llama_sampler *one) { MinTokens::of(one)->accepted = 0; },
     /* .clone             = */ [](const llama_sampler *one) { return new_min_tokens(*MinTokens::of(one)); },
     /* .free              = */ [](llama_sampler *one) { delete MinTokens::of(one); },
-    /* .backend_init      = */ nullptr,
-    /* .backend_accept    = */ nullptr,
-    /* .backend_apply     = */ nullptr,
-    /* .backend_set_input = */ nullptr,
-    /* .backend_reset     = */ nullptr,
-    /* .copy_state        = */ nullptr,
+    // What is not named is null, however many there are.
 };
 
 const llama_sampler_i unsorted = {
@@ -291,13 +287,6 @@ const llama_sampler_i unsorted = {
     /* .apply             = */ [](llama_sampler *, Candidates *all) { all->sorted = false; },
     /* .reset             = */ nullptr,
     /* .clone             = */ nullptr, // there is nothing to copy
-    /* .free              = */ nullptr,
-    /* .backend_init      = */ nullptr,
-    /* .backend_accept    = */ nullptr,
-    /* .backend_apply     = */ nullptr,
-    /* .backend_set_input = */ nullptr,
-    /* .backend_reset     = */ nullptr,
-    /* .copy_state        = */ nullptr,
 };
 
 } // namespace

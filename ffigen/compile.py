@@ -1,0 +1,90 @@
+"""Whether the C of the module compiles against a llama.cpp tree: asked without a build."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+from .preprocess import GeneratorError, compiler_command, include_paths
+from .project import Project, macros_without
+
+# The parts of native/ see llama.cpp's own headers, too.
+PRIVATE_DIRS = ("src", "ggml/src")
+# What CMake says to the compiler beside the directories; any value will do here.
+BUILD_MACROS = (
+    "LLAMACFFI_BUILT_COMMIT",
+    "LLAMACFFI_BUILT_GGML_VERSION",
+    "LLAMACFFI_BUILT_LLAMA_VERSION",
+    "LLAMACFFI_BUILT_VERSION",
+)
+LAYOUT = '#define LLAMACFFI_BUILT_LAYOUT ""\n'
+
+
+class CompileError(GeneratorError):
+    """The module's C does not compile; the text has the errors, each with file and line."""
+
+
+def failing_parts(project: Project, tree: Path) -> dict[str, str]:
+    """Return the parts of native/ that do not compile against a tree, each with the first error."""
+    failed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="llamacffi-") as scratch:
+        out = Path(scratch)
+        generate_into(project, tree, out, ())
+        for part in project.parts:
+            source = project.native / f"{part}.cpp"
+            if errors := compile_errors(project, tree, out, source, ()):
+                failed[part] = errors.splitlines()[0]
+    return failed
+
+
+def check_module(project: Project, tree: Path, without: Collection[str] = ()) -> None:
+    """Compile all of the module's C and C++, but for the parts ``without``; nothing is kept.
+
+    Raises:
+        GeneratorError: The module cannot be generated.
+        CompileError: Something does not compile.
+    """
+    with tempfile.TemporaryDirectory(prefix="llamacffi-") as scratch:
+        out = Path(scratch)
+        generate_into(project, tree, out, without)
+        native = [one for one in sorted(project.native.glob("*.c*")) if one.stem not in without]
+        for source in (out / "_llama.c", out / "guards.cpp", *native):
+            if errors := compile_errors(project, tree, out, source, without):
+                raise CompileError(f"{source.name} does not compile:\n{errors}")
+
+
+def generate_into(project: Project, tree: Path, out: Path, without: Collection[str]) -> None:
+    """Generate what is compiled."""
+    project.generate(tree, out, out / "package", without)
+    (out / "layout.h").write_text(LAYOUT, encoding="utf-8")
+
+
+def compile_errors(
+    project: Project, tree: Path, out: Path, source: Path, without: Collection[str]
+) -> str:
+    """Compile one file; return the lines that say what is wrong, empty if nothing is."""
+    include = [project.headers, project.native, out, *include_paths(tree)]
+    include.append(Path(sysconfig.get_path("include")))
+    if source.parent == project.native:
+        include += [tree / directory for directory in PRIVATE_DIRS]
+    macros = [*macros_without(without), *(f'{name}=""' for name in BUILD_MACROS)]
+    language = [*compiler_command()] if source.suffix == ".c" else [*cxx_command(), "-std=c++17"]
+    command = [*language, "-fsyntax-only", "-w", *(f"-D{one}" for one in macros)]
+    command += [*(f"-I{path}" for path in include), str(source)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if done.returncode == 0:
+        return ""
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    return "\n".join(errors) or done.stderr.strip() or "the compiler failed without a word"
+
+
+def cxx_command() -> list[str]:
+    """Return the C++ compiler to run: ``$CXX``, which may have arguments, or ``c++``."""
+    compiler = os.environ.get("CXX", "c++")
+    return [compiler] if shutil.which(compiler) else shlex.split(compiler)

@@ -1,0 +1,97 @@
+"""The project's own files, and what the generator makes of a llama.cpp tree with them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .api import Api
+from .layout import measure
+from .lock import Facts, read_lock
+from .parse import read_api
+from .preprocess import preprocess
+from .render import generate, render
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Project:
+    """A source tree of llamacffi."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.headers = root / "headers"
+        self.native = root / "native"
+        self.templates = self.headers / "templates"
+        self.lock = self.headers / "api.lock"
+
+    @cached_property
+    def surface(self) -> dict[str, Any]:
+        """What headers/surface.toml says."""
+        text = (self.headers / "surface.toml").read_text(encoding="utf-8")
+        surface: dict[str, Any] = tomllib.loads(text)
+        return surface
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The parts of native/ that a llama.cpp may not compile with, and what they are for."""
+        parts: dict[str, str] = self.surface["parts"]
+        return parts
+
+    @cached_property
+    def pinned(self) -> Facts:
+        """The facts of headers/api.lock: what the package was written for."""
+        return read_lock(self.lock.read_text(encoding="utf-8"), "headers/api.lock")
+
+    def api(self, tree: Path, without: Collection[str] = ()) -> Api:
+        """Parse the headers of a tree, and our own but for the parts ``without``."""
+        source = preprocess(self.headers, tree, macros_without(without))
+        return read_api(source, self.headers, tree, self.surface["omit"])
+
+    def lock_text(self, tree: Path) -> str:
+        """Return what headers/api.lock should say for a tree."""
+        api = self.api(tree)
+        values = measure(api, self.headers, tree)
+        return render("api.lock.j2", api, self.templates, values=values)
+
+    def generate(
+        self, tree: Path, out: Path, package: Path, without: Collection[str] = ()
+    ) -> list[Path]:
+        """Write every generated file; return those whose text changed.
+
+        Args:
+            tree: The llama.cpp tree.
+            out: Directory for what is compiled.
+            package: Directory for the Python that is generated into the package.
+            without: Parts to leave out.
+        """
+        api = self.api(tree, without)
+        missing = self.missing(api, without)
+        return generate(api, self.headers, out, package, self.surface, self.pinned, missing)
+
+    def missing(self, api: Api, without: Collection[str]) -> dict[str, str]:
+        """Return the names that the package was written for and ``api`` lacks, with the reason."""
+        lacking = [self.parts[part] for part in without]
+        reason = "the llama.cpp that llamacffi was built with does not have it"
+        own = "the llama.cpp that llamacffi was built with is too different to " + ", or to ".join(
+            lacking
+        )
+        there = api.names()
+        facts = self.pinned
+        wanted = (*facts.functions, *facts.enumerators, *facts.constants)
+        return {
+            name: own if name.lower().startswith("llamacffi_") else reason
+            for name in wanted
+            if name not in there
+        }
+
+
+def macros_without(parts: Collection[str]) -> list[str]:
+    """Return the macros that leave parts out of headers/llamacffi.h."""
+    return [f"LLAMACFFI_WITHOUT_{part.upper()}" for part in sorted(parts)]

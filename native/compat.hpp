@@ -1,0 +1,18 @@
+// What an older llama.cpp lacks of what we call: as it would answer there.
+#pragma once
+
+#include "has.h" // generated: LLAMACFFI_HAS_f for each function f that the headers declare
+#include "upstream.h"
+
+#if !LLAMACFFI_HAS_mtmd_helper_log_set
+inline void mtmd_helper_log_set(ggml_log_callback, void *) {} // it logs where ggml does
+#endif
+
+// Nothing is sampled in the graph.
+#if !LLAMACFFI_HAS_llama_get_sampled_logits_ith
+inline const float *llama_get_sampled_logits_ith(llama_context *, int32_t) { return nullptr; }
+inline const float *llama_get_sampled_probs_ith(llama_context *, int32_t) { return nullptr; }
+inline const llama_token *llama_get_sampled_candidates_ith(llama_context *, int32_t) { return nullptr; }
+inline uint32_t llama_get_sampled_logits_count_ith(llama_context *, int32_t) { return 0; }
+inline llama_token llama_get_sampled_token_ith(llama_context *, int32_t) { return LLAMA_TOKEN_NULL; }
+#endif
