@@ -5,9 +5,17 @@ from __future__ import annotations
 import os
 from typing import Any
 
-__all__ = ["VERSION", "check_generated", "ffi", "lib", "libraries", "library_dir", "module_path"]
+__all__ = [
+    "__version__",
+    "check_generated",
+    "ffi",
+    "lib",
+    "libraries",
+    "library_dir",
+    "module_path",
+]
 
-VERSION = "0.1.0"  # of the Python files, to be compared with the compiled module
+__version__ = "0.1.0"  # of the Python files, to be compared with the compiled module
 
 _chosen = os.environ.get("LLAMACFFI_LIBRARY_DIR")
 if _chosen:
@@ -46,9 +54,9 @@ def check_version() -> None:
     """
     built = getattr(lib, "llamacffi_built_version", None)  # others may not have it yet
     version = ffi.string(built()).decode() if built else "another version"
-    if version != VERSION:
+    if version != __version__:
         raise ImportError(
-            f"{__file__} is of llamacffi {VERSION}, but the compiled module {module_path} of "
+            f"{__file__} is of llamacffi {__version__}, but the compiled module {module_path} of "
             f"{version}: an upgrade was not finished; reinstall llamacffi"
         )
 
@@ -84,3 +92,7 @@ def check_generated(digest: str) -> None:
 check_version()
 check_libraries()
 lib.llamacffi_install()  # in C only: log lines to the ring, failed assertions to the guard
+if lib.llamacffi_n_missing():  # of the llama.cpp for which the package was written
+    from ._missing import complete
+
+    lib = complete(lib)

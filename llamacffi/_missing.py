@@ -1,0 +1,38 @@
+"""A ``lib`` for a llama.cpp that lacks some of what this package was written for.
+
+The build knows what is missing.  The facade goes on with the rest: what needs a missing name raises when
+it is used, and not at import.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._generated.omitted import MISSING
+from .errors import UnsupportedError
+
+
+class MissingError(UnsupportedError, AttributeError):
+    """This llama.cpp does not have a function or constant."""
+
+
+class _Library:
+    """The compiled module's ``lib``, but that a name which is missing says why."""
+
+    def __init__(self, lib: Any) -> None:
+        self._lib = lib
+
+    def __getattr__(self, name: str) -> Any:
+        if name in MISSING:
+            raise MissingError(f"{name}: {MISSING[name]}")
+        value = getattr(self._lib, name)
+        setattr(self, name, value)  # found at once from now on
+        return value
+
+    def __dir__(self) -> list[str]:
+        return dir(self._lib)
+
+
+def complete(lib: Any) -> Any:
+    """Return ``lib`` such that a missing name raises `UnsupportedError`, with the reason."""
+    return _Library(lib)
