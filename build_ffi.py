@@ -4,6 +4,9 @@ python build_ffi.py vendor      fetch the llama.cpp that vendor/llama.toml pins
 python build_ffi.py generate    headers -> C and Python
 python build_ffi.py lock        write headers/api.lock, or one to lie beside libraries
 python build_ffi.py check       is headers/api.lock fresh?
+python build_ffi.py diff        what is different between two llama.cpp?
+python build_ffi.py history     prove the generator with versions of the past
+python build_ffi.py bump        follow llama.cpp to a version
 python build_ffi.py parts       which parts of native/ does a llama.cpp not suit?
 python build_ffi.py exports     which functions do the linked libraries export?
 """
@@ -76,6 +79,21 @@ def check(args: argparse.Namespace) -> int:
     return 1
 
 
+def diff(args: argparse.Namespace) -> int:
+    """Compare two llama.cpp; exits with 0 if nothing changed, 1 if nothing broke, 2 if it did."""
+    from ffigen.sides import compare_sides, read_side
+
+    here = project()
+    old, new = (read_side(name, here, tell) for name in (args.old, args.new))
+    report = compare_sides(old, new, here, uses=args.uses)
+    template = "diff.md.j2" if args.format == "markdown" else "diff.txt.j2"
+    if args.format == "json":
+        print(report.json())
+    else:
+        print(report.render(template, here.templates), end="")
+    return {"nothing": 0, "compatible": 1, "breaking": 2}[report.level]
+
+
 def parts(args: argparse.Namespace) -> int:
     """Print the parts of native/ that do not compile against a llama.cpp, for CMake."""
     from ffigen.compile import failing_parts
@@ -101,6 +119,11 @@ def exports(args: argparse.Namespace) -> int:
         render.write_if_changed(args.package / "_generated" / "exports.py", text)
     print(f"{len(late)} functions come with a backend; exported by no library: {unexported}")
     return 0
+
+
+def tell(line: str) -> None:
+    """Say what is done, beside what is printed."""
+    print(line, file=sys.stderr)
 
 
 def project() -> Project:
@@ -146,6 +169,18 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     command(vendor).add_argument("--json", action="store_true", help="print path and commit")
+    compared = command(diff)
+    compared.set_defaults(failure=3, format="text")
+    sides = "a version of the pin's package, a llama.cpp tree, an api.lock, or `pin`"
+    compared.add_argument("old", metavar="OLD", help=sides)
+    compared.add_argument("new", metavar="NEW", help="the same")
+    for form, what in (("json", "all of it, as JSON"), ("markdown", "for a pull request")):
+        compared.add_argument(
+            f"--{form}", action="store_const", dest="format", const=form, help=what
+        )
+    compared.add_argument(
+        "--no-uses", action="store_false", dest="uses", help="leave out what uses it"
+    )
     for function in (generate, lock, check, parts, exports):
         one = command(function)
         one.add_argument("--llama-cpp", metavar="DIR", help="a llama.cpp tree (default: the pin)")
@@ -176,11 +211,12 @@ def main() -> int:
     from ffigen.vendor import VendorError
 
     args = parser().parse_args()
+    failure: int = getattr(args, "failure", 1)
     try:
         return int(args.run(args))
     except (GeneratorError, VendorError) as error:
         print(f"build_ffi.py: {error}", file=sys.stderr)
-        return 1
+        return failure
 
 
 if __name__ == "__main__":

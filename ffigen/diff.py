@@ -66,7 +66,8 @@ def compare_kind(old: Mapping[str, F], new: Mapping[str, F], kind: Kind[F]) -> I
         if name in old:
             yield from kind.differences(old[name], fact)
         elif name not in renames.values():
-            yield Change("added", kind.what(fact), name, False, new=kind.text(fact))
+            details = tuple(one.text for one in getattr(fact, "fields", ()))
+            yield Change("added", kind.what(fact), name, False, "", kind.text(fact), "", details)
     for name, new_name in renames.items():
         one, other = old[name], new[new_name]
         texts = kind.text(one), kind.text(other)
@@ -114,7 +115,7 @@ def changed(
 
 def function_differences(old: FunctionFact, new: FunctionFact) -> Iterator[Change]:
     """Compare two functions."""
-    details, breaking = compare_types(old.type, new.type)
+    details, breaking = compare_types(old.type, new.type, called=True)
     yield from changed("function", old.name, (old.text, new.text), details, breaking=breaking)
     if old.deprecated != new.deprecated:
         action: Action = "deprecated" if new.deprecated else "no longer deprecated"

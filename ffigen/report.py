@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .changes import Change, Use, level_of
+from .changes import Change, Level, Use, level_of
 from .render import plain_environment
 
 # Values that shifted in so many enumerators next to each other are told in one line.
@@ -32,6 +32,11 @@ class Report:
     new: Side
     changes: list[Change]
 
+    @property
+    def level(self) -> Level:
+        """How bad it is."""
+        return level_of(self.changes)
+
     def render(self, template: str, templates: Path) -> str:
         """Render ``diff.txt.j2`` or ``diff.md.j2``."""
         env = plain_environment(templates)
@@ -40,7 +45,7 @@ class Report:
         parts = {True: "Breaking", False: "Compatible"}
         return env.get_template(template).render(
             report=self,
-            level=level_of(self.changes),
+            level=self.level,
             counts={
                 breaking: sum(c.breaking is breaking for c in self.changes) for breaking in parts
             },
@@ -55,7 +60,7 @@ class Report:
         """Return all of it as JSON, each change on its own."""
         sides = {"old": dataclasses.asdict(self.old), "new": dataclasses.asdict(self.new)}
         changes = [dataclasses.asdict(one) for one in self.changes]
-        return json.dumps({**sides, "level": level_of(self.changes), "changes": changes}, indent=1)
+        return json.dumps({**sides, "level": self.level, "changes": changes}, indent=1)
 
 
 def grouped(changes: list[Change]) -> Iterator[Change]:

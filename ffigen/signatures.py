@@ -3,27 +3,69 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 
-from .api import FunctionType, Parameter, Pointer, Type, declare
+from .api import FunctionType, Name, Parameter, Pointer, Tag, Type, declare
 
 
-def compare_types(old: Type, new: Type) -> tuple[list[str], bool]:
+# One type by two names, on every machine that llama.cpp runs on.
+SPELLED_OUT = {
+    "int8_t": "signed char",
+    "int16_t": "short",
+    "int32_t": "int",
+    "uint8_t": "unsigned char",
+    "uint16_t": "unsigned short",
+    "uint32_t": "unsigned int",
+}
+
+
+def compare_types(old: Type, new: Type, *, called: bool = False) -> tuple[list[str], bool]:
     """Return in words what is different between two types, and whether that breaks a program.
 
     Another name of a parameter is a difference that breaks nothing: C has no keyword arguments.
+
+    Args:
+        old: The type before.
+        new: The type after.
+        called: It is of a function that programs call, not of one that they write.
     """
     if old == new:
         return [], False
     before, after = _function_of(old), _function_of(new)
     if before is None or after is None:
-        return [f"type {declare(old)} is now {declare(new)}"], True
+        return [f"type {declare(old)} is now {declare(new)}"], not is_same(old, new)
     details: list[str] = []
+    breaking = before.variadic != after.variadic or not is_same(before.result, after.result)
     if before.result != after.result:
         details.append(f"it returned {declare(before.result)} and returns {declare(after.result)}")
     if before.variadic != after.variadic:
         details.append("it is variadic now" if after.variadic else "it is not variadic now")
-    arguments, breaking = _compare_parameters(before.parameters, after.parameters)
-    return [*details, *arguments], breaking or bool(details)
+    arguments, others = _compare_parameters(before.parameters, after.parameters, called)
+    return [*details, *arguments], breaking or others
+
+
+def is_same(old: Type, new: Type) -> bool:
+    """Tell whether two types are one, however they are spelled."""
+    return _spelled_out(old) == _spelled_out(new)
+
+
+def takes_all(old: Type, new: Type) -> bool:
+    """Tell whether a parameter takes now what it took before: C adds a const by itself."""
+    if isinstance(old, Pointer) and isinstance(new, Pointer):
+        to = new.to
+        if isinstance(to, Name | Tag | Pointer) and to.const and to != old.to:
+            return is_same(old.to, replace(to, const=False))
+    return is_same(old, new)
+
+
+def _spelled_out(type_: Type) -> Type:
+    match type_:
+        case Name(name=name) if name in SPELLED_OUT:
+            return replace(type_, name=SPELLED_OUT[name])
+        case Pointer(to=to):
+            return replace(type_, to=_spelled_out(to))
+        case _:
+            return type_
 
 
 def _function_of(type_: Type) -> FunctionType | None:
@@ -34,9 +76,10 @@ def _function_of(type_: Type) -> FunctionType | None:
 
 
 def _compare_parameters(
-    old: tuple[Parameter, ...], new: tuple[Parameter, ...]
+    old: tuple[Parameter, ...], new: tuple[Parameter, ...], called: bool
 ) -> tuple[list[str], bool]:
     """Align two lists of parameters and describe each that has no equal."""
+    fits = takes_all if called else is_same
     details: list[str] = []
     breaking = False
     for same, before, after in _aligned(old, new):
@@ -44,7 +87,7 @@ def _compare_parameters(
             continue
         for (i, one), (j, other) in zip(before, after, strict=False):
             details.append(_changed(i, one, j, other))
-            breaking = breaking or one.type != other.type
+            breaking = breaking or not fits(one.type, other.type)
         rest = min(len(before), len(after))
         details += [f"argument {i + 1} {_shown(one)} is gone" for i, one in before[rest:]]
         details += [f"argument {i + 1} {_shown(one)} is new" for i, one in after[rest:]]
