@@ -51,6 +51,9 @@ if(NOT APPLE)
 endif()
 
 add_subdirectory("${LLAMA_CPP}" llama.cpp EXCLUDE_FROM_ALL)
+if(NOT TARGET mtmd) # one of the tools, before it was a library that can be built alone
+  add_subdirectory("${LLAMA_CPP}/tools/mtmd" llama.cpp/tools/mtmd EXCLUDE_FROM_ALL)
+endif()
 
 if(LLAMACFFI_NATIVE AND TARGET ggml-cpu AND NOT MSVC)
   target_compile_options(ggml-cpu PRIVATE -march=native)
@@ -84,7 +87,7 @@ foreach(tool completion gguf-split imatrix quantize results)
   endif()
 endforeach()
 # This one writes a small random model of each architecture.
-if(EXISTS "${LLAMA_CPP}/tests/test-llama-archs.cpp")
+if(TARGET llama-common AND EXISTS "${LLAMA_CPP}/tests/test-llama-archs.cpp")
   add_executable(test-llama-archs EXCLUDE_FROM_ALL "${LLAMA_CPP}/tests/test-llama-archs.cpp"
     tests/reference/load_backends.cpp)
   target_link_libraries(test-llama-archs PRIVATE llama-common)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from .api import FunctionType, Name, Parameter, Pointer, Tag, Type, declare
 
-
 # One type by two names, on every machine that llama.cpp runs on.
 SPELLED_OUT = {
     "int8_t": "signed char",

@@ -48,8 +48,8 @@ def read_history(root: Path) -> dict[str, Version]:
 def format_history(versions: dict[str, Version]) -> str:
     """Write the text of vendor/history.toml."""
     parts = [
-        "# The versions of the pin's package that the generator is proved with, each with the commit\n"
-        "# of llama.cpp that it carries.  Written by `python build_ffi.py history` and `bump`.\n"
+        "# The versions of the pin's package that the generator is proved with, each with the\n"
+        "# commit of llama.cpp that it carries.  Written by `python build_ffi.py history` and `bump`.\n"
     ]
     for one in sorted(versions.values(), key=lambda version: version_key(version.number)):
         parts.append(f'["{one.number}"]\ncommit = "{one.commit}"\nsha256 = "{one.sha256}"\n')
