@@ -1,7 +1,8 @@
 """Links in the documentation: a name in backticks leads to its place in the reference.
 
 mkdocs calls `on_page_markdown` for pages, and griffe calls `Links` for docstrings.  A name on a
-page that the reference does not have is an error of ``mkdocs build --strict``.
+page that the reference does not have is an error of ``mkdocs build --strict``.  The names of C lead
+to the reference of the raw layer: on pages as ``lib.llama_decode`` or ``llama_decode()``.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from typing import Any
 
 import griffe
 
+from docs.raw_reference.site import headings
+
 PACKAGE = Path(__file__).parent.parent / "llamacffi"
 FENCES = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # `Model`, `Model.save`, `Model.save()`, `generate()`, `rpc.add_server()`.
 CODE = re.compile(r"(?<![`\[])`([A-Za-z]\w*(?:\.\w+)?)(\(\))?`(?![`\]])")
+# ``llama_decode`` in a docstring.
+C_CODE = re.compile(r"(?<!`)``([a-z]\w*)``(?!`)")
 # The lines that make a block of code in a docstring.
 LITERAL = re.compile(r"^::\n\n|::(?=\n\n)", re.MULTILINE)
 
@@ -37,8 +42,10 @@ def public_names() -> tuple[dict[str, str], dict[str, str]]:
 NAMES, MODULES = public_names()
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-    """Link the names on a page; code and headings stay as they are."""
+def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
+    """Link the names on a page; code and headings stay as they are, and so do generated pages."""
+    if page.file.generated_by:
+        return markdown
 
     def link(match: re.Match[str]) -> str:
         name, call = match[1], match[2] or ""
@@ -46,7 +53,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         known = first in NAMES and (first[0].isupper() or call)
         if known or (first in MODULES and call and "." in name):
             return f"[`{name}{call}`][llamacffi.{name}]"
-        return match[0]
+        c_name = name.removeprefix("lib.")
+        return f"[`{name}{call}`][{c_name}]" if c_name in headings() else match[0]
 
     parts, end = [], 0
     for fence in FENCES.finditer(markdown):
@@ -114,6 +122,10 @@ def _linked(text: str, classes: dict[str, Any], own: str | None, module: Any) ->
             target = f"llamacffi.{name if name in NAMES else f'{module.name}.{name}'}"
         return match[0] if target is None else f"[`{name}{call}`][{target}]"
 
+    def link_c(match: re.Match[str]) -> str:
+        return f"[`{match[1]}`][{match[1]}]" if match[1] in headings() else match[0]
+
+    text = C_CODE.sub(link_c, text)
     return CODE.sub(link, LITERAL.sub(lambda one: "" if one[0][0:3] == "::\n" else ":", text))
 
 
