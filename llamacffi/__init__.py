@@ -12,11 +12,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ._ffi import __version__ as __version__
 from ._ffi import ffi as ffi
 from ._ffi import lib as lib
 
 if TYPE_CHECKING:
-    __version__: str
     from . import backend as backend
     from . import demo as demo
     from . import gguf as gguf
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from . import log as log
     from . import rpc as rpc
     from . import shards as shards
+    from ._build_info import BuildInfo as BuildInfo
+    from ._build_info import build_info as build_info
     from ._generated import constants as constants
     from ._generated import enums as enums
     from ._generated.params import ContextParams as ContextParams
@@ -125,6 +127,7 @@ if TYPE_CHECKING:
 
 # Module -> the public names that it has.  A test compares this with the imports above.
 _NAMES = {
+    "_build_info": "BuildInfo build_info",
     "_generated.params": "ContextParams ModelParams QuantizeParams",
     "adapter": "Adapter",
     "backend": (
@@ -184,10 +187,6 @@ __all__ = sorted([*_HOMES, *_MODULES, "ffi", "lib"])
 if not TYPE_CHECKING:  # else a checker would take every name for one of the package
 
     def __getattr__(name: str) -> Any:
-        if name == "__version__":
-            from importlib.metadata import version
-
-            return version("llamacffi")
         if name in _MODULES:
             value: Any = importlib.import_module(f"{__name__}.{_MODULES[name]}")
         elif name in _HOMES:

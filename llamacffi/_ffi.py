@@ -95,4 +95,4 @@ lib.llamacffi_install()  # in C only: log lines to the ring, failed assertions t
 if lib.llamacffi_n_missing():  # of the llama.cpp for which the package was written
     from ._missing import complete
 
-    lib = complete(lib)
+    globals()["lib"] = complete(lib)  # type checkers shall know it by what the build has

@@ -59,6 +59,19 @@ def versions() -> dict[str, str]:
     }
 
 
+def build() -> dict[str, str]:
+    """Return what the binding was generated from; the libraries may have been chosen later."""
+    from .. import build_info
+
+    made_from = build_info()
+    return {
+        "llama.cpp": made_from.llama_version,
+        "commit": made_from.commit,
+        "ggml": made_from.ggml_version,
+        "layout": made_from.layout,
+    }
+
+
 def paths() -> dict[str, str]:
     """Return where the compiled parts are, and where files go that can be made again."""
     from .. import demo
@@ -121,6 +134,7 @@ def cpu() -> dict[str, Any]:
 
 SECTIONS: Mapping[str, Callable[[], Any]] = {
     "versions": versions,
+    "build": build,
     "paths": paths,
     "api": api,
     "backends": backends,

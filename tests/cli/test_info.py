@@ -17,6 +17,8 @@ def test_json_agrees_with_the_package(cli: Cli, environment: dict[str, str], roo
     assert info["versions"]["llamacffi"] == llamacffi.__version__
     commit = llamacffi.ffi.string(llamacffi.lib.llamacffi_built_commit()).decode()
     assert info["versions"]["commit"] == commit
+    made_from = llamacffi.build_info()
+    assert (info["build"]["commit"], info["build"]["layout"]) == (commit, made_from.layout)
     assert info["backends"] == llamacffi.backend.backends()
     changing = {"memory_free": 0}
     assert [device | changing for device in info["devices"]] == [

@@ -17,6 +17,7 @@ _chosen_libraries
 _ffi
 _types
 errors
+_missing
 log
 _generated
 _handle _callbacks _views _text _tokens _params _atomic _files
@@ -28,7 +29,7 @@ _gguf.files
 gguf
 shards
 _sources _model.weights _context.planning
-_backend_files _cores _devices
+_backend_files _build_info _cores _devices
 interop
 backend
 perf tensor threads

@@ -27,6 +27,7 @@ from llamacffi import (
     BackendUnavailableError,
     Batch,
     BufferType,
+    BuildInfo,
     BusyError,
     Candidates,
     Capabilities,
@@ -95,6 +96,7 @@ from llamacffi import (
     Vocab,
     backend,
     buffer_types,
+    build_info,
     capabilities,
     capture_logs,
     cmake_dir,
@@ -498,6 +500,9 @@ def machine() -> None:
 def interop(context: Context, batch: Batch) -> Any:
     """Build and call a module of one's own."""
     assert_type((include_dir(), library_dir(), cmake_dir()), tuple[Path, Path, Path])
+    build = build_info()
+    assert_type(build, BuildInfo)
+    assert_type((build.commit, build.library_commit), tuple[str, str | None])
     assert_type((context.address, context.memory.address, batch.address), tuple[int, int, int])
     return ffi_builder()
 

@@ -60,10 +60,10 @@ def test_public_names_are_those_of_the_type_checker(root):
 
     text = (root / "llamacffi" / "__init__.py").read_text()
     imported = set(re.findall(r"import (\w+) as \1$", text, re.MULTILINE))
-    assert imported == set(llamacffi.__all__)
+    assert imported == {*llamacffi.__all__, "__version__"}
     for name in llamacffi.__all__:
         assert getattr(llamacffi, name) is not None
-    assert llamacffi.__version__ == "0.1.0"
+    assert f'\nversion = "{llamacffi.__version__}"\n' in (root / "pyproject.toml").read_text()
     with pytest.raises(AttributeError, match="no attribute 'Modle'"):
         llamacffi.Modle  # noqa: B018
     assert set(llamacffi.__all__) <= set(dir(llamacffi))

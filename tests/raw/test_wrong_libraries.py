@@ -102,7 +102,7 @@ def test_a_library_that_lacks_a_function(refusal, elsewhere):
 
 def test_python_of_another_version(refusal, package):
     file = package / "_ffi.py"
-    patch(file, b'VERSION = "0.1.0"', b'VERSION = "0.0.9"')
+    patch(file, b'__version__ = "0.1.0"', b'__version__ = "0.0.9"')
     message = refusal()
     assert f"{file} is of llamacffi 0.0.9" in message
     assert f"{package / '_llama.abi3.so'} of 0.1.0" in message
