@@ -52,6 +52,7 @@ endif()
 
 add_subdirectory("${LLAMA_CPP}" llama.cpp EXCLUDE_FROM_ALL)
 if(NOT TARGET mtmd) # one of the tools, before it was a library that can be built alone
+  get_directory_property(LLAMA_INSTALL_VERSION DIRECTORY "${LLAMA_CPP}" DEFINITION LLAMA_INSTALL_VERSION)
   add_subdirectory("${LLAMA_CPP}/tools/mtmd" llama.cpp/tools/mtmd EXCLUDE_FROM_ALL)
 endif()
 
