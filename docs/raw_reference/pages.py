@@ -93,7 +93,7 @@ class Reference:
             since=self.since,
         )
         self.environment.filters.update(
-            declare=declare,
+            brief=brief,
             py_class=lambda name: py_class(name, facts.names),
             py_member=py_member,
         )
@@ -147,6 +147,12 @@ class Reference:
         start, end = f"lib.{one.name}(", f" -> {self.annotations.value(one.type.result)}"
         line = f"{start}{', '.join(given)}){end}"
         return line if len(line) <= WIDTH else listed(start, given) + end
+
+
+def brief(since: str) -> str:
+    """Shorten what `Since.of` says, for tables."""
+    first = since.removesuffix(" or earlier")
+    return since if first == since else f"≤\N{NO-BREAK SPACE}{first}"
 
 
 def c_declaration(one: Declaration) -> str:

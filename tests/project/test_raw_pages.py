@@ -176,7 +176,8 @@ def test_fields_of_anonymous_unions_and_inner_structs_have_rows(miniature):
 def test_since(miniature):
     rows = Page(miniature.page("a.h")).rows
     assert "1.2" in rows["a_params.n"]
-    assert "1.0 or earlier" in rows["a_params.x"]
+    assert "≤\N{NO-BREAK SPACE}1.0" in rows["a_params.x"]
+    assert "Since 1.0 or earlier." in miniature.page("a.h")
     assert "1.3" in rows["A_KIND_TWO"]
     assert "1.4" in rows["A_MAX"]
     assert "Since 1.1." in miniature.page("b.h")
