@@ -94,6 +94,23 @@ def diff(args: argparse.Namespace) -> int:
     return {"nothing": 0, "compatible": 1, "breaking": 2}[report.level]
 
 
+def history(args: argparse.Namespace) -> int:
+    """Generate the binding of versions of the past, and compile it."""
+    from ffigen.history import describe, prove, record, versions_to_prove
+
+    here = project()
+    numbers = versions_to_prove(ROOT, [*args.versions, *args.build])
+    proofs = []
+    for number in numbers:
+        whole = number in args.build
+        proofs.append(prove(here, number, tell, whole=whole))
+        print(describe(proofs[-1], whole=whole), flush=True)
+    if not args.versions:
+        for path in record(here, proofs):
+            print(f"wrote {path}")
+    return 0
+
+
 def parts(args: argparse.Namespace) -> int:
     """Print the parts of native/ that do not compile against a llama.cpp, for CMake."""
     from ffigen.compile import failing_parts
@@ -180,6 +197,11 @@ def parser() -> argparse.ArgumentParser:
         )
     compared.add_argument(
         "--no-uses", action="store_false", dest="uses", help="leave out what uses it"
+    )
+    proved = command(history)
+    proved.add_argument("versions", metavar="VERSION", nargs="*", help="or newest (default: all)")
+    proved.add_argument(
+        "--build", action="append", default=[], metavar="VERSION", help="build whole, and test"
     )
     for function in (generate, lock, check, parts, exports):
         one = command(function)

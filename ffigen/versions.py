@@ -49,7 +49,7 @@ def format_history(versions: dict[str, Version]) -> str:
     """Write the text of vendor/history.toml."""
     parts = [
         "# The versions of the pin's package that the generator is proved with, each with the\n"
-        "# commit of llama.cpp that it carries.  Written by `python build_ffi.py history` and `bump`.\n"
+        "# commit of llama.cpp that it carries.  Written by `build_ffi.py history` and `bump`.\n"
     ]
     for one in sorted(versions.values(), key=lambda version: version_key(version.number)):
         parts.append(f'["{one.number}"]\ncommit = "{one.commit}"\nsha256 = "{one.sha256}"\n')
@@ -66,21 +66,21 @@ def is_version(text: str) -> bool:
     return NUMBER.fullmatch(text) is not None
 
 
-def newest_version(root: Path) -> str:
-    """Ask the package index for the newest version.
+def available_versions(root: Path) -> list[str]:
+    """Ask the package index for all versions, the newest first.
 
     Raises:
         VendorError: It cannot be asked.
     """
     pin = read_pin(root)
     asked = run(sys.executable, "-m", "pip", "index", "versions", pin.package, "--no-input")
-    found = re.search(r"^Available versions: ([\d.]+)", asked.stdout, re.MULTILINE)
+    found = re.search(r"^Available versions: ([\d., ]+)$", asked.stdout, re.MULTILINE)
     if asked.returncode or not found:
         raise VendorError(
             f"cannot learn the versions of {pin.package}: pip said: {last_words(asked.stderr)}; "
             "connect to the network, or name a version."
         )
-    return found[1]
+    return found[1].split(", ")
 
 
 def fetch_version(

@@ -1,0 +1,128 @@
+"""The proof over history: the generator with every llama.cpp that the pin's package has carried."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .compile import check_module, failing_parts
+from .lock import Facts, read_lock
+from .project import Project
+from .render import write_if_changed
+from .since import Since, format_since
+from .trial import build, python, run_step, trial
+from .vendor import CHECKOUT_VARIABLE, read_pin
+from .versions import (
+    HISTORY,
+    Version,
+    available_versions,
+    format_history,
+    read_history,
+    version_key,
+    version_tree,
+)
+
+Echo = Callable[[str], None]
+
+# What a whole build has to pass: the raw layer, and the built-in model, whose logits are known.
+TESTS = ("tests/raw", "tests/facade/test_demo.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What came of one version."""
+
+    version: Version
+    facts: Facts
+    without: Mapping[str, str]
+    """The parts of native/ that do not suit it, with the compiler's word."""
+
+
+def prove(project: Project, number: str, echo: Echo, *, whole: bool = False) -> Proof:
+    """Generate the binding of a version and compile it.
+
+    Args:
+        project: This source tree.
+        number: The version of the pin's package.
+        echo: Is told what is done.
+        whole: Also build it with its llama.cpp, and run the tests of the raw layer.
+
+    Raises:
+        GeneratorError: The headers are not understood, or something does not compile.
+        VendorError: The version cannot be fetched.
+        StepError: The build or the tests failed.
+    """
+    with version_tree(project.root, number, echo) as (tree, version):
+        facts = read_lock(project.lock_text(tree), number)
+        without = failing_parts(project, tree)
+        check_module(project, tree, without)
+        if whole:
+            prove_whole(project.root, tree, echo)
+    return Proof(version, facts, without)
+
+
+def prove_whole(root: Path, tree: Path, echo: Echo) -> None:
+    """Build a copy of ourselves against a tree, and test it."""
+    environ = {**os.environ, CHECKOUT_VARIABLE: str(tree)}
+    with trial(root) as copy:
+        build(copy, environ, echo)
+        run_step("tests", [python(copy), "-m", "pytest", "-q", *TESTS], copy, environ, echo)
+
+
+def describe(proof: Proof, *, whole: bool) -> str:
+    """Return one line about a version."""
+    facts = proof.facts
+    parts = f", without {', '.join(proof.without)}" if proof.without else ""
+    done = "builds, and passes its tests" if whole else "compiles"
+    return (
+        f"{proof.version.number} {proof.version.commit[:12]}: {len(facts.functions)} functions, "
+        f"{len(facts.records)} structs, {len(facts.enumerators)} enumerators; {done}{parts}"
+    )
+
+
+def versions_to_prove(root: Path, named: Sequence[str]) -> list[str]:
+    """Return the versions that were named, or all from the first one known to the newest."""
+    known = read_history(root)
+    first = min(map(version_key, known))
+    there = available_versions(root) if not named or "newest" in named else []
+    newest = max(there, key=version_key, default="")
+    wanted = [newest if one == "newest" else one for one in named] or [
+        *known,
+        *(one for one in there if version_key(one) >= first),
+    ]
+    return sorted(set(wanted), key=version_key)
+
+
+def record(project: Project, proofs: Sequence[Proof]) -> list[Path]:
+    """Write what was learnt: vendor/history.toml and headers/since.lock; return what changed.
+
+    The proofs must be of all versions, the oldest first.
+    """
+    known = {proof.version.number: proof.version for proof in proofs}
+    pinned = version_key(read_pin(project.root).version)
+    older = [proof for proof in proofs if version_key(proof.version.number) <= pinned]
+    texts = {
+        project.root / HISTORY: format_history(read_history(project.root) | known),
+        project.since: format_since(since_of(older)),
+    }
+    return [path for path, text in texts.items() if write_if_changed(path, text)]
+
+
+def since_of(proofs: Sequence[Proof]) -> Since:
+    """Return in which version each name of the last one appeared, for good."""
+    versions: dict[str, str] = {}
+    names = [(proof.version.number, set(proof.facts.names())) for proof in reversed(proofs)]
+    for name in filter(is_upstream, proofs[-1].facts.names()):
+        for number, there in names:
+            if name not in there:
+                break
+            versions[name] = number
+    first = proofs[0].version.number
+    return Since(first, {name: version for name, version in versions.items() if version != first})
+
+
+def is_upstream(name: str) -> bool:
+    """Tell whether a name is not of headers/llamacffi.h."""
+    return not name.lower().startswith("llamacffi_")
