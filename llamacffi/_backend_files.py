@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from . import _ffi
+from ._elf import is_whole
 from ._ffi import ffi, lib
 from ._libraries import Library, described, same_commit
 from .errors import LoadError
@@ -39,13 +40,15 @@ def opened(paths: Iterable[str]) -> Iterator[Mapping[str, str]]:
         with a driver.
 
     Raises:
-        LoadError: One is of another llama.cpp than the libraries that are loaded.
+        LoadError: One is of another llama.cpp than the libraries that are loaded, or was cut off.
     """
     base = described(_ffi.libraries()[0], ffi)
     info, error = ffi.new("struct llamacffi_library_info *"), ffi.new("char[]", 4096)
     handles, broken = [], {}
     try:
         for path in paths:
+            if os.path.isfile(path) and not is_whole(path):
+                raise LoadError(f"the backend {path} is not whole: copy or build it again")
             handle = lib.llamacffi_library_open(os.fsencode(path), info, error, len(error))
             if handle == ffi.NULL:
                 broken[path] = ffi.string(error).decode(errors="replace")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _layout
-from ._elf import dynamic
+from ._elf import dynamic, is_whole
 from ._libraries import Library, described, same_commit
 from ._loading import missing
 
@@ -43,7 +43,7 @@ def load(directory: str) -> str:
             f"{', '.join(found) or 'it is empty'}"
         )
     for file in files:
-        _check_name(file)
+        _check_file(file)
     for file in files:
         try:
             ctypes.CDLL(str(file))
@@ -89,7 +89,9 @@ def check(directory: str, module: str, infos: Sequence[Any], ffi: Any, lib: Any)
         )
 
 
-def _check_name(file: Path) -> None:
+def _check_file(file: Path) -> None:
+    if not is_whole(str(file)):
+        raise ImportError(f"{VARIABLE}: {file} is not whole: copy or build it again")
     names = dynamic(str(file))
     if names and names.soname != file.name:
         raise ImportError(
@@ -101,11 +103,18 @@ def _check_name(file: Path) -> None:
 def _check_files(directory: Path, loaded: Sequence[Library]) -> None:
     for one in loaded:
         wanted = directory / f"lib{one.name}{SUFFIX}"
-        if not one.path or not os.path.samefile(one.path, wanted):
+        if not one.path or not _is_same(one.path, wanted):
             raise ImportError(
                 f"{VARIABLE}={directory}: {one.path or 'nothing'} is used in place of {wanted}; "
                 "was it loaded by something else before (LD_PRELOAD, another package)?"
             )
+
+
+def _is_same(path: str, wanted: Path) -> bool:
+    try:
+        return os.path.samefile(path, wanted)
+    except OSError:  # it was loaded by a path from another working directory, or is gone
+        return False
 
 
 def _read_lock(directory: Path, commit: str | None, built: str) -> str:

@@ -1,8 +1,7 @@
-"""What an ELF file says of itself to the loader, for errors: its name, and what it needs."""
+"""What an ELF file says of itself to the loader: whether it is whole, its name, what it needs."""
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
 
 PT_LOAD, PT_DYNAMIC = 1, 2
@@ -16,8 +15,29 @@ class Dynamic(NamedTuple):
     needed: tuple[str, ...]
 
 
+def is_whole(path: str) -> bool:
+    """Tell whether an ELF file was not cut off, as where a disk was full.
+
+    The loader maps what is not there too, and reading it ends the process.  What is no 64-bit
+    little-endian ELF file counts as whole: the loader will say what it is.
+    """
+    with open(path, "rb") as file:
+        head, size = file.read(4096), file.seek(0, 2)
+    if head[:6] != b"\x7fELF\x02\x01" or size < 64:
+        return True
+    words = memoryview(head[: len(head) // 8 * 8]).cast("Q")
+    table, count = words[4] // 8, int.from_bytes(head[56:58], "little")
+    if table + 7 * count > len(words):
+        return size > len(head)  # a table that is elsewhere
+    # Seven words each: p_type and p_flags, p_offset, p_vaddr, p_paddr, p_filesz, ...
+    segments = range(table, table + 7 * count, 7)
+    return all(words[i + 1] + words[i + 4] <= size for i in segments)
+
+
 def dynamic(path: str) -> Dynamic | None:
     """Read the names, or return None if it is no 64-bit ELF file, or a damaged one."""
+    import struct  # not needed where all is well
+
     try:
         with open(path, "rb") as file:
             return _dynamic(file.read())
@@ -26,6 +46,8 @@ def dynamic(path: str) -> Dynamic | None:
 
 
 def _dynamic(data: bytes) -> Dynamic | None:
+    import struct
+
     if data[:5] != b"\x7fELF\x02":
         return None
     order = "<" if data[5] == 1 else ">"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
+
+from ._elf import is_whole
 
 __all__ = [
     "__version__",
@@ -17,12 +20,29 @@ __all__ = [
 
 __version__ = "0.1.0"  # of the Python files, to be compared with the compiled module
 
+
+def check_files() -> None:
+    """Look whether a file was cut off while it was installed; loading it would end the process.
+
+    Raises:
+        ImportError: One was.
+    """
+    for directory in sys.modules[__package__].__path__:  # more than one if it is editable
+        libraries = os.path.join(directory, "lib")
+        for folder, prefix in (directory, "_llama."), (libraries, "lib"):
+            for name in os.listdir(folder) if os.path.isdir(folder) else ():
+                path = os.path.join(folder, name)
+                if name.startswith(prefix) and name.endswith(".so") and not is_whole(path):
+                    raise ImportError(f"{path} is not whole: reinstall llamacffi")
+
+
 _chosen = os.environ.get("LLAMACFFI_LIBRARY_DIR")
 if _chosen:
     from . import _chosen_libraries
 
     _chosen = _chosen_libraries.load(_chosen)
 
+check_files()
 try:
     from . import _llama
     from ._llama import ffi, lib

@@ -35,6 +35,7 @@ def test_import_is_quick_and_quiet(run_python):
     assert (first["numpy"], first["environment"], first["threads"]) == (False, True, 1)
     assert first["modules"] == [
         "llamacffi",
+        "llamacffi._elf",
         "llamacffi._ffi",
         "llamacffi._llama",
         "llamacffi._llama.lib",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 
@@ -130,3 +131,13 @@ def test_the_processors_backend_lacks_a_library(run_copy, package):
     rename(library, "libggml-base.so", "libmissing.so.1")
     done = run_copy(DEVICES)
     assert f"not {library}: libmissing.so.1: cannot open" in done.stdout
+
+
+def test_a_backend_that_was_cut_off(run_copy, rpc, plug_in, package):
+    os.truncate(rpc, rpc.stat().st_size // 2)
+    done = run_copy("import llamacffi")
+    assert f"ImportError: {rpc} is not whole" in done.stderr
+    shutil.copy(plug_in, rpc)
+    os.truncate(plug_in, rpc.stat().st_size // 2)
+    done = run_copy(LOAD, plug_in)
+    assert done.stdout.startswith(f"LoadError the backend {plug_in} is not whole")
