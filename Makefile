@@ -9,7 +9,7 @@ PY := .venv/bin/python
 
 .PHONY: build reference test asan lint docs bench demo clean
 
-SOURCES := pyproject.toml CMakeLists.txt build_ffi.py vendor/llama.toml \
+SOURCES := pyproject.toml CMakeLists.txt build_ffi.py vendor/llama.toml llamacffi/_layout.py \
   $(wildcard cmake/* ffigen/*.py headers/* headers/*/* native/*)
 
 build: .venv/.installed
