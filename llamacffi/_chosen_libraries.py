@@ -132,7 +132,8 @@ def _read_lock(directory: Path, commit: str | None, built: str) -> str:
     if not of or (commit and not same_commit(of, commit)):
         raise ImportError(
             f"{VARIABLE}={directory}: the api.lock there is of llama.cpp {of or 'of no commit'}, "
-            f"but the libraries are of {commit}; write it anew: {how}"
+            f"but the libraries are of {commit}; write it anew from their sources: {how} "
+            f"(--commit {commit} if these are they, but do not know it)"
         )
     return lock
 

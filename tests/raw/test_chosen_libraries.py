@@ -125,7 +125,7 @@ def test_nothing_tells_the_api(refusal, another):
 def test_the_facts_of_something_else(refusal, another, line):
     edit(another, f"# llama.cpp: {OTHER}\n", line)
     message = refusal(LLAMACFFI_LIBRARY_DIR=str(another))
-    assert f"but the libraries are of {OTHER}; write it anew" in message
+    assert f"but the libraries are of {OTHER}; write it anew from their sources: " in message
 
 
 def test_our_own_facts_are_needed(refusal, another, package):
