@@ -111,6 +111,27 @@ def history(args: argparse.Namespace) -> int:
     return 0
 
 
+def bump(args: argparse.Namespace) -> int:
+    """Follow llama.cpp to a version; what fails leaves the tree as it was."""
+    from ffigen.bump import TESTS, BumpError, Plan
+    from ffigen.bump import bump as follow
+    from ffigen.versions import available_versions
+
+    here = project()
+    number = available_versions(ROOT)[0] if args.version == "newest" else args.version
+    plan = Plan(number, args.sha256, whole=args.whole, tests=args.tests or TESTS)
+    try:
+        report = follow(here, plan, tell)
+    except BumpError as error:
+        if error.report:
+            print(error.report.render("diff.txt.j2", here.templates), end="")
+        raise
+    print(report.render("diff.txt.j2", here.templates), end="")
+    if args.report:
+        args.report.write_text(report.render("diff.md.j2", here.templates), encoding="utf-8")
+    return 0
+
+
 def parts(args: argparse.Namespace) -> int:
     """Print the parts of native/ that do not compile against a llama.cpp, for CMake."""
     from ffigen.compile import failing_parts
@@ -197,6 +218,19 @@ def parser() -> argparse.ArgumentParser:
         )
     compared.add_argument(
         "--no-uses", action="store_false", dest="uses", help="leave out what uses it"
+    )
+    bumped = command(bump)
+    bumped.add_argument("version", metavar="VERSION", help="of the pin's package, or newest")
+    bumped.add_argument("--sha256", help="of its archive, if you know it from elsewhere")
+    bumped.add_argument("--report", type=Path, metavar="FILE", help="write the changes as Markdown")
+    bumped.add_argument(
+        "--headers-only",
+        action="store_false",
+        dest="whole",
+        help="generate and compile the module, but neither build llama.cpp nor test",
+    )
+    bumped.add_argument(
+        "--tests", action="append", metavar="PATH", help="run these instead of those that matter"
     )
     proved = command(history)
     proved.add_argument("versions", metavar="VERSION", nargs="*", help="or newest (default: all)")

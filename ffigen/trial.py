@@ -1,4 +1,4 @@
-"""A copy of our sources, elsewhere, to build and test in: what happens there leaves no trace here."""
+"""A copy of our sources, elsewhere, to build and test in; what happens there leaves no trace."""
 
 from __future__ import annotations
 

@@ -51,6 +51,8 @@ __all__ = [
     "Pin",
     "Tree",
     "VendorError",
+    "adopt",
+    "change_pin",
     "download_package",
     "ensure_tree",
     "read_pin",
@@ -109,6 +111,21 @@ def read_pin(root: Path) -> Pin:
         ) from error
 
 
+PIN = re.compile(r'^((?:commit|name|version|sha256|path|url)) = "[^"]*"$', re.MULTILINE)
+
+
+def change_pin(text: str, **values: str) -> str:
+    """Return the text of a pin with other values; its comments stay.
+
+    Args:
+        text: The content of ``vendor/llama.toml``.
+        values: What to change: ``commit``, ``version`` or ``sha256``.
+    """
+    return PIN.sub(
+        lambda line: f'{line[1]} = "{values[line[1]]}"' if line[1] in values else line[0], text
+    )
+
+
 def ensure_tree(
     root: Path,
     *,
@@ -153,6 +170,15 @@ def _is_current(target: Path, pin: Pin) -> bool:
         return (target / STAMP).read_text(encoding="utf-8") == _stamp(pin)
     except (OSError, ValueError):
         return False
+
+
+def adopt(root: Path, tree: Path) -> None:
+    """Take a tree that was fetched elsewhere for the pinned one; there must be none yet.
+
+    It must be on the same file system: it is renamed.
+    """
+    (tree / STAMP).write_text(_stamp(read_pin(root)), encoding="utf-8")
+    tree.rename(root / "vendor" / "llama.cpp")
 
 
 def _read_checkout(path: Path) -> Tree:
