@@ -24,8 +24,9 @@ const char *llamacffi_built_version(void);
 const char *llamacffi_built_layout(void);
 const char *llamacffi_built_cdef(void);
 
-/* How many names of the pinned llama.cpp are missing: llamacffi._generated.omitted tells them. */
-int32_t llamacffi_n_missing(void);
+/* The names of the pinned llama.cpp that this one lacks, each with the reason; NULL for an `i` that there
+ * is not. */
+const char *llamacffi_missing(int32_t i, const char **reason);
 
 /* A library of llama.cpp, as it is loaded.  What it does not tell is NULL. */
 struct llamacffi_library_info {

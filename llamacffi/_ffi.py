@@ -112,7 +112,7 @@ def check_generated(digest: str) -> None:
 check_version()
 check_libraries()
 lib.llamacffi_install()  # in C only: log lines to the ring, failed assertions to the guard
-if lib.llamacffi_n_missing():  # of the llama.cpp for which the package was written
+if lib.llamacffi_missing(0, ffi.new("char **")):  # the package was written for a newer llama.cpp
     from ._missing import complete
 
-    globals()["lib"] = complete(lib)  # type checkers shall know it by what the build has
+    globals()["lib"] = complete(lib, ffi)  # type checkers shall know it by what the build has

@@ -1,14 +1,13 @@
 """A ``lib`` for a llama.cpp that lacks some of what this package was written for.
 
-The build knows what is missing.  The facade goes on with the rest: what needs a missing name raises when
-it is used, and not at import.
+The build knows what is missing.  The facade goes on with the rest: what needs a missing name raises
+when it is used, and not at import.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ._generated.omitted import MISSING
 from .errors import UnsupportedError
 
 
@@ -19,12 +18,12 @@ class MissingError(UnsupportedError, AttributeError):
 class _Library:
     """The compiled module's ``lib``, but that a name which is missing says why."""
 
-    def __init__(self, lib: Any) -> None:
-        self._lib = lib
+    def __init__(self, lib: Any, missing: dict[str, str]) -> None:
+        self._lib, self._missing = lib, missing
 
     def __getattr__(self, name: str) -> Any:
-        if name in MISSING:
-            raise MissingError(f"{name}: {MISSING[name]}")
+        if name in self._missing:
+            raise MissingError(f"there is no {name}: {self._missing[name]}")
         value = getattr(self._lib, name)
         setattr(self, name, value)  # found at once from now on
         return value
@@ -33,6 +32,10 @@ class _Library:
         return dir(self._lib)
 
 
-def complete(lib: Any) -> Any:
+def complete(lib: Any, ffi: Any) -> Any:
     """Return ``lib`` such that a missing name raises `UnsupportedError`, with the reason."""
-    return _Library(lib)
+    missing: dict[str, str] = {}
+    reason = ffi.new("char **")
+    while name := lib.llamacffi_missing(len(missing), reason):
+        missing[ffi.string(name).decode()] = ffi.string(reason[0]).decode()
+    return _Library(lib, missing)

@@ -1,7 +1,7 @@
 // The small functions of llamacffi.h.  The other LLAMACFFI_BUILT_* macros come from CMakeLists.txt.
 #include "llamacffi.h"
 #include "guard.h"
-#include "has.h"    // generated: LLAMACFFI_N_MISSING
+#include "has.h"    // generated: LLAMACFFI_MISSING
 #include "layout.h" // generated: LLAMACFFI_BUILT_LAYOUT
 #include "native.hpp"
 
@@ -28,7 +28,17 @@ const char *llamacffi_built_ggml_version(void) { return LLAMACFFI_BUILT_GGML_VER
 const char *llamacffi_built_version(void) { return LLAMACFFI_BUILT_VERSION; }
 const char *llamacffi_built_layout(void) { return LLAMACFFI_BUILT_LAYOUT; }
 
-int32_t llamacffi_n_missing(void) { return LLAMACFFI_N_MISSING; }
+const char *llamacffi_missing(int32_t i, const char **reason) {
+    static const struct {
+        const char *name, *reason;
+    } missing[] = {LLAMACFFI_MISSING};
+    const int32_t n = sizeof missing / sizeof *missing - 1; // the last ends it
+    if (i < 0 || i >= n) {
+        return nullptr;
+    }
+    *reason = missing[i].reason;
+    return missing[i].name;
+}
 
 void llamacffi_install(void) {
     llamacffi::install_log_callbacks();

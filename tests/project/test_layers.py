@@ -14,10 +14,10 @@ _llama
 _elf _layout _libraries
 _loading
 _chosen_libraries
-_ffi
-_types
 errors
 _missing
+_ffi
+_types
 log
 _generated
 _handle _callbacks _views _text _tokens _params _atomic _files
