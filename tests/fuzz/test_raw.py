@@ -1,0 +1,108 @@
+"""The table of raw functions that the guard cannot save: it holds, and it is whole."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+
+import llamacffi
+from tests.fuzz.raw import page, table
+from tests.fuzz.raw.child import ENDLESS
+from tests.fuzz.raw.facade import CHECKS, Things, entry_of, facade_of, used
+from tests.fuzz.raw.runner import run
+from tests.fuzz.raw.signatures import functions, not_called
+
+SEED = 1
+N_SAMPLE = 150  # functions that are called with a few bad values
+N_DYING = 12  # and of those that die, with all
+
+
+@pytest.fixture(scope="module")
+def known():
+    return table.load()
+
+
+@pytest.mark.no_asan
+def test_what_dies_is_in_the_table(known):
+    """A sample of the functions, each with a few values; ``make fuzz`` takes all of both."""
+    names = sorted(random.Random(SEED).sample(sorted(functions()), N_SAMPLE))
+    found = table.tabulate(run(names, jobs=2, few=True))
+    assert sum(one.function in names for one in known.fatal) > 0
+    assert {one for one in found.fatal_places if one not in known.fatal_places} == set()
+
+
+@pytest.mark.no_asan
+def test_what_is_in_the_table_dies(known):
+    certain = sorted({one.function for one in known.fatal if ENDLESS not in one.what})
+    names = random.Random(SEED).sample(certain, N_DYING)
+    found = table.tabulate(run(names, jobs=2)).fatal_places
+    assert {one for one in known.fatal_places if one[0] in names} - found == set()
+
+
+def test_the_table_names_what_exists(known):
+    there = functions()
+    for name, place, _ in known.fatal_places:
+        parameter = place.split(".")[0].split("[")[0]
+        assert parameter in {one.name for one in there[name].parameters}, (name, place)
+    assert known.left_out == not_called()
+    assert len(known.missing) < 60
+    for name, places in known.missing.items():
+        assert set(places) <= {one.name for one in there[name].parameters}
+
+
+def test_every_function_is_called_or_left_out_for_a_reason():
+    assert len(functions()) > 1000
+    assert len(not_called()) < 5
+
+
+def test_the_page_is_that_of_the_table(known):
+    assert page.PATH.read_text(encoding="utf-8") == page.render(known)
+
+
+def test_the_facade_has_an_answer_to_each_number_of_its_functions(known):
+    places = {(one.function, one.place) for one in known.fatal if one.function in used()}
+    assert {one for one in places if entry_of(*one) is None} == set()
+    assert {facade_of(*one) for one in places} > {""} - {""}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda one: f"{one.functions} {one.place}")
+def test_the_facade_checks_first(check, known, demo_path, tmp_path):
+    model = llamacffi.Model(demo_path)
+    context = llamacffi.Context(model, n_ctx=64, n_batch=8, n_seq_max=2)
+    with pytest.raises(check.error) as caught:
+        check.call(Things(model, context, demo_path, tmp_path))
+    assert type(caught.value) is check.error
+    assert any(entry_of(one.function, one.place) is check for one in known.fatal)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda of: of.context.decode(of.batch),
+        lambda of: of.context.memory.clear(),
+        lambda of: of.context.save_state(),
+        lambda of: of.chain.sample(of.context),
+        lambda of: of.chain.reset(),
+        lambda of: of.model.vocab.tokenize("text"),
+        lambda of: of.model.desc,
+        lambda of: of.gguf.write("written.gguf"),
+        lambda of: of.context.attach_threadpool(of.pool),
+    ],
+)
+def test_the_facade_has_no_pointer_to_what_is_closed(call, demo_path):
+    """Where C would be given NULL, or what was freed."""
+    model = llamacffi.Model(demo_path)
+    of = SimpleNamespace(
+        model=model,
+        context=llamacffi.Context(model, n_ctx=64),
+        batch=llamacffi.Batch.from_tokens([1]),
+        chain=llamacffi.SamplerChain(llamacffi.Greedy()),
+        gguf=llamacffi.Gguf.new(),
+        pool=llamacffi.Threadpool(1),
+    )
+    for one in (of.pool, of.gguf, of.chain, of.model):
+        one.close()
+    with pytest.raises(llamacffi.ClosedError):
+        call(of)
