@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,22 @@ from .lock import Facts, read_lock
 from .parse import read_api
 from .preprocess import preprocess
 from .render import generate, render
+from .signatures import compare_types
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A name that the package was written for, but cannot use with a llama.cpp."""
+
+    name: str
+    reason: str
+    is_there: bool
+    """It is there, and users may call it as it is; the package would do it wrongly."""
 
 
 class Project:
@@ -76,8 +88,8 @@ class Project:
         missing = self.missing(api, without)
         return generate(api, self.headers, out, package, self.surface, self.pinned, missing)
 
-    def missing(self, api: Api, without: Collection[str]) -> dict[str, str]:
-        """Return the names that the package was written for and ``api`` lacks, with the reason."""
+    def missing(self, api: Api, without: Collection[str]) -> list[Missing]:
+        """Return the names that the package was written for and ``api`` lacks, or has otherwise."""
         lacking = [self.parts[part] for part in without]
         reason = "the llama.cpp that llamacffi was built with does not have it"
         own = "the llama.cpp that llamacffi was built with is too different to " + ", or to ".join(
@@ -86,11 +98,22 @@ class Project:
         there = api.names()
         facts = self.pinned
         wanted = (*facts.functions, *facts.enumerators, *facts.constants)
-        return {
-            name: own if name.lower().startswith("llamacffi_") else reason
+        lacks = [
+            Missing(name, own if name.lower().startswith("llamacffi_") else reason, is_there=False)
             for name in wanted
             if name not in there
-        }
+        ]
+        return [*lacks, *self.changed(api)]
+
+    def changed(self, api: Api) -> Iterator[Missing]:
+        """Yield the functions that the package would call wrongly."""
+        for one in api.functions:
+            if pinned := self.pinned.functions.get(one.name):
+                details, breaking = compare_types(pinned.type, one.type, called=True)
+                if breaking:
+                    text = "; ".join(details)
+                    reason = f"in the llama.cpp that llamacffi was built with it is another: {text}"
+                    yield Missing(one.name, reason, is_there=True)
 
 
 def macros_without(parts: Collection[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import keyword
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cffi
@@ -178,7 +178,7 @@ def generate(
     package: Path,
     surface: Mapping[str, Mapping[str, str]],
     pinned: Facts,
-    missing: Mapping[str, str],
+    missing: Sequence[object],
 ) -> list[Path]:
     """Write every generated file.
 
@@ -189,7 +189,7 @@ def generate(
         package: Directory for the Python that is generated into the package.
         surface: What headers/surface.toml says: ``names`` and ``annotations``.
         pinned: The facts of the pinned llama.cpp, of which ``api`` may lack some.
-        missing: The names that it lacks, with the reason.
+        missing: What it lacks, or has otherwise: name, reason, is_there.
 
     Returns:
         The files whose text changed.
@@ -216,7 +216,7 @@ def generate(
         generated / "params.py": render(
             "params.py.j2", api, templates, names, structs=params, annotations=annotations
         ),
-        generated / "omitted.py": render("omitted.py.j2", api, templates, names, missing=missing),
+        generated / "omitted.py": render("omitted.py.j2", api, templates, names),
     }
     return [path for path, text in texts.items() if write_if_changed(path, text)]
 

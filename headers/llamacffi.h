@@ -24,9 +24,15 @@ const char *llamacffi_built_version(void);
 const char *llamacffi_built_layout(void);
 const char *llamacffi_built_cdef(void);
 
-/* The names of the pinned llama.cpp that this one lacks, each with the reason; NULL for an `i` that there
- * is not. */
-const char *llamacffi_missing(int32_t i, const char **reason);
+/* A name of the pinned llama.cpp that this one lacks, or has otherwise. */
+struct llamacffi_missing_name {
+    const char *name;
+    const char *reason;
+    bool is_there; /* it can be called, but otherwise than the package does */
+};
+
+/* Tell them one by one.  Returns false for an `i` that there is not. */
+bool llamacffi_missing(int32_t i, struct llamacffi_missing_name *missing);
 
 /* A library of llama.cpp, as it is loaded.  What it does not tell is NULL. */
 struct llamacffi_library_info {

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ._ffi import __version__ as __version__
 from ._ffi import ffi as ffi
-from ._ffi import lib as lib
 
 if TYPE_CHECKING:
+    from ._ffi import lib as lib
     from . import backend as backend
     from . import demo as demo
     from . import gguf as gguf
@@ -185,6 +185,7 @@ __all__ = sorted([*_HOMES, *_MODULES, "ffi", "lib"])
 
 
 if not TYPE_CHECKING:  # else a checker would take every name for one of the package
+    from ._ffi import public_lib as lib  # noqa: F401  with all that this llama.cpp has
 
     def __getattr__(name: str) -> Any:
         if name in _MODULES:

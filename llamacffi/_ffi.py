@@ -112,7 +112,9 @@ def check_generated(digest: str) -> None:
 check_version()
 check_libraries()
 lib.llamacffi_install()  # in C only: log lines to the ring, failed assertions to the guard
-if lib.llamacffi_missing(0, ffi.new("char **")):  # the package was written for a newer llama.cpp
+public_lib = lib
+if lib.llamacffi_missing(0, ffi.new("struct llamacffi_missing_name *")):
+    # Not the llama.cpp that the package was written for.  Type checkers know what the build has.
     from ._missing import complete
 
-    globals()["lib"] = complete(lib, ffi)  # type checkers shall know it by what the build has
+    globals()["lib"], globals()["public_lib"] = complete(lib, ffi)

@@ -23,7 +23,7 @@ class _Library:
 
     def __getattr__(self, name: str) -> Any:
         if name in self._missing:
-            raise MissingError(f"there is no {name}: {self._missing[name]}")
+            raise MissingError(f"{name} cannot be used: {self._missing[name]}")
         value = getattr(self._lib, name)
         setattr(self, name, value)  # found at once from now on
         return value
@@ -32,10 +32,19 @@ class _Library:
         return dir(self._lib)
 
 
-def complete(lib: Any, ffi: Any) -> Any:
-    """Return ``lib`` such that a missing name raises `UnsupportedError`, with the reason."""
+def complete(lib: Any, ffi: Any) -> tuple[Any, Any]:
+    """Return ``lib`` such that a missing name raises `UnsupportedError`, with the reason.
+
+    Returns:
+        The one for the package, where what is another function than it was written for is missing,
+        and the one for users, who can call it as it is.
+    """
     missing: dict[str, str] = {}
-    reason = ffi.new("char **")
-    while name := lib.llamacffi_missing(len(missing), reason):
-        missing[ffi.string(name).decode()] = ffi.string(reason[0]).decode()
-    return _Library(lib, missing)
+    lacking: dict[str, str] = {}
+    one = ffi.new("struct llamacffi_missing_name *")
+    while lib.llamacffi_missing(len(missing), one):
+        name, reason = (ffi.string(text).decode() for text in (one.name, one.reason))
+        missing[name] = reason
+        if not one.is_there:
+            lacking[name] = reason
+    return _Library(lib, missing), _Library(lib, lacking)

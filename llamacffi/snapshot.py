@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._context.restoring import ON_DEVICE, PARTIAL, Remembering, ends, replace, state_size
+from ._context.restoring import PARTIAL, Remembering, ends, replace, state_size
 from ._ffi import ffi, lib
 from ._params import CONVERTERS
 from .errors import NativeError, StateError, UnsupportedError
@@ -80,7 +80,7 @@ class Snapshots(Remembering):
             self._snapshots[seq_id] = mark = object()  # from here on the one before is not valid
             snapshot = Snapshot(seq_id, partial, ends(ptr, seq_id).get(seq_id), mark)
             if snapshot.end is not None:
-                snapshot._meta = _keep(ptr, seq_id, ON_DEVICE | (PARTIAL if partial else 0))
+                snapshot._meta = _keep(ptr, seq_id, _flags(partial))
             return snapshot
 
     def restore(self, snapshot: Snapshot, *, seq_id: int | None = None) -> None:
@@ -111,7 +111,7 @@ class Snapshots(Remembering):
                     f"{snapshot!r} is not valid: a later one has replaced it, or it is of another "
                     "context"
                 )
-            flags = ON_DEVICE | (PARTIAL if snapshot.partial else 0)
+            flags = _flags(snapshot.partial)
 
             def put() -> None:
                 if snapshot.end is None:
@@ -127,6 +127,11 @@ class Snapshots(Remembering):
             shared = self.kv_unified and set(ends(ptr, None)) - {target}
             replace(ptr, put, there, target, partial=snapshot.partial, copy_first=bool(shared))
             self._forget_outputs(target, snapshot.end if snapshot.partial else None)
+
+
+def _flags(partial: bool) -> int:
+    flags: int = lib.LLAMA_STATE_SEQ_FLAGS_ON_DEVICE
+    return flags | PARTIAL if partial else flags
 
 
 def _keep(ptr: Any, seq_id: int, flags: int) -> Any:

@@ -28,16 +28,14 @@ const char *llamacffi_built_ggml_version(void) { return LLAMACFFI_BUILT_GGML_VER
 const char *llamacffi_built_version(void) { return LLAMACFFI_BUILT_VERSION; }
 const char *llamacffi_built_layout(void) { return LLAMACFFI_BUILT_LAYOUT; }
 
-const char *llamacffi_missing(int32_t i, const char **reason) {
-    static const struct {
-        const char *name, *reason;
-    } missing[] = {LLAMACFFI_MISSING};
-    const int32_t n = sizeof missing / sizeof *missing - 1; // the last ends it
+bool llamacffi_missing(int32_t i, llamacffi_missing_name *missing) {
+    static const llamacffi_missing_name all[] = {LLAMACFFI_MISSING};
+    const int32_t n = sizeof all / sizeof *all - 1; // the last ends it
     if (i < 0 || i >= n) {
-        return nullptr;
+        return false;
     }
-    *reason = missing[i].reason;
-    return missing[i].name;
+    *missing = all[i];
+    return true;
 }
 
 void llamacffi_install(void) {

@@ -21,7 +21,7 @@ from .threads import Threads
 if TYPE_CHECKING:
     from pathlib import Path
 
-PARTIAL, ON_DEVICE = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, lib.LLAMA_STATE_SEQ_FLAGS_ON_DEVICE
+PARTIAL = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 # What C writes before the state of a sequence in memory, and not in a file: a magic number, its id.
 SEQUENCE_PREFIX = 8
 

@@ -17,6 +17,7 @@ from .._files import OpenFile, c_file
 from .._handle import own
 from .._text import c_path
 from ..errors import ArgumentError, LoadError, ModelNotFoundError, NativeError
+from . import load_mode
 from .overrides import fit_kv_overrides
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     Progress: TypeAlias = Callable[[float], bool | None]
     Path: TypeAlias = str | os.PathLike[str]
-
-# How a file is mapped into memory.
-MAPPED = (lib.LLAMA_LOAD_MODE_MMAP, lib.LLAMA_LOAD_MODE_MMAP_MLOCK)
 
 # What llama.cpp says of every load that failed, beside the reason.
 NO_REASON = re.compile(r"failed to load model( from .*)?$")
@@ -109,10 +107,10 @@ def load(
         _fit(struct, read)
     ptr, failure = _call(call, struct, name, progress)
     if failure is not None and read is not None and not _is_aligned(read):
-        if struct.load_mode == lib.LLAMA_LOAD_MODE_AUTO:
-            struct.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        if load_mode.is_auto(struct):
+            load_mode.read(struct)
             ptr, failure = _call(call, struct, name, progress)
-        elif struct.load_mode in MAPPED:
+        elif load_mode.is_mapped(struct):
             raise ArgumentError(
                 f"{name!r} is not aligned to be mapped: load_mode='none' can"
             ) from failure
@@ -209,10 +207,10 @@ def _check_mode(file: OpenFile, struct: Any) -> None:
     Raises:
         ArgumentError: What was asked for is not possible.
     """
-    if struct.load_mode == lib.LLAMA_LOAD_MODE_DIRECT_IO:
+    if load_mode.is_direct(struct):
         raise ArgumentError("load_mode='direct_io' needs a path: llama.cpp opens the file itself")
-    if struct.vocab_only and struct.load_mode == lib.LLAMA_LOAD_MODE_AUTO:
-        struct.load_mode = lib.LLAMA_LOAD_MODE_NONE  # without tensors, nothing need be aligned
+    if struct.vocab_only and load_mode.is_auto(struct):
+        load_mode.read(struct)  # without tensors, nothing need be aligned
     alignment = _alignment()
     if file.offset % alignment == 0:
         return
@@ -220,10 +218,12 @@ def _check_mode(file: OpenFile, struct: Any) -> None:
     where = (
         f"the GGUF is at byte {file.offset} of {file.name!r}, and {alignment} does not divide that"
     )
-    if struct.load_mode == lib.LLAMA_LOAD_MODE_AUTO:
-        struct.load_mode = lib.LLAMA_LOAD_MODE_NONE
-    elif struct.load_mode in MAPPED:
+    if load_mode.is_auto(struct):
+        load_mode.read(struct)
+    elif load_mode.is_mapped(struct):
         raise ArgumentError(f"{where}: it cannot be mapped; load_mode='none' reads it into memory")
+    if not hasattr(struct, "lazy_mode"):  # an older llama.cpp reads all at once
+        return
     if struct.lazy_mode == lib.LLAMA_LAZY_MODE_ON:
         raise ArgumentError(f"{where}: lazy_mode='on' is not possible, 'off' is")
     struct.lazy_mode = lib.LLAMA_LAZY_MODE_OFF

@@ -10,6 +10,7 @@ from .._ffi import ffi, lib
 from .._files import anonymous_file
 from ..errors import ArgumentError
 from ..gguf import Gguf
+from . import load_mode
 from .info import shape_of
 from .loading import load, load_file
 from .overrides import fit_kv_overrides
@@ -78,13 +79,15 @@ def _metadata_of(gguf: Any) -> Any:
 
 def _check_fixed(struct: Any, given: Mapping[str, Any]) -> None:
     """Raise for what llama.cpp does not look at here, or sets itself."""
-    for name, possible in (
-        ("load_mode", (lib.LLAMA_LOAD_MODE_AUTO, lib.LLAMA_LOAD_MODE_NONE)),
-        ("lazy_mode", (lib.LLAMA_LAZY_MODE_AUTO, lib.LLAMA_LAZY_MODE_OFF)),
-        ("check_tensors", (False,)),
+    lazy = hasattr(struct, "lazy_mode") and struct.lazy_mode == lib.LLAMA_LAZY_MODE_ON
+    read = load_mode.is_auto(struct) or load_mode.is_read(struct)
+    for name, of_files in (
+        ("load_mode", not read or load_mode.is_direct(struct)),
+        ("lazy_mode", lazy),
+        ("check_tensors", struct.check_tensors),
     ):
-        if getattr(struct, name) not in possible:
-            raise ArgumentError(f"{name}={given[name]!r} is for files; fill= gives the weights")
+        if of_files:
+            raise ArgumentError(f"{name}={given.get(name)!r} is for files; fill= gives the weights")
     if given.get("use_extra_bufts"):
         raise ArgumentError(
             "use_extra_bufts=True is not possible with fill=: llama.cpp keeps such weights as they "

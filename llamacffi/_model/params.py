@@ -13,6 +13,7 @@ from .._devices import Device, text
 from .._ffi import ffi, lib
 from .._params import CONVERTERS, Converter, fill
 from ..errors import ArgumentError, BackendUnavailableError
+from . import load_mode
 from .overrides import expert_overrides, kv_overrides, override_pairs, tensor_buft_overrides
 
 # Fields of llama_model_params that `Model` fills itself.
@@ -68,7 +69,7 @@ def _check_names(fields: Mapping[str, Any]) -> None:
     from .._generated.params import KINDS
 
     for name in fields:
-        if name in LEGACY:
+        if name in LEGACY and name not in KINDS["llama_model_params"]:
             raise TypeError(f"unknown parameter {name!r}: use {LEGACY[name]}")
         if name not in KINDS["llama_model_params"] and name in KINDS["llama_context_params"]:
             raise TypeError(f"{name!r} is a parameter of Context, not of Model")
@@ -83,13 +84,12 @@ def _check_weights(struct: Any, fields: Mapping[str, Any]) -> None:
             )
     if struct.no_alloc:
         # llama.cpp has an assertion against mapping then, also where it chooses the mode itself.
-        mode = struct.load_mode
-        if mode == lib.LLAMA_LOAD_MODE_AUTO:
-            struct.load_mode = lib.LLAMA_LOAD_MODE_NONE
-        elif mode not in (lib.LLAMA_LOAD_MODE_NONE, lib.LLAMA_LOAD_MODE_DIRECT_IO):
+        if load_mode.is_auto(struct):
+            load_mode.read(struct)
+        elif not load_mode.is_read(struct):
             raise ArgumentError(
-                f"no_alloc=True maps and locks nothing: load_mode={fields['load_mode']!r} is not "
-                "possible, 'none' is"
+                f"no_alloc=True maps and locks nothing: load_mode={fields.get('load_mode')!r} is "
+                "not possible, 'none' is"
             )
 
 
