@@ -29,7 +29,9 @@ def render(table: Table) -> str:
     """Return the page of a table."""
     known = functions()
     head = HEAD.read_text(encoding="utf-8")
-    parts = [MARK + head.format(n_functions=len(known), n_calls=table.calls)]
+    parts = [
+        MARK + head.format(n_functions=len(known), n_calls=table.calls, commit=table.llama_cpp[:12])
+    ]
     for area, title in AREAS.items():
         rows = [one for one in table.fatal if known[one.function].area == area]
         parts += _section(area, title, rows, table, known)
