@@ -29,8 +29,6 @@ class Missing:
 
     name: str
     reason: str
-    is_there: bool
-    """It is there, and users may call it as it is; the package would do it wrongly."""
 
 
 class Project:
@@ -99,7 +97,7 @@ class Project:
         facts = self.pinned
         wanted = (*facts.functions, *facts.enumerators, *facts.constants)
         lacks = [
-            Missing(name, own if name.lower().startswith("llamacffi_") else reason, is_there=False)
+            Missing(name, own if name.lower().startswith("llamacffi_") else reason)
             for name in wanted
             if name not in there
         ]
@@ -113,7 +111,7 @@ class Project:
                 if breaking:
                     text = "; ".join(details)
                     reason = f"in the llama.cpp that llamacffi was built with it is another: {text}"
-                    yield Missing(one.name, reason, is_there=True)
+                    yield Missing(one.name, reason)
 
 
 def macros_without(parts: Collection[str]) -> list[str]:

@@ -189,7 +189,7 @@ def generate(
         package: Directory for the Python that is generated into the package.
         surface: What headers/surface.toml says: ``names`` and ``annotations``.
         pinned: The facts of the pinned llama.cpp, of which ``api`` may lack some.
-        missing: What it lacks, or has otherwise: name, reason, is_there.
+        missing: What it lacks, or has otherwise.
 
     Returns:
         The files whose text changed.

@@ -56,6 +56,7 @@ __all__ = [
     "download_package",
     "ensure_tree",
     "read_pin",
+    "stamp",
     "unpack_tree",
 ]
 
@@ -170,6 +171,11 @@ def _is_current(target: Path, pin: Pin) -> bool:
         return (target / STAMP).read_text(encoding="utf-8") == _stamp(pin)
     except (OSError, ValueError):
         return False
+
+
+def stamp(tree: Path, commit: str) -> None:
+    """Note the commit of a tree that is not the pinned one, for who builds against it."""
+    (tree / STAMP).write_text(json.dumps({"commit": commit}) + "\n", encoding="utf-8")
 
 
 def adopt(root: Path, tree: Path) -> None:

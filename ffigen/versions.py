@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .fetch import VendorError, download_package, last_words, run, sha256_of, unpack_tree
-from .vendor import Pin, read_pin
+from .vendor import Pin, read_pin, stamp
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -143,4 +143,6 @@ def version_tree(
     """Yield the tree of a version, which is gone after the ``with``."""
     with tempfile.TemporaryDirectory(prefix="llamacffi-") as scratch:
         tree = Path(scratch, "llama.cpp")
-        yield tree, fetch_version(root, number, tree, echo=echo)
+        version = fetch_version(root, number, tree, echo=echo)
+        stamp(tree, version.commit)
+        yield tree, version

@@ -28,7 +28,6 @@ const char *llamacffi_built_cdef(void);
 struct llamacffi_missing_name {
     const char *name;
     const char *reason;
-    bool is_there; /* it can be called, but otherwise than the package does */
 };
 
 /* Tell them one by one.  Returns false for an `i` that there is not. */

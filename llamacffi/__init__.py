@@ -16,7 +16,6 @@ from ._ffi import __version__ as __version__
 from ._ffi import ffi as ffi
 
 if TYPE_CHECKING:
-    from ._ffi import lib as lib
     from . import backend as backend
     from . import demo as demo
     from . import gguf as gguf
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from . import shards as shards
     from ._build_info import BuildInfo as BuildInfo
     from ._build_info import build_info as build_info
+    from ._ffi import lib as lib
     from ._generated import constants as constants
     from ._generated import enums as enums
     from ._generated.params import ContextParams as ContextParams
@@ -185,7 +185,7 @@ __all__ = sorted([*_HOMES, *_MODULES, "ffi", "lib"])
 
 
 if not TYPE_CHECKING:  # else a checker would take every name for one of the package
-    from ._ffi import public_lib as lib  # noqa: F401  with all that this llama.cpp has
+    from ._ffi import public_lib as lib  # noqa: F401  as it is compiled
 
     def __getattr__(name: str) -> Any:
         if name in _MODULES:

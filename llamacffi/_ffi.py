@@ -117,4 +117,4 @@ if lib.llamacffi_missing(0, ffi.new("struct llamacffi_missing_name *")):
     # Not the llama.cpp that the package was written for.  Type checkers know what the build has.
     from ._missing import complete
 
-    globals()["lib"], globals()["public_lib"] = complete(lib, ffi)
+    globals()["lib"] = complete(lib, ffi)

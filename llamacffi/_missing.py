@@ -1,7 +1,7 @@
 """A ``lib`` for a llama.cpp that lacks some of what this package was written for.
 
-The build knows what is missing.  The facade goes on with the rest: what needs a missing name raises
-when it is used, and not at import.
+The build knows what is missing, and which functions take something else.  The facade goes on with
+the rest: what needs one of these raises when it is used, and not at import.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ class MissingError(UnsupportedError, AttributeError):
 
 
 class _Library:
-    """The compiled module's ``lib``, but that a name which is missing says why."""
+    """The compiled module's ``lib``, but that a name which is missing says why.
+
+    `ffi.addressof` does not take it: `llamacffi.lib` stays the compiled one.
+    """
 
     def __init__(self, lib: Any, missing: dict[str, str]) -> None:
         self._lib, self._missing = lib, missing
@@ -32,19 +35,10 @@ class _Library:
         return dir(self._lib)
 
 
-def complete(lib: Any, ffi: Any) -> tuple[Any, Any]:
-    """Return ``lib`` such that a missing name raises `UnsupportedError`, with the reason.
-
-    Returns:
-        The one for the package, where what is another function than it was written for is missing,
-        and the one for users, who can call it as it is.
-    """
+def complete(lib: Any, ffi: Any) -> Any:
+    """Return ``lib`` such that a missing name raises `UnsupportedError`, with the reason."""
     missing: dict[str, str] = {}
-    lacking: dict[str, str] = {}
     one = ffi.new("struct llamacffi_missing_name *")
     while lib.llamacffi_missing(len(missing), one):
-        name, reason = (ffi.string(text).decode() for text in (one.name, one.reason))
-        missing[name] = reason
-        if not one.is_there:
-            lacking[name] = reason
-    return _Library(lib, missing), _Library(lib, lacking)
+        missing[ffi.string(one.name).decode()] = ffi.string(one.reason).decode()
+    return _Library(lib, missing)

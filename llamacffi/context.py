@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._context.adapters import Adapters
 from ._context.graph import check_widths, describe
 from ._context.lineage import Lineage
+from ._context.newer import asked, is_draft, n_rs_seq
 from ._context.params import SHARING, ContextRequest, architecture
 from ._context.perf import Performance
 from ._context.planning import Applied, lock
@@ -103,7 +104,7 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         self._lineage = Lineage(
             struct.n_seq_max,
             recurrent=lib.llama_model_is_recurrent(model.ptr),
-            rolls_back=lib.llama_n_rs_seq(ptr) > 0,
+            rolls_back=n_rs_seq(ptr) > 0,
         )
         self._vocab = model.vocab
         self._outputs: bytes | None = None
@@ -125,19 +126,20 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         encodes = lib.llama_model_has_encoder(model.ptr)
         decodes = lib.llama_model_has_decoder(model.ptr)
         drafts = architecture(model) in SHARING
-        self._drafts = drafts or struct.ctx_type == lib.LLAMA_CONTEXT_TYPE_MTP
+        self._drafts = drafts or is_draft(struct)
         self._memoryless = lib.llama_get_memory(ptr) == ffi.NULL
         self._feeds_decoder = encodes and decodes and not drafts
         self._encoded = None
         self._embeddings = bool(struct.embeddings)
         n_batch = lib.llama_n_batch(ptr)
         self._sizes = n_batch, len(self._vocab), lib.llama_n_seq_max(ptr)
-        self._n_outputs_max = struct.n_outputs_max or n_batch
-        if struct.n_rs_seq and not lib.llama_n_rs_seq(ptr):
+        self._n_outputs_max = asked(struct, "n_outputs_max") or n_batch
+        n_kept = asked(struct, "n_rs_seq")
+        if n_kept and not n_rs_seq(ptr):
             raise UnsupportedError(f"{model!r} has no recurrent state to go back to: no n_rs_seq")
-        if struct.n_rs_seq and (n_ubatch := lib.llama_n_ubatch(ptr)) < struct.n_rs_seq + 2:
+        if n_kept and (n_ubatch := lib.llama_n_ubatch(ptr)) < n_kept + 2:
             raise ArgumentError(
-                f"n_rs_seq={struct.n_rs_seq} needs an n_ubatch of at least {struct.n_rs_seq + 2}, "
+                f"n_rs_seq={n_kept} needs an n_ubatch of at least {n_kept + 2}, "
                 f"not {n_ubatch}: the tokens to go back over are computed at once"
             )
         if self._memoryless and struct.attention_type == lib.LLAMA_ATTENTION_TYPE_CAUSAL:
@@ -148,7 +150,7 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         self._has_logits, self._n_positions = graph.has_logits, graph.n_positions
         if looks:
             check_widths(ptr, graph, model)
-        limited = struct.n_outputs_max or self._n_positions or self._embeddings
+        limited = asked(struct, "n_outputs_max") or self._n_positions or self._embeddings
         self._special = bool(encodes or limited or self._drafts)
 
     def __repr__(self) -> str:
@@ -173,7 +175,8 @@ def _create(model: Model, struct: Any) -> Any:
         raise with_log(ContextError(f"cannot create a context: {error}")) from error
     if ptr == ffi.NULL:
         hint = ""
-        if struct.embeddings and (struct.n_outputs_max or struct.n_ubatch % struct.n_seq_max):
+        n_outputs_max = asked(struct, "n_outputs_max")
+        if struct.embeddings and (n_outputs_max or struct.n_ubatch % struct.n_seq_max):
             hint = (
                 "; pooling by mean needs an n_ubatch that is a multiple of n_seq_max, and no "
                 "n_outputs_max"

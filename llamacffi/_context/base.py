@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .._ffi import lib
 from .._handle import Exclusive, Handle
+from .newer import n_rs_seq
 
 if TYPE_CHECKING:
     from typing import Any
@@ -140,7 +141,7 @@ class ContextBase(Handle):
     @property
     def n_rs_seq(self) -> int:
         """How many tokens a recurrent sequence can be taken back.  Source: ``llama_n_rs_seq``."""
-        return int(lib.llama_n_rs_seq(self.ptr))
+        return n_rs_seq(self.ptr)
 
     @property
     def n_outputs_max(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .._ffi import ffi, lib
 from ..errors import ArgumentError, UnsupportedError
 from .lineage import END
+from .newer import is_draft
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -32,7 +33,7 @@ class HeldMemory:
         # A state, which has no parts, for each sequence; perhaps besides its tokens.  Layers for
         # multi-token prediction have none, whatever the others have.
         recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
-        mtp = context._params.ctx_type == lib.LLAMA_CONTEXT_TYPE_MTP
+        mtp = is_draft(context._params)
         self.has_state: bool = recurrent and not mtp
         # Beside a state, there may be no layer with a window, or none without: llama.cpp would then
         # turn the keys in a buffer that is not there.

@@ -13,6 +13,7 @@ from ..errors import ArgumentError, UnsupportedError
 from ..tensor import Observer
 from .base import ContextBase
 from .memory_size import check_memory
+from .newer import asked, is_draft
 from .sampling import check_chains
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class ContextRequest:
             raise UnsupportedError(f"{model!r} was loaded with {model.without_weights}=True")
         check_model(struct, model, {name for name in params if params[name] is not None})
         check_sharing(self.other, struct, model)
-        self.n_outputs_max = struct.n_outputs_max
+        self.n_outputs_max = asked(struct, "n_outputs_max")
         check_memory(struct, model)
         if chains is not None:
             self.chains = check_chains(chains, struct.n_seq_max)
@@ -145,7 +146,7 @@ def _check_outputs(struct: Any) -> None:
     """Check that each sequence can have an output: llama.cpp makes room for that at once."""
     n_seq_max = struct.n_seq_max
     for name in ("n_ctx", "n_batch", "n_outputs_max"):
-        value = getattr(struct, name)
+        value = asked(struct, name)
         if (value or name == "n_batch") and value < n_seq_max:
             raise ArgumentError(
                 f"{name}={value} is less than n_seq_max={n_seq_max}: each sequence needs a place"
@@ -180,13 +181,13 @@ def check_model(struct: Any, model: Model, given: set[str]) -> None:
         ArgumentError: A parameter has no effect beside the others.
     """
     ptr = model.ptr
-    if struct.ctx_type == lib.LLAMA_CONTEXT_TYPE_MTP and not lib.llama_model_n_layer_nextn(ptr):
+    if is_draft(struct) and not lib.llama_model_n_layer_nextn(ptr):
         raise UnsupportedError(
             f"{model!r} has no layers for multi-token prediction: load one that has, with "
             "load_mtp=True"
         )
     encodes = lib.llama_model_has_encoder(ptr)
-    if encodes and struct.n_outputs_max:
+    if encodes and asked(struct, "n_outputs_max"):
         raise UnsupportedError("an encoder has an output for each token: leave out n_outputs_max")
     pooled = struct.pooling_type not in (
         lib.LLAMA_POOLING_TYPE_UNSPECIFIED,

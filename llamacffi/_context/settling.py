@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._ffi import ffi, lib
+from .newer import n_rs_seq
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,7 +84,7 @@ def _forget_states(context: Any, memory: Any, starts: dict[int, int], lineage: L
     """Forget the sequences whose recurrent state may be half computed."""
     # A sequence that ends where it did before the batch was not touched, unless llama.cpp went back
     # to a snapshot, which the same computation was to write.
-    snapshots = lib.llama_n_rs_seq(context) > 0
+    snapshots = n_rs_seq(context) > 0
     torn = [
         seq_id
         for seq_id, start in starts.items()

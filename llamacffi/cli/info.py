@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
 
 def build() -> dict[str, str]:
     """Return what the binding was generated from; the libraries may have been chosen later."""
-    from .. import build_info
+    from .._build_info import build_info
 
     made_from = build_info()
     return {

@@ -39,6 +39,7 @@ custom
 rpc
 _vocab.entries _vocab.sequences
 vocab
+_context.newer
 _context.base
 token_samplers
 grammar_sampler _sampling.plan
