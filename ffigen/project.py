@@ -84,7 +84,9 @@ class Project:
         """
         api = self.api(tree, without)
         missing = self.missing(api, without)
-        return generate(api, self.headers, out, package, self.surface, self.pinned, missing)
+        return generate(
+            *(api, self.headers, out, package, self.surface), pinned=self.pinned, missing=missing
+        )
 
     def missing(self, api: Api, without: Collection[str]) -> list[Missing]:
         """Return the names that the package was written for and ``api`` lacks, or has otherwise."""

@@ -177,8 +177,9 @@ def generate(
     out: Path,
     package: Path,
     surface: Mapping[str, Mapping[str, str]],
-    pinned: Facts,
-    missing: Sequence[object],
+    *,
+    pinned: Facts | None = None,
+    missing: Sequence[object] = (),
 ) -> list[Path]:
     """Write every generated file.
 
@@ -188,7 +189,7 @@ def generate(
         out: Directory for what is compiled.
         package: Directory for the Python that is generated into the package.
         surface: What headers/surface.toml says: ``names`` and ``annotations``.
-        pinned: The facts of the pinned llama.cpp, of which ``api`` may lack some.
+        pinned: The facts of the pinned llama.cpp, of which ``api`` may lack some; None if it is it.
         missing: What it lacks, or has otherwise.
 
     Returns:
@@ -242,7 +243,7 @@ def check_names(api: Api, params: list[model.Struct], names: Mapping[str, str]) 
 
 
 def check_annotations(
-    params: list[model.Struct], annotations: Mapping[str, str], pinned: Facts
+    params: list[model.Struct], annotations: Mapping[str, str], pinned: Facts | None
 ) -> None:
     """Refuse an annotation in headers/surface.toml of a field that no header has.
 
@@ -255,7 +256,7 @@ def check_annotations(
         f"{struct.name}.{one.name}"
         for struct in params
         for one in model.flat_fields(struct.record.fields)
-    } | set(pinned.names())
+    } | set(pinned.names() if pinned else ())
     for name in annotations:
         if name not in fields:
             raise GeneratorError(f"headers/surface.toml annotates {name}, which no header has")
