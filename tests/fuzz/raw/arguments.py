@@ -22,6 +22,7 @@ TENSOR = ffi.typeof("struct ggml_tensor *")
 
 # A text that fits, by what the parameter is called; the search finds others.
 TEXTS = (b"x", b"general.name", b"CPU", b'root ::= "a"', b"root", b"number", b"text", b"chatml")
+TEXTS += (b"output.weight", b"general.architecture", b"mmap")
 NUMBERS = {"seq_id": 0, "idx": 0, "i": 0, "token": 5, "dest_seq_id": 0, "nthread": 1}
 
 
@@ -46,7 +47,7 @@ def choices(world: World, function: Function, index: int) -> list[Choice]:
     parameter = function.parameters[index]
     type_ = parameter.type
     if type_.kind == "primitive":
-        return _numbers(parameter)
+        return _numbers(parameter, world.numbers.get(parameter.name))
     if type_.kind == "enum":
         return [Choice(name, value) for value, name in sorted(type_.elements.items())]
     if type_.kind == "struct":
@@ -60,12 +61,12 @@ def choices(world: World, function: Function, index: int) -> list[Choice]:
     return _pointers(world, parameter, len(before))
 
 
-def _numbers(parameter: Parameter) -> list[Choice]:
+def _numbers(parameter: Parameter, first: int | None) -> list[Choice]:
     if parameter.type.cname in ("float", "double"):
         return [Choice(repr(one), one) for one in FLOATS]
     if parameter.type.cname == "_Bool":
         return [Choice("false", False), Choice("true", True)]
-    first = NUMBERS.get(parameter.name)
+    first = NUMBERS.get(parameter.name, first)
     numbers = INTEGERS if first is None else (first, *INTEGERS)
     return [Choice(str(one), one) for one in dict.fromkeys(numbers)]
 
@@ -164,11 +165,32 @@ def combinations(pools: list[list[Choice]], seed: str) -> Iterator[list[Choice]]
         return
     for i in range(TRIES):
         draw = [pool[0] if rng.random() < 0.4 else rng.choice(pool) for pool in pools]
-        if i >= TRIES // 2:  # tensors that are not needed
-            draw = [_perhaps_none(one) if rng.random() < 0.2 else one for one in draw]
+        if rng.random() < 0.5:
+            _make_alike(draw, pools, rng)
+        if i >= TRIES // 2:
+            _leave_out(draw, rng)
         yield draw
 
 
-def _perhaps_none(choice: Choice) -> Choice:
-    is_tensor = isinstance(choice.value, ffi.CData) and ffi.typeof(choice.value) is TENSOR
-    return Choice("NULL", ffi.NULL) if is_tensor else choice
+def _tensors(draw: list[Choice]) -> list[int]:
+    return [
+        i
+        for i, one in enumerate(draw)
+        if isinstance(one.value, ffi.CData) and ffi.typeof(one.value) is TENSOR
+    ]
+
+
+def _make_alike(draw: list[Choice], pools: list[list[Choice]], rng: random.Random) -> None:
+    """Have most tensors of one kind, as most operations want it."""
+    if places := _tensors(draw):
+        kind = rng.randrange(min(len(pools[i]) for i in places))
+        for i in places:
+            if rng.random() < 0.8:
+                draw[i] = pools[i][kind]
+
+
+def _leave_out(draw: list[Choice], rng: random.Random) -> None:
+    """Leave out tensors that may not be needed: never the first two."""
+    for i in _tensors(draw)[2:]:
+        if rng.random() < 0.3:
+            draw[i] = Choice("NULL", ffi.NULL)

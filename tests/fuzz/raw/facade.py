@@ -126,6 +126,7 @@ CHECKS: tuple[Check, ...] = (
     Check("llama_decode llama_encode", "batch.n_tokens", "Batch.add", ArgumentError, _many),
     Check("llama_decode llama_encode", "batch.n_seq_id*", "Batch.add", ArgumentError, _no_sequence),
     Check("llama_encode", "ctx", "Context.encode", UnsupportedError, _encode),
+    Check("llama_process", "type", "Context.encode", UnsupportedError, _encode),
     Check(
         "llama_state_set_data llama_set_state_data llama_state_seq_set_data*",
         "s*",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from .child import PATIENCE
 from .table import ROOT
 from .walk import Death, Report
+
+ADDR_NO_RANDOMIZE = 0x0040000
+_libc = ctypes.CDLL(None)
 
 
 def run(
@@ -34,9 +40,7 @@ def run(
             command += ["--patience", str(patience)]
             with (place / "printed").open("wb") as printed:  # C prints, and much of it
                 command += ["--few"] * few
-                started.append(
-                    subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
-                )
+                started.append(_start(command, printed))
         codes = [one.wait() for one in started]
         reports = {}
         for i, code in enumerate(codes):
@@ -48,6 +52,19 @@ def run(
                 report = _report(json.loads(line))
                 reports[report.function] = report
     return [reports[name] for name in names]
+
+
+def _start(command: list[str], printed: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a process whose memory is laid out like that of the next: reads beyond are the same."""
+    environ = {**os.environ, "PYTHONHASHSEED": "0"}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environ,
+        stdout=printed,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: _libc.personality(ADDR_NO_RANDOMIZE),  # it may be forbidden
+    )
 
 
 def write(report: Report) -> str:

@@ -19,7 +19,7 @@ from .later import use
 from .signatures import Function
 from .world import World
 
-DEATHS = 25  # in the search, after which it ends
+DEATHS = 60  # in the search, after which it ends
 NOTHING, ANSWERED, ACCEPTED = range(3)  # how well arguments fit
 
 

@@ -47,6 +47,8 @@ class World:
                 self.objects.setdefault(f"struct {name} *", {}).update(made)
         self.lasting = self.pages, self.keep
         self.files = {one.name: (one.read_bytes(), _state(one)) for one in directory.glob("*.gguf")}
+        model = self.first("llama_model")
+        self.numbers = {"n_embd": lib.llama_model_n_embd(model)}
         self.n_vocab: int = lib.llama_vocab_n_tokens(self.first("llama_vocab"))
 
     def first(self, name: str) -> Any:
@@ -125,6 +127,8 @@ def _contexts(world: World) -> dict[str, Kinds]:
         assert lib.llama_decode(context, lib.llama_batch_get_one(tokens, 3)) == 0
     extended = lib.llama_batch_ext_init(used)
     lib.llama_batch_ext_add_token(extended, 0, 5)
+    lib.llama_batch_ext_set_pos(extended, 0, [3] * 4)
+    lib.llama_batch_ext_set_output_logits(extended, 0, True)
     kinds = {"in use": used, "not used yet": fresh, "of embeddings": embedding}
     kinds["of a model with encoder"] = encoder
     return {
@@ -223,6 +227,7 @@ def _tensors(with_room: Any, without_data: Any) -> Kinds:
         return made
 
     kinds: Kinds = {kind: [tensor(with_room, kind) for _ in range(TENSORS)] for kind in SHAPES}
+    lib.ggml_set_name(kinds["f32 4x4"][0], b"output.weight")
     for one in kinds["f32 7"]:
         lib.ggml_set_param(one)
     return {"f32 4x4": kinds.pop("f32 4x4"), NO_DATA: tensor(without_data, "f32 4x4")} | kinds
@@ -281,7 +286,10 @@ def _gguf(world: World) -> dict[str, Kinds]:
 
     no_data = ffi.new("struct gguf_init_params *", {"no_alloc": True})[0]
     model = lib.gguf_init_from_file(world.path("demo.gguf"), no_data)
-    kinds = {"of four keys": [gguf(), gguf()], "of a model": model}
+    kinds: Kinds = {"of four keys": [gguf(), gguf()], "of a model": model}
+    for type_ in ("u8", "i8", "u16", "i16", "i32", "f32", "u64", "i64", "f64", "bool"):
+        kinds[f"of a {type_}"] = lib.gguf_init_empty()
+        getattr(lib, f"gguf_set_val_{type_}")(kinds[f"of a {type_}"], b"number", 1)
     return {"gguf_context": kinds | {"empty": lib.gguf_init_empty()}}
 
 
@@ -350,35 +358,14 @@ def _optimizer(world: World, sched: Any) -> Any:
     return lib.ggml_opt_init(params)
 
 
-def _mtmd(world: World) -> dict[str, Kinds]:
-    chunks = lib.mtmd_test_create_input_chunks()
-    by_type = {
-        lib.mtmd_input_chunk_get_type(one): one
-        for i in range(lib.mtmd_input_chunks_size(chunks))
-        for one in [lib.mtmd_input_chunks_get(chunks, i)]
-    }
-    image = by_type[lib.MTMD_INPUT_CHUNK_TYPE_IMAGE]
-    context = _mtmd_context(world)
-    pixels, samples = world.pages.new(), ffi.cast("float *", world.pages.new())
-    return {
-        "mtmd_context": {"of pictures": context},
-        "mtmd_batch": {"empty": lib.mtmd_batch_init(context)},
-        "mtmd_input_chunks": {"text and image": chunks, "empty": lib.mtmd_input_chunks_init()},
-        "mtmd_input_chunk": {"text": by_type[lib.MTMD_INPUT_CHUNK_TYPE_TEXT], "image": image},
-        "mtmd_image_tokens": {"of the image": lib.mtmd_input_chunk_get_tokens_image(image)},
-        "mtmd_bitmap": {
-            "4x4": lib.mtmd_bitmap_init(4, 4, ffi.cast("unsigned char *", pixels)),
-            "sound": lib.mtmd_bitmap_init_from_audio(16, samples),
-        },
-    }
-
-
-def _mtmd_context(world: World) -> Any:
-    model = world.first("llama_model")
-    projector.write(world.directory / "mmproj.gguf", lib.llama_model_n_embd(model))
-    params = lib.mtmd_context_params_default()
-    params.n_threads, params.use_gpu, params.warmup = 1, False, False
-    return lib.mtmd_init_from_file(world.path("mmproj.gguf"), model, params)
-
-
-MAKERS = (_models, _contexts, _samplers, _ggml, _graphs, _gguf, _machine, _training, _mtmd)
+MAKERS = (
+    _models,
+    _contexts,
+    _samplers,
+    _ggml,
+    _graphs,
+    _gguf,
+    _machine,
+    _training,
+    projector.objects,
+)
