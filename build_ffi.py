@@ -96,16 +96,17 @@ def diff(args: argparse.Namespace) -> int:
 
 def history(args: argparse.Namespace) -> int:
     """Generate the binding of versions of the past, and compile it."""
-    from ffigen.history import describe, prove, record, versions_to_prove
+    from ffigen.history import ALL, describe, prove, record, resolve
 
     here = project()
-    numbers = versions_to_prove(ROOT, [*args.versions, *args.build])
+    build = resolve(ROOT, args.build)
+    names = args.versions or ([] if build else [ALL])
     proofs = []
-    for number in numbers:
-        whole = number in args.build
+    for number in resolve(ROOT, [*names, *build]):
+        whole = number in build
         proofs.append(prove(here, number, tell, whole=whole))
         print(describe(proofs[-1], whole=whole), flush=True)
-    if not args.versions:
+    if ALL in names:
         for path in record(here, proofs):
             print(f"wrote {path}")
     return 0
@@ -233,7 +234,9 @@ def parser() -> argparse.ArgumentParser:
         "--tests", action="append", metavar="PATH", help="run these instead of those that matter"
     )
     proved = command(history)
-    proved.add_argument("versions", metavar="VERSION", nargs="*", help="or newest (default: all)")
+    proved.add_argument(
+        "versions", metavar="VERSION", nargs="*", help="or newest, or all (default)"
+    )
     proved.add_argument(
         "--build", action="append", default=[], metavar="VERSION", help="build whole, and test"
     )

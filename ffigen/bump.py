@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,8 @@ def since_with(since: Since, old: Facts, new: Source) -> Since:
     come = [name for name in new.facts.names() if is_upstream(name) and name not in there]
     versions |= dict.fromkeys(come, number)
     names = set(new.facts.names())
-    return Since(since.first, {name: one for name, one in versions.items() if name in names})
+    first = since.first or number
+    return Since(first, {name: one for name, one in versions.items() if name in names})
 
 
 def write(path: Path, text: str) -> None:
@@ -194,11 +196,15 @@ def install(copy: Path, root: Path) -> None:
     texts = {name: (copy / name).read_bytes() for name in WRITTEN}
     before = {name: read_if_there(root / name) for name in WRITTEN}
     changed = [name for name in WRITTEN if texts[name] != before[name]]
-    beside = {name: root / f"{name}.bump" for name in changed}
+    beside: dict[str, Path] = {}
     done: list[str] = []
     try:
         for name in changed:  # what can fail for want of room or of permission comes first
-            beside[name].write_bytes(texts[name])
+            descriptor, path = tempfile.mkstemp(prefix=".bump-", dir=(root / name).parent)
+            beside[name] = Path(path)
+            with open(descriptor, "wb") as file:
+                file.write(texts[name])
+            beside[name].chmod(0o644)
         for name in changed:
             beside[name].replace(root / name)
             done.append(name)
@@ -207,8 +213,8 @@ def install(copy: Path, root: Path) -> None:
             restore(root / name, before[name])
         raise
     finally:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
+        for path_beside in beside.values():
+            path_beside.unlink(missing_ok=True)
 
 
 def read_if_there(path: Path) -> bytes | None:

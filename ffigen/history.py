@@ -82,17 +82,29 @@ def describe(proof: Proof, *, whole: bool) -> str:
     )
 
 
-def versions_to_prove(root: Path, named: Sequence[str]) -> list[str]:
-    """Return the versions that were named, or all from the first one known to the newest."""
+ALL, NEWEST = "all", "newest"
+
+
+def resolve(root: Path, names: Sequence[str]) -> list[str]:
+    """Return the versions that are named, the oldest first.
+
+    Args:
+        root: The top directory of our sources.
+        names: Versions; ``newest``; or ``all`` from the first one in vendor/history.toml.
+
+    Raises:
+        VendorError: Not all are named, and the package index cannot be asked.
+    """
+    asked = {ALL, NEWEST} & set(names)
+    there = sorted(available_versions(root), key=version_key) if asked else []
     known = read_history(root)
-    first = min(map(version_key, known))
-    there = available_versions(root) if not named or "newest" in named else []
-    newest = max(there, key=version_key, default="")
-    wanted = [newest if one == "newest" else one for one in named] or [
-        *known,
-        *(one for one in there if version_key(one) >= first),
-    ]
-    return sorted(set(wanted), key=version_key)
+    first = min(map(version_key, [*known, read_pin(root).version]))
+    numbers = {name for name in names if name not in asked}
+    if NEWEST in asked:
+        numbers.add(there[-1])
+    if ALL in asked:
+        numbers |= {*known, *(one for one in there if version_key(one) >= first)}
+    return sorted(numbers, key=version_key)
 
 
 def record(project: Project, proofs: Sequence[Proof]) -> list[Path]:

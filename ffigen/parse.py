@@ -347,6 +347,8 @@ class Reader:
             if isinstance(one, c_ast.EllipsisParam):
                 variadic = True
                 continue
+            if isinstance(one, c_ast.ID):  # a name alone, which is no type
+                raise unknown(node, f"the type {one.name}")
             type_ = self.type(one.type)
             if type_ == Name("void"):
                 continue

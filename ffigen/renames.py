@@ -46,7 +46,8 @@ def similarity(one: str, other: str) -> float:
     The words that both begin with say little: all of an API or an enum begins with them.
     """
     words, others = (name.lower().split("_") for name in (one, other))
-    if words[: len(others)] == others[: len(words)] and min(len(words), len(others)) > 1:
+    both = min(len(words), len(others))
+    if words != others and words[:both] == others[:both] and both > 1:
         return NEARLY_THE_SAME  # one goes on where the other ends
     while len(words) > 1 and len(others) > 1 and words[0] == others[0]:
         words, others = words[1:], others[1:]

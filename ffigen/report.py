@@ -78,7 +78,7 @@ def _shift(change: Change) -> tuple[str, int] | None:
     if (change.action, change.what, len(change.details)) != ("changed", "enumerator", 1):
         return None
     (old, enum), (new, _) = (text.split(" of ") for text in (change.old, change.new))
-    return (enum, int(new) - int(old)) if old != new else None
+    return (enum.removeprefix("enum "), int(new) - int(old)) if old != new else None
 
 
 def _shifted(together: list[Change], enum: str, distance: int) -> Change:

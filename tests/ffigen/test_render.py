@@ -170,14 +170,15 @@ def test_generate_is_deterministic_and_writes_only_what_changed(plant, headers, 
 
     everything = run(TEXT)
     assert everything == {
-        *("_llama.c", "guards.cpp", "_llama.pyi"),
+        *("_llama.c", "guards.cpp", "has.h", "_llama.pyi", "cdef.h"),
         *("__init__.py", "enums.py", "constants.py", "params.py", "omitted.py"),
     }
+    of_cdef = {"_llama.c", "guards.cpp", "_llama.pyi", "cdef.h", "__init__.py"}
     assert run(TEXT) == set()
     assert run(TEXT.replace("// of A", "// of another A")) == {"enums.py"}
     assert run(TEXT) == {"enums.py"}
-    assert run(TEXT + "int more(void);") == {"_llama.c", "guards.cpp", "_llama.pyi"}
-    assert run(TEXT + "\n#define FLAG") == {"_llama.c", "guards.cpp", "_llama.pyi", "omitted.py"}
+    assert run(TEXT + "int more(void);") == {*of_cdef, "has.h"}
+    assert run(TEXT + "\n#define FLAG") == {*of_cdef, "has.h", "omitted.py"}
 
 
 def test_the_tree_of_another_path_gives_the_same_text(plant, headers, tmp_path):
@@ -189,7 +190,7 @@ def test_the_tree_of_another_path_gives_the_same_text(plant, headers, tmp_path):
         files = sorted((tmp_path / name).glob("[op]*/**/*"))
         texts.append([path.read_text() for path in files if path.is_file()])
     assert texts[0] == texts[1]
-    assert len(texts[0]) == 8
+    assert len(texts[0]) == 10
 
 
 def test_write_if_changed(tmp_path):
