@@ -1,4 +1,4 @@
-# make build test asan lint fuzz docs bench demo
+# make build test asan lint docs bench demo fuzz history bump
 #
 # All of it runs in .venv, made by $(PYTHON) on first use.  llama.cpp is fetched and built once, in
 # build/; after that a change of a header, a template or native/ compiles only what depends on it, and a
@@ -7,7 +7,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: build reference test asan lint fuzz docs bench demo clean
+.PHONY: build reference test asan lint fuzz history bump docs bench demo clean
 
 SOURCES := pyproject.toml CMakeLists.txt build_ffi.py vendor/llama.toml llamacffi/_layout.py \
   $(wildcard cmake/* ffigen/*.py headers/* headers/*/* native/*)
@@ -69,6 +69,17 @@ bench: build
 # Every function of the raw layer with bad values; writes docs/raw_unsafe.toml and the page of it.
 fuzz: build
 	$(PY) -m tests.fuzz.raw --jobs 2
+
+# The generator with the llama.cpp of the past: all versions, three of them built whole and tested.
+VERSIONS ?= all
+BUILD ?= 0.3.22 0.3.29 newest
+history: .venv/.tools
+	$(PY) build_ffi.py history $(VERSIONS) $(addprefix --build ,$(BUILD))
+
+# Follow llama.cpp: make bump VERSION=0.3.37
+VERSION ?= newest
+bump: .venv/.tools
+	$(PY) build_ffi.py bump $(VERSION)
 
 docs: build
 	$(PY) -m pip install --quiet --group docs
