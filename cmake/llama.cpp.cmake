@@ -51,7 +51,7 @@ if(NOT APPLE)
 endif()
 
 add_subdirectory("${LLAMA_CPP}" llama.cpp EXCLUDE_FROM_ALL)
-if(NOT TARGET mtmd) # one of the tools, before it was a library that can be built alone
+if(NOT TARGET mtmd AND EXISTS "${LLAMA_CPP}/tools/mtmd/mtmd.h") # one of the tools, before it was a library that can be built alone
   get_directory_property(LLAMA_INSTALL_VERSION DIRECTORY "${LLAMA_CPP}" DEFINITION LLAMA_INSTALL_VERSION)
   add_subdirectory("${LLAMA_CPP}/tools/mtmd" llama.cpp/tools/mtmd EXCLUDE_FROM_ALL)
 endif()
@@ -64,7 +64,11 @@ get_directory_property(LLAMACFFI_LLAMA_VERSION DIRECTORY "${LLAMA_CPP}" DEFINITI
 get_directory_property(LLAMACFFI_GGML_VERSION DIRECTORY "${LLAMA_CPP}/ggml" DEFINITION GGML_VERSION)
 
 # What the package ships.
-set(LLAMACFFI_LIBRARIES llama ggml ggml-base mtmd)
+set(LLAMACFFI_CORE llama ggml ggml-base)
+if(TARGET mtmd)
+  list(APPEND LLAMACFFI_CORE mtmd)
+endif()
+set(LLAMACFFI_LIBRARIES ${LLAMACFFI_CORE})
 foreach(backend ${GGML_AVAILABLE_BACKENDS})
   if(TARGET ${backend})
     list(APPEND LLAMACFFI_LIBRARIES ${backend})

@@ -8,6 +8,7 @@ headers by line number.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,9 @@ from pathlib import Path
 # Where the public headers lie in a llama.cpp tree, and the one that shows that it is such a tree.
 INCLUDE_DIRS = ("include", "ggml/include", "tools/mtmd")
 LANDMARK = "include/llama.h"
+
+# What headers/libc/attributes.h makes of a deprecation, with the hint in parentheses.
+DEPRECATED = "LLAMACFFI_DEPRECATED("
 
 # In front of an attribute that headers/libc/attributes.h has no rule for.
 ATTRIBUTE_MARK = "llamacffi_attribute_"
@@ -102,7 +106,46 @@ def preprocess(headers: Path, llama_cpp: Path, defined: Sequence[str] = ()) -> S
         elif ATTRIBUTE_MARK in line:
             raise unknown_attribute(line, where, number)
         code.append(line)
-    return Source("\n".join(code), tuple(macros.values()), tuple(files), tuple(flags))
+    return Source(
+        place_deprecations("\n".join(code)), tuple(macros.values()), tuple(files), tuple(flags)
+    )
+
+
+def place_deprecations(text: str) -> str:
+    """Write deprecations so that C can be parsed: at the top level as an initializer.
+
+    Within braces, where a field or an enumerator is deprecated, nothing of it stays.
+    """
+    parts: list[str] = []
+    depth, start = 0, 0
+    for mark in re.finditer(r"[{}\"']|LLAMACFFI_DEPRECATED\(", text):
+        if mark.start() < start:
+            continue  # inside of what was passed already
+        position = mark.start()
+        parts.append(text[start:position])
+        start = position
+        if mark[0] == DEPRECATED:
+            start = closing(text, mark.end()) + 1
+            hint = text[mark.end() : start - 1]
+            parts.append("" if depth else f"= {hint}")
+        elif mark[0] in "\"'":
+            start = literal_end(text, position)
+            parts.append(text[position:start])
+        else:
+            depth += 1 if mark[0] == "{" else -1
+    return "".join([*parts, text[start:]])
+
+
+def closing(text: str, position: int) -> int:
+    """Return where the parenthesis closes that was opened before ``position``."""
+    depth = 1
+    while depth and position < len(text):
+        if text[position] in "\"'":
+            position = literal_end(text, position)
+            continue
+        depth += {"(": 1, ")": -1}.get(text[position], 0)
+        position += 1
+    return position - 1
 
 
 def compiler_command() -> list[str]:

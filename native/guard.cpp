@@ -2,6 +2,7 @@
 #include "guard.hpp"
 
 #include "ggml.h"
+#include "has.h" // generated
 #include "native.hpp"
 
 #include <cstdio>
@@ -100,6 +101,12 @@ void set_failure(const char *function, const char *message) noexcept {
     }
 }
 
-void install_abort_callback() { ggml_set_abort_callback(on_abort); }
+void install_abort_callback() {
+#if LLAMACFFI_HAS_ggml_set_abort_callback // an older ggml tells nobody, and a failed assertion ends the process
+    ggml_set_abort_callback(on_abort);
+#else
+    (void)on_abort;
+#endif
+}
 
 } // namespace llamacffi

@@ -1,11 +1,12 @@
 // Which libraries there are in this process, and what they were built from.
 #include "guard.hpp"
+#include "has.h" // generated
 #include "llamacffi.h"
 
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "llama.h"
-#include "mtmd.h"
+#include "upstream.h" // mtmd.h, if there is one
 
 #include <cstdio>
 
@@ -16,7 +17,9 @@ extern "C" {
 decltype(llama_backend_free) llama_backend_free __attribute__((weak));
 decltype(ggml_backend_load_all) ggml_backend_load_all __attribute__((weak));
 decltype(ggml_free) ggml_free __attribute__((weak));
+#if LLAMACFFI_HAS_mtmd_free
 decltype(mtmd_free) mtmd_free __attribute__((weak));
+#endif
 }
 
 namespace {
@@ -52,7 +55,9 @@ bool llamacffi_library(int32_t i, llamacffi_library_info *info) {
         {"ggml-base", reinterpret_cast<void *>(&ggml_free)},
         {"ggml", reinterpret_cast<void *>(&ggml_backend_load_all)},
         {"llama", reinterpret_cast<void *>(&llama_backend_free)},
+#if LLAMACFFI_HAS_mtmd_free
         {"mtmd", reinterpret_cast<void *>(&mtmd_free)},
+#endif
     };
     if (i < 0 || static_cast<size_t>(i) >= sizeof libraries / sizeof *libraries) {
         return false;
