@@ -19,7 +19,7 @@ from tests.fuzz.raw.signatures import functions, not_called
 
 SEED = 1
 N_SAMPLE = 120  # functions that are called with a few bad values
-N_DYING = 12  # and of those that die, with all
+N_DYING = 8  # and of those that die, with all
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-CPU_SECONDS, SECONDS = 0.5, 60.0
+CPU_SECONDS, SECONDS = 0.5, 300.0
 PATIENCE = 12.0  # CPU seconds that what did not end in the first ones gets
 MEMORY = 2 << 30  # more than the parent has
 FILE = 1 << 28
