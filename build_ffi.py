@@ -52,6 +52,7 @@ def generate(args: argparse.Namespace) -> int:
 def lock(args: argparse.Namespace) -> int:
     """Write headers/api.lock, or one to lie beside libraries."""
     from ffigen.render import write_if_changed
+    from ffigen.vendor import commit_of
 
     path, text = args.out or LOCK, project().lock_text(llama_cpp(args))
     if args.out:
@@ -179,13 +180,6 @@ def llama_cpp(args: argparse.Namespace) -> Path:
     from ffigen.vendor import ensure_tree
 
     return ensure_tree(ROOT).path
-
-
-def commit_of(tree: Path) -> str:
-    """Return what is known of the commit of a tree."""
-    from ffigen.vendor import CHECKOUT_VARIABLE, ensure_tree
-
-    return ensure_tree(ROOT, environ={CHECKOUT_VARIABLE: str(tree)}).commit
 
 
 def digest(text: str) -> str:

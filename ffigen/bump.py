@@ -30,10 +30,12 @@ WRITTEN = (
     HISTORY.as_posix(),
     "headers/api.lock",
     "headers/since.lock",
+    "docs/raw_unsafe.toml",
+    "docs/raw_unsafe.md",
     "CHANGELOG.md",
 )
-# The tests that matter: of the generator, of the raw layer, and that the facade is right.
-TESTS = ("tests/ffigen", "tests/raw", "tests/facade", "tests/project/test_tree.py")
+# The tests that matter: of the generator, the raw layer and the facade, and of what is said of them.
+TESTS = ("tests/ffigen", "tests/raw", "tests/facade", "tests/cli", "tests/project")
 VERSIONS = (
     "import llamacffi; info = llamacffi.build_info(); print(info.llama_version, info.ggml_version)"
 )
@@ -124,6 +126,7 @@ def build_and_test(copy: Path, tests: Sequence[str], echo: Echo) -> str:
     build(copy, own_environ(), echo)
     run_step("reference", ["make", "reference"], copy, own_environ(), echo)
     versions = run_step("import", [python(copy), "-c", VERSIONS], copy, own_environ(), echo)
+    run_step("fuzz", ["make", "fuzz"], copy, own_environ(), echo)  # the table is of one llama.cpp
     run_step("tests", [python(copy), "-m", "pytest", "-q", *tests], copy, own_environ(), echo)
     llama, ggml = versions.split()
     return f" ({llama}, ggml {ggml})"

@@ -77,8 +77,10 @@ def _shift(change: Change) -> tuple[str, int] | None:
     """Return the enum and the distance, if all that changed is the value of an enumerator."""
     if (change.action, change.what, len(change.details)) != ("changed", "enumerator", 1):
         return None
-    (old, enum), (new, _) = (text.split(" of ") for text in (change.old, change.new))
-    return (enum.removeprefix("enum "), int(new) - int(old)) if old != new else None
+    (old, _, enum), (new, _, _) = (text.partition(" of ") for text in (change.old, change.new))
+    if not enum or old == new:  # it was a constant, or is in another enum
+        return None
+    return enum.removeprefix("enum "), int(new) - int(old)
 
 
 def _shifted(together: list[Change], enum: str, distance: int) -> Change:

@@ -15,7 +15,7 @@ from .preprocess import GeneratorError
 from .project import Project
 from .report import Report, Side
 from .uses import mark_uses
-from .vendor import CHECKOUT_VARIABLE, ensure_tree, read_pin
+from .vendor import commit_of, read_pin
 from .versions import is_version, version_tree
 
 # A lock that lies beside libraries says in a comment what they are of.
@@ -53,8 +53,7 @@ def read_side(name: str, project: Project, echo: Callable[[str], None]) -> Sourc
         with version_tree(project.root, name, echo) as (tree, version):
             return read_tree(project, tree, Side(name, version.commit))
     if (path / "include").is_dir():
-        commit = ensure_tree(project.root, environ={CHECKOUT_VARIABLE: name}).commit
-        return read_tree(project, path.resolve(), Side(name, commit))
+        return read_tree(project, path.resolve(), Side(name, commit_of(path.resolve())))
     file = path / "api.lock" if path.is_dir() else path
     if not file.is_file():
         raise GeneratorError(

@@ -53,6 +53,7 @@ __all__ = [
     "VendorError",
     "adopt",
     "change_pin",
+    "commit_of",
     "download_package",
     "ensure_tree",
     "read_pin",
@@ -193,10 +194,11 @@ def _read_checkout(path: Path) -> Tree:
             f"{CHECKOUT_VARIABLE}={path} is no llama.cpp tree: {missing} is missing; set it to "
             "the top directory of a checkout, or unset it to use the pinned one."
         )
-    return Tree(path.resolve(), _commit_of(path.resolve()))
+    return Tree(path.resolve(), commit_of(path.resolve()))
 
 
-def _commit_of(path: Path) -> str:
+def commit_of(path: Path) -> str:
+    """Return what is known of the commit of a tree, as `Tree` has it; ``path`` must be resolved."""
     # `status` would otherwise rewrite the index, and the checkout is not ours.
     git = ("git", "--no-optional-locks", "-C", str(path))
     top = run(*git, "rev-parse", "--show-toplevel")

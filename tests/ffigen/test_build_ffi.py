@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -189,3 +190,90 @@ def test_exports(build, llama_cpp, tmp_path):
     assert isinstance(unexported, tuple)
     assert "llama_encode" in unexported
     assert "llama_decode" not in unexported
+
+
+# --- diff -----------------------------------------------------------------------------------------
+
+# What is planted -> the exit code, and what is said.
+DIFFERENCES = {
+    "nothing": (None, 0, "Nothing changed."),
+    "a new function": (
+        ("struct llama_vocab;", "LLAMA_API int llama_planted(void); struct llama_vocab;"),
+        *(1, "added function llama_planted\n"),
+    ),
+    "a deprecation": (
+        (
+            "LLAMA_API size_t llama_max_devices(void);",
+            'DEPRECATED(LLAMA_API size_t llama_max_devices(void), "use planted");',
+        ),
+        *(1, "deprecated function llama_max_devices\n    deprecated: use planted\n"),
+    ),
+    "a leading argument": (
+        ("llama_max_devices(void)", "llama_max_devices(int planted)"),
+        *(2, "changed function llama_max_devices\n    argument 1 int planted is new\n"),
+    ),
+    "a field in the middle of a struct": (
+        ("int32_t n_gpu_layers;", "int64_t planted; int32_t n_gpu_layers;"),
+        *(2, "added field llama_model_params.planted\n    at offset 16, before n_gpu_layers\n"),
+    ),
+    "two enumerators swapped": (
+        (
+            "TYPE_NONE        = 0,\n        LLAMA_ROPE_SCALING_TYPE_LINEAR      = 1,",
+            "TYPE_LINEAR = 0, LLAMA_ROPE_SCALING_TYPE_NONE = 1,",
+        ),
+        *(2, "changed enumerator LLAMA_ROPE_SCALING_TYPE_NONE\n    value 0 is now 1\n"),
+    ),
+    "a #define that becomes an enum": (
+        ("#define LLAMA_DEFAULT_SEED 0xFFFFFFFF", "enum { LLAMA_DEFAULT_SEED = 0xFFFFFFFF };"),
+        *(1, "the constant is now the enumerator 4294967295 of an enum without a name"),
+    ),
+    "an anonymous union": (
+        ("int32_t n_gpu_layers;", "union { int32_t n_gpu_layers; float planted; };"),
+        *(1, "added field llama_model_params.planted\n    at offset 16, before split_mode\n"),
+    ),
+}
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES)
+def test_diff(build, copy, difference):
+    change, code, said = DIFFERENCES[difference]
+    if change:
+        plant(copy, LLAMA_H, *change)
+    result = build("diff", "pin", copy)
+    assert (result.returncode, result.stderr) == (code, "")
+    assert said in result.stdout
+
+
+def test_diff_marks_what_our_code_uses(build, copy):
+    plant(copy, LLAMA_H, "llama_max_devices(void)", "llama_max_devices(int planted)")
+    told = json.loads(build("diff", "pin", copy, "--json").stdout)
+    (change,) = told["changes"]
+    assert told["level"] == "breaking"
+    files = {use["file"] for use in change["uses"]}
+    assert any(name.startswith("llamacffi/") for name in files)
+    markdown = build("diff", "pin", copy, "--markdown").stdout
+    assert "### Our own code is touched by" in markdown
+    assert "`llamacffi/" in markdown
+    assert "used in" not in build("diff", "pin", copy, "--no-uses").stdout
+
+
+def test_diff_of_locks(build, copy, root, tmp_path):
+    """A lock, or a directory with one as libraries have it, compares as the tree that it is of."""
+    plant(copy, LLAMA_H, "llama_max_devices(void)", "llama_max_devices(int planted)")
+    lock = tmp_path / "lib" / "api.lock"
+    lock.parent.mkdir()
+    build("lock", "--llama-cpp", copy, "--commit", "f" * 40, "--out", lock)
+    results = [
+        build("diff", "--no-uses", root / "headers" / "api.lock", side).stdout.split("\n", 1)
+        for side in (copy, lock, lock.parent)
+    ]
+    assert results[0][1] == results[1][1] == results[2][1]
+    assert f"({'f' * 40})" in results[2][0]
+
+
+@pytest.mark.parametrize("side", ["nothing", "/etc/hostname", "headers"])
+def test_diff_of_what_is_neither(build, side):
+    result = build("diff", "pin", side)
+    assert result.returncode == 3
+    assert result.stderr.startswith("build_ffi.py: ")
+    assert "Traceback" not in result.stderr

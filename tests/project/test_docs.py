@@ -56,9 +56,9 @@ def test_the_readme_counts_right(root):
     text = (root / "README.md").read_text()
     lock = (root / "headers" / "api.lock").read_text().splitlines()
     functions = sum(line.startswith("function ") and "llamacffi_" not in line for line in lock)
-    claimed = re.search(r"([\d,]+) functions of llama.h", text)
+    claimed = re.search(r"more than ([\d,]+) functions of llama.h", text)
     assert claimed is not None
-    assert int(claimed[1].replace(",", "")) == functions
+    assert int(claimed[1].replace(",", "")) < functions < 1.2 * int(claimed[1].replace(",", ""))
 
 
 def test_what_the_readme_links_to_is_there(root):

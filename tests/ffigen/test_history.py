@@ -1,0 +1,218 @@
+"""The generator with other llama.cpp than the pinned one, and what is learnt from them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ffigen.compile import CompileError, check_module, failing_parts
+from ffigen.fetch import VendorError
+from ffigen.history import Proof, describe, prove, record, resolve, since_of
+from ffigen.lock import read_lock
+from ffigen.preprocess import INCLUDE_DIRS
+from ffigen.project import Project
+from ffigen.since import read_since
+from ffigen.vendor import read_pin
+from ffigen.versions import (
+    Version,
+    available_versions,
+    fetch_version,
+    format_history,
+    read_history,
+    version_key,
+)
+
+from .packages import Change, Site, site
+
+__all__ = ["site"]
+
+B, C = "b" * 40, "c" * 40
+
+
+def silent(line: str) -> None:
+    """Tell nobody."""
+
+
+def proof(number: str, *functions: str) -> Proof:
+    text = "".join(f"function void {name}(void);\n" for name in functions)
+    return Proof(Version(number, B, C), read_lock(text), {})
+
+
+def test_since_when_a_name_exists_for_good() -> None:
+    """One that was gone in between exists since it came back; our own have no since."""
+    since = since_of(
+        [
+            proof("0.9", "llama_a", "llama_b"),
+            proof("0.10", "llama_a", "llama_c"),
+            proof("0.11", "llama_a", "llama_b", "llama_c", "llama_d", "llamacffi_e"),
+        ]
+    )
+    assert since.first == "0.9"
+    assert since.versions == {"llama_b": "0.11", "llama_c": "0.10", "llama_d": "0.11"}
+
+
+def test_versions_are_numbers() -> None:
+    assert sorted(["0.3.9", "0.3.36", "0.3.10"], key=version_key) == ["0.3.9", "0.3.10", "0.3.36"]
+
+
+def test_the_history_of_this_project(root: Path) -> None:
+    """It begins where the packages that carry a tree with all we need do, and has the pin."""
+    known = read_history(root)
+    pin = read_pin(root)
+    assert next(iter(known)) == "0.3.16"
+    assert known[pin.version] == Version(pin.version, pin.commit, pin.sha256)
+    assert all(len(one.commit) == 40 and len(one.sha256) == 64 for one in known.values())
+    assert format_history(known) == (root / "vendor" / "history.toml").read_text()
+
+
+def test_since_knows_the_names_of_the_pinned_headers(root: Path) -> None:
+    since = read_since(root / "headers" / "since.lock")
+    names = set(Project(root).pinned.names())
+    assert since.first == "0.3.16"
+    assert set(since.versions) <= names
+    assert since.of("llama_decode") == "0.3.16 or earlier"
+    assert since.of("llama_process") == "0.3.36"
+
+
+# --- Versions of the package ----------------------------------------------------------------------
+
+
+def test_what_the_index_has(site: Site) -> None:
+    site.publish("1.10", B)
+    site.publish("1.9", B)
+    assert available_versions(site.root) == ["1.10", "1.9", "1.0"]
+    assert resolve(site.root, ["newest"]) == ["1.10"]
+    assert resolve(site.root, ["all"]) == ["1.0", "1.9", "1.10"]
+    assert resolve(site.root, ["newest", "1.0"]) == ["1.0", "1.10"]
+
+
+def test_an_index_that_does_not_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", str(site.index / "nowhere"))
+    with pytest.raises(VendorError, match="name a version"):
+        resolve(site.root, ["newest"])
+    assert resolve(site.root, ["1.0"]) == ["1.0"]
+
+
+def test_a_version_is_fetched_with_its_commit(site: Site, tmp_path: Path) -> None:
+    site.publish("2.0", B)
+    version = fetch_version(site.root, "2.0", tmp_path / "tree")
+    assert (version.number, version.commit, len(version.sha256)) == ("2.0", B, 64)
+    assert (tmp_path / "tree" / "include" / "llama.h").exists()
+
+
+def test_a_version_that_is_known_must_be_the_same(site: Site, tmp_path: Path) -> None:
+    site.publish("2.0", B)
+    (site.root / "vendor" / "history.toml").write_text(
+        format_history({"2.0": Version("2.0", B, "0" * 64)})
+    )
+    with pytest.raises(VendorError, match="wrong sha256"):
+        fetch_version(site.root, "2.0", tmp_path / "tree")
+
+
+def test_a_package_that_does_not_tell_its_commit(site: Site, tmp_path: Path) -> None:
+    site.publish("2.0", "ref: refs/heads/master")
+    with pytest.raises(VendorError, match="does not tell the commit"):
+        fetch_version(site.root, "2.0", tmp_path / "tree")
+
+
+# --- Proving --------------------------------------------------------------------------------------
+
+LLAMA_EXT_H = "src/llama-ext.h"
+
+
+def without_reserve(text: str) -> str:
+    return text.replace("llama_graph_reserve", "llama_graph_plan")
+
+
+def test_a_version_is_proved_and_recorded(site: Site) -> None:
+    """What is no longer in its C++ costs the part that needs it, and no more."""
+    changes: dict[str, Change] = {LLAMA_EXT_H: without_reserve}
+    site.publish("2.0", B, changes)
+    one = prove(site.project, "2.0", silent)
+    assert list(one.without) == ["graph"]
+    assert "llama_graph_reserve" in one.without["graph"]
+    assert describe(one, whole=False).endswith("enumerators; compiles, without graph")
+    first = prove(site.project, "1.0", silent)
+    assert first.without == {}
+    changed = record(site.project, [first, one])
+    assert {path.name for path in changed} >= {"history.toml"}
+    assert list(read_history(site.root)) == ["1.0", "2.0"]
+    assert read_since(site.project.since).first == "1.0"
+
+
+def test_the_command_line(site: Site) -> None:
+    site.publish("2.0", B, {"include/llama.h": lambda text: text + "\ntemplate <int> void f();\n"})
+    command = [sys.executable, site.root / "build_ffi.py", "history"]
+    done = subprocess.run([*command, "1.0"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.count("; compiles\n")) == (0, 1), done.stderr
+    failed = subprocess.run([*command, "1.0", "2.0"], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stdout.startswith("1.0 ")
+    assert "build_ffi.py: " in failed.stderr
+    assert "include/llama.h:" in failed.stderr
+    assert "template <int> void f();" in failed.stderr
+
+
+# --- Parts ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(llama_cpp: Path, tmp_path: Path) -> Path:
+    """All headers of the pinned llama.cpp that our C++ includes."""
+    for folder in (*INCLUDE_DIRS, "src", "ggml/src"):
+        (tmp_path / folder).mkdir(parents=True)
+        for header in (llama_cpp / folder).glob("*.h"):
+            (tmp_path / folder / header.name).write_bytes(header.read_bytes())
+    return tmp_path
+
+
+def test_the_pinned_llama_cpp_suits_every_part(root: Path, copy: Path) -> None:
+    project = Project(root)
+    assert failing_parts(project, copy) == {}
+    check_module(project, copy)
+
+
+@pytest.mark.parametrize(
+    ("part", "header", "old"),
+    [
+        ("graph", LLAMA_EXT_H, "llama_graph_reserve"),
+        ("pending", "src/llama-context.h", "sched_reserve"),
+        ("quantize", LLAMA_EXT_H, "llama_ftype_get_default_type"),
+        ("model", "src/llama-model.h", "llama_internal_get_tensor_map"),
+    ],
+)
+def test_a_part_is_left_out(root: Path, copy: Path, part: str, header: str, old: str) -> None:
+    """Its functions are not declared then, and said to be missing; the rest compiles."""
+    path = copy / header
+    path.write_text(path.read_text().replace(old, f"{old}_2"))
+    project = Project(root)
+    failed = failing_parts(project, copy)
+    assert list(failed) == [part]
+    assert f"{part}.cpp:" in failed[part]
+    with pytest.raises(CompileError, match=rf"{part}\.cpp does not compile"):
+        check_module(project, copy)
+    check_module(project, copy, [part])
+    missing = project.missing(project.api(copy, [part]), [part])
+    assert missing
+    assert all(project.parts[part] in one.reason for one in missing)
+
+
+def test_what_an_older_llama_cpp_lacks_is_known(root: Path, copy: Path) -> None:
+    path = copy / "include" / "llama.h"
+    text = path.read_text()
+    text = text.replace("llama_max_devices(void)", "llama_max_devices(int planted)")
+    text = text.replace("llama_time_us", "llama_time_in_us")
+    path.write_text(text)
+    project = Project(root)
+    missing = {one.name: one.reason for one in project.missing(project.api(copy), ())}
+    assert set(missing) == {"llama_max_devices", "llama_time_us"}
+    assert missing["llama_time_us"].endswith("does not have it")
+    assert missing["llama_max_devices"].endswith("argument 1 int planted is new")
+
+
+def test_nothing_is_missing_from_the_pinned_one(root: Path, llama_cpp: Path) -> None:
+    project = Project(root)
+    assert project.missing(project.api(llama_cpp), ()) == []
