@@ -34,7 +34,7 @@ WRITTEN = (
     "docs/raw_unsafe.md",
     "CHANGELOG.md",
 )
-# The tests that matter: of the generator, the raw layer and the facade, and of what is said of them.
+# The tests that matter: of the generator, the raw layer, the facade, and what is said of them.
 TESTS = ("tests/ffigen", "tests/raw", "tests/facade", "tests/cli", "tests/project")
 VERSIONS = (
     "import llamacffi; info = llamacffi.build_info(); print(info.llama_version, info.ggml_version)"
