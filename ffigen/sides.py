@@ -15,7 +15,7 @@ from .preprocess import GeneratorError
 from .project import Project
 from .report import Report, Side
 from .uses import mark_uses
-from .vendor import commit_of, read_pin
+from .vendor import commit_of, fetched_tree, read_pin
 from .versions import is_version, version_tree
 
 # A lock that lies beside libraries says in a comment what they are of.
@@ -47,8 +47,9 @@ def read_side(name: str, project: Project, echo: Callable[[str], None]) -> Sourc
     """
     path = Path(name)
     if name == "pin":
-        pin = read_pin(project.root)
-        return Source(Side(f"{pin.version} (the pin)", pin.commit), project.pinned, {})
+        pin, tree = read_pin(project.root), fetched_tree(project.root)
+        hints = hints_of(project, tree) if tree else {}
+        return Source(Side(f"{pin.version} (the pin)", pin.commit), project.pinned, hints)
     if is_version(name) and not path.exists():
         with version_tree(project.root, name, echo) as (tree, version):
             return read_tree(project, tree, Side(name, version.commit))
@@ -68,8 +69,13 @@ def read_side(name: str, project: Project, echo: Callable[[str], None]) -> Sourc
 def read_tree(project: Project, tree: Path, side: Side) -> Source:
     """Read the headers of a tree."""
     facts = read_lock(project.lock_text(tree), side.label)
-    hints = {one.name: one.deprecated for one in project.api(tree).functions if one.deprecated}
-    return Source(side, facts, hints)
+    return Source(side, facts, hints_of(project, tree))
+
+
+def hints_of(project: Project, tree: Path) -> dict[str, str]:
+    """Return what the headers of a tree say of deprecated functions."""
+    functions = project.api(tree).functions
+    return {one.name: one.deprecated for one in functions if one.deprecated}
 
 
 def compare_sides(old: Source, new: Source, project: Project, *, uses: bool = True) -> Report:

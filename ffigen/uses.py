@@ -31,7 +31,10 @@ PLACES = {
     "bench": "bench",
     "examples": "examples",
 }
-SKIPPED = frozenset({"_generated", "__pycache__", "build", "libc", "templates"})
+# Not read: what is generated, and what names nothing.
+SKIPPED = frozenset(
+    {"_generated", "__pycache__", "build", "libc", "templates", "raw_unsafe.md", "raw_unsafe.toml"}
+)
 WORD = re.compile(r"\w+")
 C_SUFFIXES = frozenset({".c", ".h", ".hpp", ".cpp"})
 C_NAMES = frozenset({"identifier", "type_identifier", "field_identifier"})
@@ -68,7 +71,7 @@ def mark_uses(
     """
     files = read_files(root)
     spelled = Spelling(sides, names)
-    return [replace(one, uses=tuple(sorted(uses_of(one, files, spelled)))) for one in changes]
+    return [replace(one, uses=tuple(sorted(set(uses_of(one, files, spelled))))) for one in changes]
 
 
 def uses_of(change: Change, files: list[File], spelled: Spelling) -> Iterator[Use]:

@@ -56,6 +56,7 @@ __all__ = [
     "commit_of",
     "download_package",
     "ensure_tree",
+    "fetched_tree",
     "read_pin",
     "stamp",
     "unpack_tree",
@@ -172,6 +173,12 @@ def _is_current(target: Path, pin: Pin) -> bool:
         return (target / STAMP).read_text(encoding="utf-8") == _stamp(pin)
     except (OSError, ValueError):
         return False
+
+
+def fetched_tree(root: Path) -> Path | None:
+    """Return the pinned tree if it has been fetched."""
+    target = root / "vendor" / "llama.cpp"
+    return target if _is_current(target, read_pin(root)) else None
 
 
 def stamp(tree: Path, commit: str) -> None:
