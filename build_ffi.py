@@ -121,7 +121,7 @@ def bump(args: argparse.Namespace) -> int:
 
     here = project()
     number = available_versions(ROOT)[0] if args.version == "newest" else args.version
-    plan = Plan(number, args.sha256, whole=args.whole, tests=args.tests or TESTS)
+    plan = Plan(number, args.sha256, args.commit, whole=args.whole, tests=args.tests or TESTS)
     try:
         report = follow(here, plan, tell)
     except BumpError as error:
@@ -217,6 +217,7 @@ def parser() -> argparse.ArgumentParser:
     bumped = command(bump)
     bumped.add_argument("version", metavar="VERSION", help="of the pin's package, or newest")
     bumped.add_argument("--sha256", help="of its archive, if you know it from elsewhere")
+    bumped.add_argument("--commit", help="of the llama.cpp in it, if it does not tell")
     bumped.add_argument("--report", type=Path, metavar="FILE", help="write the changes as Markdown")
     bumped.add_argument(
         "--headers-only",

@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .compile import check_module
@@ -58,6 +58,8 @@ class Plan:
     """The version of the pin's package."""
     sha256: str | None = None
     """Of its archive, if it is known from elsewhere."""
+    commit: str | None = None
+    """Of the llama.cpp in it, if it does not tell."""
     whole: bool = True
     """Build and test; otherwise only generate, and compile the module against the headers."""
     tests: Sequence[str] = TESTS
@@ -105,6 +107,12 @@ def fetch_into(copy: Path, plan: Plan, echo: Echo) -> Version:
     """Fetch the version, and make it the pin of the copy."""
     tree = copy / "vendor" / ".llama.cpp.new"
     version = fetch_version(copy, plan.number, tree, sha256=plan.sha256, echo=echo)
+    version = replace(version, commit=plan.commit or version.commit)
+    if not re.fullmatch(r"[0-9a-f]{40}", version.commit):
+        raise VendorError(
+            f"{version.number} does not tell the commit of the llama.cpp in it, but "
+            f"{version.commit}: give it with --commit, 40 hex digits."
+        )
     pin = copy / "vendor" / "llama.toml"
     values = {"commit": version.commit, "version": version.number, "sha256": version.sha256}
     write(pin, change_pin(pin.read_text(encoding="utf-8"), **values))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .fetch import VendorError, download_package, last_words, run, sha256_of, unpack_tree
-from .vendor import Pin, read_pin, stamp
+from .vendor import Pin, commit_of, read_pin, stamp
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,7 +31,7 @@ class Version:
 
     number: str
     commit: str
-    """Of llama.cpp, 40 hex digits."""
+    """Of llama.cpp, as `Tree` has it."""
     sha256: str
     """Of the package's archive."""
 
@@ -113,15 +113,12 @@ def fetch_version(
     with tempfile.TemporaryDirectory(prefix="llamacffi-") as scratch:
         archive = download_package(pin.package, number, wanted, Path(scratch))
         unpack_tree(archive, pin.inner_path, tree)
-        return Version(number, read_commit(archive, pin), wanted or sha256_of(archive))
+        commit = read_commit(archive, pin) or commit_of(tree)
+        return Version(number, commit, wanted or sha256_of(archive))
 
 
-def read_commit(archive: Path, pin: Pin) -> str:
-    """Return the commit of the llama.cpp in an archive of the package.
-
-    Raises:
-        VendorError: The archive does not tell.
-    """
+def read_commit(archive: Path, pin: Pin) -> str | None:
+    """Return the commit of the llama.cpp in an archive; None if that does not tell."""
     inside = PurePosixPath(HEAD.format(pin.inner_path))
     with tarfile.open(archive, "r:*") as tar:
         for member in tar:
@@ -130,10 +127,7 @@ def read_commit(archive: Path, pin: Pin) -> str:
                 text = file.read().decode(errors="replace").strip() if file else ""
                 if re.fullmatch(r"[0-9a-f]{40}", text):
                     return text
-    raise VendorError(
-        f"{archive.name} does not tell the commit of the llama.cpp in it: there is no {inside} "
-        "with one; give it with --commit."
-    )
+    return None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,9 +114,10 @@ def test_a_version_that_is_known_must_be_the_same(site: Site, tmp_path: Path) ->
 
 
 def test_a_package_that_does_not_tell_its_commit(site: Site, tmp_path: Path) -> None:
+    """Its headers have a hash."""
     site.publish("2.0", "ref: refs/heads/master")
-    with pytest.raises(VendorError, match="does not tell the commit"):
-        fetch_version(site.root, "2.0", tmp_path / "tree")
+    version = fetch_version(site.root, "2.0", tmp_path / "tree")
+    assert re.fullmatch(r"tree-[0-9a-f]{12}", version.commit)
 
 
 # --- Proving --------------------------------------------------------------------------------------
