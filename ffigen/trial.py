@@ -37,6 +37,8 @@ def trial(root: Path) -> Iterator[Path]:
             target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, target, follow_symlinks=False)
+        for command in ("init", "--quiet"), ("add", "--all"):  # a checkout, as the tests expect
+            run_step("copy", ["git", *command], copy)
         yield copy
 
 

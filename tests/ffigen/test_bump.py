@@ -14,7 +14,7 @@ import pytest
 from ffigen.bump import WRITTEN, BumpError, Plan, bump, changed_changelog, install
 from ffigen.preprocess import GeneratorError
 from ffigen.since import read_since
-from ffigen.trial import StepError, run_step, telling, trial
+from ffigen.trial import StepError, run_step, sources, telling, trial
 from ffigen.vendor import read_pin
 from ffigen.versions import read_history
 
@@ -217,6 +217,7 @@ def test_the_copy_has_what_git_has_and_what_is_new(site: Site) -> None:
         assert (copy / "new.py").read_text() == "1"
         assert not (copy / "build").exists()
         assert (copy / "headers" / "api.lock").exists()
+        assert set(sources(copy)) == set(sources(site.root))
     assert not copy.exists()
 
 
