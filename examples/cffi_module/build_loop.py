@@ -20,7 +20,7 @@ builder.cdef(
 )
 builder.set_source(
     "greedy_loop._loop",
-    Path("loop.c").read_text(encoding="utf-8"),
+    Path("src/loop.c").read_text(encoding="utf-8"),
     include_dirs=[str(llamacffi.include_dir())],
     library_dirs=[str(llamacffi.library_dir())],
     libraries=["llama"],
