@@ -72,7 +72,7 @@ fuzz: build
 
 # The generator with the llama.cpp of the past: all versions, three of them built whole and tested.
 VERSIONS ?= all
-BUILD ?= 0.3.22 0.3.29 newest
+BUILD ?= 0.3.22 0.3.26 newest
 history: .venv/.tools
 	$(PY) build_ffi.py history $(VERSIONS) $(addprefix --build ,$(BUILD))
 
