@@ -67,20 +67,20 @@ def is_version(text: str) -> bool:
 
 
 def available_versions(root: Path) -> list[str]:
-    """Ask the package index for all versions, the newest first.
+    """Ask the package index for all versions, the newest first; not for those before a release.
 
     Raises:
         VendorError: It cannot be asked.
     """
     pin = read_pin(root)
     asked = run(sys.executable, "-m", "pip", "index", "versions", pin.package, "--no-input")
-    found = re.search(r"^Available versions: ([\d., ]+)$", asked.stdout, re.MULTILINE)
+    found = re.search(r"^Available versions: (.+)$", asked.stdout, re.MULTILINE)
     if asked.returncode or not found:
         raise VendorError(
             f"cannot learn the versions of {pin.package}: pip said: {last_words(asked.stderr)}; "
             "connect to the network, or name a version."
         )
-    return found[1].split(", ")
+    return [one for one in found[1].split(", ") if is_version(one)]
 
 
 def fetch_version(
