@@ -125,7 +125,8 @@ def test_layers_that_predict_further_tokens_are_loaded_on_demand(random_path):
 
 def test_every_property_is_tested():
     getters = {name for name in dir(Model) if isinstance(getattr(Model, name), property)}
-    others = {"ptr", "closed", "vocab", "chat_templates", "recommended_sampling", "placement"}
+    others = {"ptr", "address", "closed", "vocab", "chat_templates"}
+    others |= {"recommended_sampling", "placement"}
     assert getters == set(PROPERTIES) | others | {"decoder_start_token"}
 
 
