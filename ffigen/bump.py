@@ -219,7 +219,7 @@ def install(copy: Path, root: Path) -> None:
         for name in changed:
             beside[name].replace(root / name)
             done.append(name)
-    except BaseException:
+    except BaseException:  # also if interrupted: all of them, or none
         for name in done:
             restore(root / name, before[name])
         raise

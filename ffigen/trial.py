@@ -99,7 +99,7 @@ def run_step(
     )
     try:
         output, _ = process.communicate()
-    except BaseException:
+    except BaseException:  # also if interrupted: nothing goes on by itself
         os.killpg(process.pid, signal.SIGKILL)  # its compilers, too
         process.wait()
         raise
