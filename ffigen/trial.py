@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .preprocess import GeneratorError
@@ -100,7 +100,8 @@ def run_step(
     try:
         output, _ = process.communicate()
     except BaseException:  # also if interrupted: nothing goes on by itself
-        os.killpg(process.pid, signal.SIGKILL)  # its compilers, too
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its compilers, too
         process.wait()
         raise
     if process.returncode:
