@@ -62,3 +62,15 @@ def test_make_has_its_verbs(root):
     makefile = (root / "Makefile").read_text()
     for verb in ("build", "test", "lint", "docs", "bench", "demo"):
         assert re.search(rf"^{verb}:", makefile, re.MULTILINE), verb
+
+
+def test_the_build_knows_the_parts_that_may_be_left_out(root):
+    """They stand in cmake/parts.cmake, in surface.toml, in native/ and in our header alike."""
+    parts = set(tomllib.loads((root / "headers" / "surface.toml").read_text())["parts"])
+    listed = re.search(r"set\(LLAMACFFI_PARTS ([\w ]+)\)", (root / "cmake/parts.cmake").read_text())
+    assert listed is not None
+    assert set(listed[1].split()) == parts
+    assert all((root / "native" / f"{part}.cpp").exists() for part in parts)
+    header = (root / "headers" / "llamacffi.h").read_text()
+    guarded = re.findall(r"#ifndef LLAMACFFI_WITHOUT_(\w+)", header)
+    assert sorted(guarded) == sorted(part.upper() for part in parts)
