@@ -123,7 +123,7 @@ def test_without_stdout_and_stdin(start_cli: StartCli) -> None:
         os.close(0), os.close(1)
         os.execv(sys.executable, [sys.executable, "-m", "llamacffi", *sys.argv[1:]])
     """
-    with start_cli("run", "-t", 1, "-n", 3, code=code) as process:
+    with start_cli("run", "-t", 1, "--temp", 0, "-n", 3, code=code) as process:
         assert process.stderr is not None
         err = process.stderr.read()
     assert process.returncode == 0

@@ -30,7 +30,8 @@ SETUP = """
 
     def still_works():
         context.memory.clear()
-        generation = llamacffi.generate(context, "The llama", max_tokens=3)
+        greedy = llamacffi.SamplerChain.default(temp=0)
+        generation = llamacffi.generate(context, "The llama", sampler=greedy, max_tokens=3)
         assert len(list(generation)) == 3
         print("alive")
 """
