@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ._text import checked_path
+
 
 def part_of(path: str | os.PathLike[str]) -> Path:
     """Return a new name beside ``path``, for a file that takes its place when it is complete."""
-    path = Path(path)
+    path = Path(checked_path(path))
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
 
 
@@ -24,6 +26,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Raises:
         OSError: It cannot be written.
+        ArgumentError: No file can be called so.
     """
     part = part_of(path)
     # Made here, since `tempfile` gives its files to their owner alone, whatever the umask says.

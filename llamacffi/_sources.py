@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ._files import OpenFile, c_file
+from ._text import checked_path
 from .errors import LoadError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ def opened(source: str | os.PathLike[str] | types.FileSource) -> Iterator[OpenFi
     Raises:
         ModelNotFoundError: There is no such file.
         LoadError: It cannot be read.
-        ArgumentError: It is no regular file.
+        ArgumentError: It is no regular file, or no file can be called so.
     """
     if not isinstance(source, (str, os.PathLike)):
         with c_file(source) as file:
             yield file
         return
-    name = os.fspath(source)
+    name = checked_path(source)
     try:
         # Else opening a pipe waits for somebody who writes to it.
         stream = open(name, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from ._ffi import ffi
-from .errors import TokenizeError
+from .errors import ArgumentError, TokenizeError
 
 Text: TypeAlias = str | bytes | bytearray | memoryview
 
@@ -46,9 +46,28 @@ def read_metadata(
     return {text(key, i): text(value, i) for i in range(count(ptr))}
 
 
+def checked_path(path: str | os.PathLike[str]) -> str:
+    """Return the text of a path that a file can have.
+
+    Raises:
+        ArgumentError: It has a character that no path can have; C would end it there.
+    """
+    name = os.fspath(path)
+    try:
+        raw = os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"no file can be called {name!r}: its character {error.start} cannot be encoded as "
+            f"{error.encoding}; give what os.fsdecode returns"
+        ) from None
+    if 0 in raw:
+        raise ArgumentError(f"no file can be called {name!r}: it has a NUL character")
+    return name
+
+
 def c_path(path: str | os.PathLike[str]) -> bytes:
-    """Return a path as C's file functions take it."""
-    return os.fsencode(path)
+    """Return a path as C's file functions take it; for what it raises see `checked_path`."""
+    return os.fsencode(checked_path(path))
 
 
 class Utf8Stream:

@@ -27,6 +27,7 @@ from ._gguf.tensors import GgufTensor, Source, add_tensors, make_tensor, read_te
 from ._gguf.types import dequantize_array, quantize_array
 from ._gguf.values import encode_name
 from ._handle import own
+from ._text import checked_path
 from .errors import ForkError, GgufError, LoadError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -94,10 +95,11 @@ class Gguf(GgufMetadata):
             ModelNotFoundError: There is no such file.
             LoadError: It cannot be read.
             GgufError: It is no GGUF, or damaged; the lines of llama.cpp's log are in the notes.
+            ArgumentError: No file can be called so.
 
         Source: ``gguf_init_from_buffer``.
         """
-        name = os.fspath(path)
+        name = checked_path(path)
         try:
             with open(name, "rb") as file:
                 data = map_file(file.fileno(), 0, repr(name))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ._atomic import replacing_all
 from ._ffi import ffi, lib
-from ._text import c_path, new_uncleared
+from ._text import c_path, checked_path, new_uncleared
 from .errors import ArgumentError, GgufError
 from .gguf import Gguf
 
@@ -48,7 +48,8 @@ def split(
         The files; `Model` loads the first.
 
     Raises:
-        ArgumentError: There is no limit, or it is less than 1, or it makes too many files.
+        ArgumentError: There is no limit, or it is less than 1, or it makes too many files; or
+            no file can be called so.
         GgufError: The source is no GGUF, or a part of a model.
         OSError: A file cannot be written.
 
@@ -147,7 +148,7 @@ def check_other(target: str | os.PathLike[str], sources: Iterable[str | os.PathL
     Raises:
         ArgumentError: It is one of them.
     """
-    target = os.fspath(target)  # the functions below would take numbers for descriptors
+    target = checked_path(target)  # the functions below would take numbers for descriptors
     if os.path.exists(target) and any(os.path.samefile(target, path) for path in sources):
         raise ArgumentError(f"{target!r} is both read and written; choose another name")
 

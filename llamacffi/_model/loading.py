@@ -15,7 +15,7 @@ from .._callbacks import Bridge
 from .._ffi import ffi, lib
 from .._files import OpenFile, c_file
 from .._handle import own
-from .._text import c_path
+from .._text import c_path, checked_path
 from ..errors import ArgumentError, LoadError, ModelNotFoundError, NativeError
 from . import load_mode
 from .overrides import fit_kv_overrides
@@ -178,8 +178,9 @@ def check_gguf(path: Path) -> None:
     Raises:
         ModelNotFoundError: There is no such file.
         LoadError: It cannot be read, or is something else.
+        ArgumentError: No file can be called so.
     """
-    name = os.fspath(path)
+    name = checked_path(path)
     try:
         mode = os.stat(name).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to open a pipe could take forever
@@ -340,7 +341,7 @@ def explain_shards(path: Path) -> None:
 
 def read_prefix(name: str, no: int, count: int) -> str | None:
     """Return the part of a shard's name that all have, or None.  Source: ``llama_split_prefix``."""
-    raw = os.fsencode(name)
+    raw = c_path(name)
     buffer = ffi.new("char[]", len(raw) + 1)
     size = lib.llama_split_prefix(buffer, len(raw) + 1, raw, no, count)
     return os.fsdecode(raw[:size]) if size > 0 else None
@@ -348,7 +349,7 @@ def read_prefix(name: str, no: int, count: int) -> str | None:
 
 def shard_name(prefix: str, no: int, count: int) -> str:
     """Return the name of a shard.  Source: ``llama_split_path``."""
-    raw = os.fsencode(prefix)
+    raw = c_path(prefix)
     room = len(raw) + 64
     buffer = ffi.new("char[]", room)
     size = lib.llama_split_path(buffer, room, raw, no, count)
