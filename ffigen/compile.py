@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .preprocess import GeneratorError, compiler_command, include_paths
@@ -36,10 +37,10 @@ def failing_parts(project: Project, tree: Path) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="llamacffi-") as scratch:
         out = Path(scratch)
         generate_into(project, tree, out, ())
-        for part in project.parts:
-            source = project.native / f"{part}.cpp"
-            if errors := compile_errors(project, tree, out, source, ()):
-                failed[part] = errors.splitlines()[0]
+        sources = [project.native / f"{part}.cpp" for part in project.parts]
+        for source, errors in compile_all(project, tree, out, sources, ()):
+            if errors:
+                failed[source.stem] = errors.splitlines()[0]
     return failed
 
 
@@ -54,8 +55,9 @@ def check_module(project: Project, tree: Path, without: Collection[str] = ()) ->
         out = Path(scratch)
         generate_into(project, tree, out, without)
         native = [one for one in sorted(project.native.glob("*.c*")) if one.stem not in without]
-        for source in (out / "_llama.c", out / "guards.cpp", *native):
-            if errors := compile_errors(project, tree, out, source, without):
+        sources = [out / "_llama.c", out / "guards.cpp", *native]
+        for source, errors in compile_all(project, tree, out, sources, without):
+            if errors:
                 raise CompileError(f"{source.name} does not compile:\n{errors}")
 
 
@@ -63,6 +65,18 @@ def generate_into(project: Project, tree: Path, out: Path, without: Collection[s
     """Generate what is compiled."""
     project.generate(tree, out, out / "package", without)
     (out / "layout.h").write_text(LAYOUT, encoding="utf-8")
+
+
+def compile_all(
+    project: Project, tree: Path, out: Path, sources: Sequence[Path], without: Collection[str]
+) -> list[tuple[Path, str]]:
+    """Compile files, as many at once as there are processors; return each with what is wrong."""
+
+    def errors(source: Path) -> tuple[Path, str]:
+        return source, compile_errors(project, tree, out, source, without)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(errors, sources))
 
 
 def compile_errors(

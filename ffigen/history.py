@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .compile import check_module, failing_parts
+from .compile import CompileError, check_module, failing_parts
 from .lock import Facts, read_lock
 from .project import Project
 from .render import write_if_changed
@@ -56,11 +56,25 @@ def prove(project: Project, number: str, echo: Echo, *, whole: bool = False) -> 
     """
     with version_tree(project.root, number, echo) as (tree, version):
         facts = read_lock(project.lock_text(tree), number)
-        without = failing_parts(project, tree)
-        check_module(project, tree, without)
+        without = compile_what_suits(project, tree)
         if whole:
             prove_whole(project.root, tree, echo)
     return Proof(version, facts, without)
+
+
+def compile_what_suits(project: Project, tree: Path) -> dict[str, str]:
+    """Compile the module for a tree, without the parts that do not suit it; return those.
+
+    Raises:
+        CompileError: Something else does not compile.
+    """
+    try:
+        check_module(project, tree)
+    except CompileError:
+        failed = failing_parts(project, tree)
+        check_module(project, tree, failed)
+        return failed
+    return {}
 
 
 def prove_whole(root: Path, tree: Path, echo: Echo) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from .api import Declaration, Function, FunctionType, Struct, Type, Typedef
 from .nodes import parse
@@ -117,6 +118,7 @@ DECLARED = re.compile(r"(\w+)(?:\(|\)\(|(?:\[\w*\])*;$)")
 LIBC_NAMES = sorted({"bool", "FILE"} | {name for name in INTEGERS if name.endswith("_t")})
 
 
+@lru_cache(maxsize=4)  # of both sides; nobody changes the facts
 def read_lock(text: str, where: str = "api.lock") -> Facts:
     """Read the facts of a lock.
 

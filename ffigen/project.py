@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from .api import Api
 from .layout import measure
 from .lock import Facts, read_lock
 from .parse import read_api
-from .preprocess import preprocess
+from .preprocess import Source, preprocess
 from .render import generate, render
 from .signatures import compare_types
 
@@ -63,7 +63,7 @@ class Project:
     def api(self, tree: Path, without: Collection[str] = ()) -> Api:
         """Parse the headers of a tree, and our own but for the parts ``without``."""
         source = preprocess(self.headers, tree, macros_without(without))
-        return read_api(source, self.headers, tree, self.surface["omit"])
+        return _read_once(source, self.headers, tree, tuple(self.surface["omit"].items()))
 
     def lock_text(self, tree: Path) -> str:
         """Return what headers/api.lock should say for a tree."""
@@ -114,6 +114,11 @@ class Project:
                     text = "; ".join(details)
                     reason = f"in the llama.cpp that llamacffi was built with it is another: {text}"
                     yield Missing(one.name, reason)
+
+
+@lru_cache(maxsize=4)  # a comparison asks for both of its sides several times
+def _read_once(source: Source, headers: Path, tree: Path, omit: tuple[tuple[str, str], ...]) -> Api:
+    return read_api(source, headers, tree, dict(omit))
 
 
 def macros_without(parts: Collection[str]) -> list[str]:
