@@ -105,10 +105,13 @@ def test_capabilities_are_what_llama_says():
 
 
 def test_the_clock_counts_microseconds():
-    began, clock = time.perf_counter(), backend.time_us()
+    before = time.perf_counter()
+    clock, began = backend.time_us(), time.perf_counter()
     while time.perf_counter() - began < 0.01:
         pass
-    assert backend.time_us() - clock == pytest.approx(10_000, rel=0.5)
+    ended, clock = time.perf_counter(), backend.time_us() - clock
+    after = time.perf_counter()
+    assert (ended - began) * 0.99e6 <= clock <= (after - before) * 1.01e6
 
 
 def test_physical_cores_are_no_more_than_may_be_used():
