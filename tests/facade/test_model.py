@@ -85,11 +85,6 @@ def test_what_is_no_path(path):
         Model(path)
 
 
-def test_a_path_with_a_zero():
-    with pytest.raises(ValueError, match="null"):
-        Model("a\0b")
-
-
 @pytest.mark.parametrize(
     "name", ["two words.gguf", "Ämter-ラマ-🦙.gguf", 'it\'s "q".gguf', "b\udcff.gguf"]
 )
