@@ -288,7 +288,8 @@ class Fuzz:
 
     def bytes(self) -> bytes:
         """Return what a call returned, whole or not, or anything."""
-        kept = self.random.choice([b"", os.urandom(64), *self.kept_bytes, *self.kept_bytes])
+        noise = self.random.randbytes(64)
+        kept = self.random.choice([b"", noise, *self.kept_bytes, *self.kept_bytes])
         changed = bytearray(kept)
         if changed and self.random.random() < 0.5:
             for _ in range(self.random.randrange(4)):
