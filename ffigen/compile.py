@@ -56,9 +56,9 @@ def check_module(project: Project, tree: Path, without: Collection[str] = ()) ->
         generate_into(project, tree, out, without)
         native = [one for one in sorted(project.native.glob("*.c*")) if one.stem not in without]
         sources = [out / "_llama.c", out / "guards.cpp", *native]
-        for source, errors in compile_all(project, tree, out, sources, without):
-            if errors:
-                raise CompileError(f"{source.name} does not compile:\n{errors}")
+        compiled = compile_all(project, tree, out, sources, without)
+    if failed := [f"{one.name} does not compile:\n{errors}" for one, errors in compiled if errors]:
+        raise CompileError("\n".join(failed))
 
 
 def generate_into(project: Project, tree: Path, out: Path, without: Collection[str]) -> None:
