@@ -86,5 +86,8 @@ def patch(file: Path, old: bytes, new: bytes) -> None:
 
 
 def rename(file: Path, old: str, new: str) -> None:
-    """Replace a name in the tables of an ELF file: of a symbol, of the file, or of a library."""
+    """Replace a name in the tables of an ELF file: of a symbol, of the file, or of a library.
+
+    Not with AddressSanitizer, where the name of a variable is only the end of a longer one there.
+    """
     patch(file, f"\0{old}\0".encode(), f"\0{new}\0".encode())

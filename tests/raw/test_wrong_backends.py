@@ -84,6 +84,7 @@ def test_a_backend_of_somebody_else(run_copy, plug_in):
     assert (done.stdout, done.stderr) == ("RPC\n", "")
 
 
+@pytest.mark.no_asan
 @pytest.mark.parametrize("commit", [COMMIT, OTHER])
 def test_a_backend_with_a_ggml_of_its_own(run_copy, plug_in, tmp_path, package, commit):
     """As one has that was built by llama.cpp's own build: its libraries have other names."""

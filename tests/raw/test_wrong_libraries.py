@@ -75,6 +75,7 @@ def test_a_library_that_another_package_has_loaded(refusal, elsewhere):
     assert "another package" in message
 
 
+@pytest.mark.no_asan
 def test_a_library_of_the_system(refusal, elsewhere):
     """It was not built by llamacffi, and is so old that nothing tells its version or commit."""
     for name in CORE:
@@ -89,6 +90,7 @@ def test_a_library_of_the_system(refusal, elsewhere):
     assert f"{elsewhere / 'libllama.so'}: not built by llamacffi\n" in message
 
 
+@pytest.mark.no_asan
 @pytest.mark.skipif(not hasattr(lib, "llama_version"), reason="this llama.cpp has no version")
 def test_its_version_is_told(refusal, elsewhere):
     rename(elsewhere / "libllama.so", "llamacffi_stamp", "someone_s_stamp")
