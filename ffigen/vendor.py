@@ -294,7 +294,7 @@ def _swap(tree: Path, target: Path, old: Path) -> None:
     target.rename(old)
     try:
         tree.rename(target)
-    except BaseException:
+    except BaseException:  # also if interrupted: what was there stays
         old.rename(target)
         raise
 
