@@ -1,15 +1,17 @@
 """What Python can read from, as a ``FILE *`` for C: an open file, a descriptor, or bytes.
 
-C gets a descriptor of its own, so that closing is nobody's surprise; it shares the position with
-the caller's, which is put back in the end.
+C gets a file of its own, opened anew, so that its position is private: the caller's never moves, and
+several threads can read from one open file at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import operator
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,6 +35,9 @@ KINDS = {
     stat.S_IFCHR: "a character device",
 }
 
+PATH_BYTES = 1024  # what macOS takes for the path of a file
+PIECE = 2**20  # bytes that are copied at once
+
 
 @dataclass(frozen=True)
 class OpenFile:
@@ -55,7 +60,7 @@ class OpenFile:
 
 @contextmanager
 def c_file(source: types.FileSource, *, offset: int | None = None) -> Iterator[OpenFile]:
-    """Open what ``source`` reads a second time, for C.
+    """Open what ``source`` reads a second time, for C, with a position of its own.
 
     Args:
         source: A binary file object with a descriptor, at any position; a descriptor; or bytes, a
@@ -64,7 +69,7 @@ def c_file(source: types.FileSource, *, offset: int | None = None) -> Iterator[O
             the first byte of bytes.
 
     Yields:
-        The open file.  Afterwards ``source`` is as before, and open.
+        The open file.  ``source`` stays open, and its position stays where it is.
 
     Raises:
         TypeError: ``source`` is a path, a text file, or something else.
@@ -80,12 +85,15 @@ def c_file(source: types.FileSource, *, offset: int | None = None) -> Iterator[O
     descriptor = _descriptor(source)
     if descriptor is None:
         view = _view(source, offset)
-        with anonymous_file([view], name) as file, _open(file.fileno(), 0, name) as c:
+        with anonymous_file([view], name) as file, own_file(file.fileno(), 0, name) as c:
             yield c
         return
-    _check_readable(descriptor, name)
-    position = _position(source, descriptor)
-    with _open(descriptor, position if offset is None else offset, name) as c:
+    check_readable(descriptor, name)
+    position = file_position(source, descriptor)
+    with (
+        _opened_anew(descriptor, name) as file,
+        own_file(file.fileno(), position if offset is None else offset, name) as c,
+    ):
         yield c
 
 
@@ -100,12 +108,11 @@ def file_name(source: Any) -> str:
 
 
 @contextmanager
-def _open(descriptor: int, offset: int, name: str) -> Iterator[OpenFile]:
-    """Open a descriptor for C, and put its position back afterwards."""
+def own_file(descriptor: int, offset: int, name: str) -> Iterator[OpenFile]:
+    """Open a descriptor for C, which moves its position: nobody else may use that meanwhile."""
     size = os.fstat(descriptor).st_size
     if offset > size:
         raise ArgumentError(f"offset={offset} is behind the end of {name!r}, at {size}")
-    position = os.lseek(descriptor, 0, os.SEEK_CUR)
     file = lib.llamacffi_file_open(descriptor, offset, False)
     if file == ffi.NULL:
         raise LoadError(ffi.errno, os.strerror(ffi.errno), name)
@@ -113,7 +120,50 @@ def _open(descriptor: int, offset: int, name: str) -> Iterator[OpenFile]:
         yield OpenFile(file, descriptor, offset, size, name)
     finally:
         lib.llamacffi_file_close(file)
-        os.lseek(descriptor, position, os.SEEK_SET)
+
+
+def _opened_anew(descriptor: int, name: str) -> io.FileIO:
+    """Open the file behind a descriptor again: a duplicate would share the position.
+
+    Where the system cannot do that, as with a file that this process may not open any more, the
+    result is a copy.
+    """
+    wanted = os.fstat(descriptor)
+    for path in _paths_of(descriptor, name):
+        try:
+            file = io.FileIO(path, opener=open_at_once)
+        except OSError:
+            continue
+        if os.path.samestat(os.fstat(file.fileno()), wanted):
+            return file
+        file.close()
+    return anonymous_file(_pieces(descriptor), name)
+
+
+def _paths_of(descriptor: int, name: str) -> Iterator[str]:
+    """Yield where the file behind a descriptor may be found."""
+    if sys.platform == "linux":
+        yield f"/proc/self/fd/{descriptor}"  # also a file that has no name any more
+    elif sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            found = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(PATH_BYTES))
+            yield os.fsdecode(found.partition(b"\0")[0])
+    yield name
+
+
+def open_at_once(path: str, flags: int) -> int:
+    """Open a file; of a pipe, do not wait for somebody who writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _pieces(descriptor: int) -> Iterator[bytes]:
+    """Yield what is in a file, and leave its position alone."""
+    at = 0
+    while piece := os.pread(descriptor, PIECE, at):
+        yield piece
+        at += len(piece)
 
 
 def _checked_offset(offset: Any) -> int:
@@ -144,16 +194,19 @@ def _descriptor(source: Any) -> int | None:
         return None
 
 
-def _position(source: Any, descriptor: int) -> int:
-    """Return where the caller is in the file, which need not be where Python has read to."""
+def file_position(source: Any, descriptor: int) -> int:
+    """Return where the caller is in a file, and let others see what was written to it.
+
+    It need not be where Python has read to.
+    """
     if isinstance(source, int):
         return os.lseek(descriptor, 0, os.SEEK_CUR)
     if source.writable():
-        source.flush()  # C must see what was written
+        source.flush()
     return int(source.tell())
 
 
-def _check_readable(descriptor: int, name: str) -> None:
+def check_readable(descriptor: int, name: str) -> None:
     """Raise unless it is open for reading and a regular file.
 
     Raises:
@@ -179,7 +232,7 @@ def _view(source: Any, offset: int | None) -> memoryview:
     """Return the bytes of ``source`` from ``offset`` on, not copied."""
     if isinstance(source, io.BytesIO):
         offset = source.tell() if offset is None else offset
-        source = source.getbuffer()
+        source = source.getvalue()  # a view would keep others from writing
     try:
         view = memoryview(source)
     except TypeError:

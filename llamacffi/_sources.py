@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ._files import OpenFile, c_file
+from ._files import OpenFile, c_file, check_readable, open_at_once, own_file
 from ._text import checked_path
 from .errors import LoadError, ModelNotFoundError
 
@@ -36,33 +36,35 @@ def opened(source: str | os.PathLike[str] | types.FileSource) -> Iterator[OpenFi
         return
     name = checked_path(source)
     try:
-        # Else opening a pipe waits for somebody who writes to it.
-        stream = open(name, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115
+        stream = open(name, "rb", buffering=0, opener=open_at_once)  # noqa: SIM115
     except FileNotFoundError:
         raise ModelNotFoundError(errno.ENOENT, "there is no such file", name) from None
     except OSError as error:
         raise LoadError(error.errno, error.strerror, name) from None
-    with stream, c_file(stream) as file:
-        yield file
+    with stream:
+        check_readable(stream.fileno(), name)
+        with own_file(stream.fileno(), 0, name) as file:
+            yield file
 
 
 @contextlib.contextmanager
 def gguf_of(file: OpenFile) -> Iterator[Gguf]:
-    """Read the GGUF in an open file; C can read it too, afterwards.
+    """Read the GGUF in an open file, and leave its position where C believes it to be.
 
     Raises:
         GgufError: It is none, or damaged.
+        LoadError: It cannot be read.
     """
-    from .gguf import Gguf  # takes numpy, which the rest need not
+    from ._gguf.files import map_file  # takes numpy, which the rest need not
+    from ._gguf.tensors import Source
+    from .gguf import Gguf
 
-    position = os.lseek(file.descriptor, 0, os.SEEK_CUR)
     try:
-        with open(file.descriptor, "rb", buffering=0, closefd=False) as stream:
-            stream.seek(file.offset)
-            with Gguf.from_file(stream) as gguf:
-                yield gguf
-    finally:
-        os.lseek(file.descriptor, position, os.SEEK_SET)  # where C believes it to be
+        data = map_file(file.descriptor, file.offset, repr(file.name))
+    except OSError as error:
+        raise LoadError(error.errno, error.strerror, file.name) from None
+    with Gguf(Source(data, 0, repr(file.name))) as gguf:
+        yield gguf
 
 
 def sample_digest(descriptor: int, offset: int, size: int) -> str:
@@ -82,7 +84,3 @@ def sample_digest(descriptor: int, offset: int, size: int) -> str:
         if offset + i * step < size:
             digest.update(os.pread(descriptor, min(SAMPLE_BYTES, size), offset + i * step))
     return digest.hexdigest()
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

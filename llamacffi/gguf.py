@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ._atomic import replacing
 from ._ffi import lib
+from ._files import file_position
 from ._gguf.files import map_file, metadata_of, parse, serialize
 from ._gguf.metadata import GgufMetadata
 from ._gguf.tensors import GgufTensor, Source, add_tensors, make_tensor, read_tensor
@@ -113,8 +114,9 @@ class Gguf(GgufMetadata):
     def from_file(cls, file: BinaryIO, *, metadata_only: bool = False) -> Self:
         """Read what begins at the position of an open file, up to its end.
 
-        The position stays.  A file of the system is mapped, and may be closed; of another object
-        the bytes are read.
+        A file of the system is mapped, and may be closed; its position never moves, so several
+        threads can read from it at once, as from an `io.BytesIO`.  Of another object the bytes are
+        read, and its position is put back: keep other threads from it meanwhile.
 
         Raises:
             LoadError: It cannot be read.
@@ -124,11 +126,13 @@ class Gguf(GgufMetadata):
             raise TypeError(f"file must be an open binary file, not {file!r}")
         name = f"the file {getattr(file, 'name', file)!r}"
         try:
-            start = file.tell()
             # Others may have a descriptor too, but of what they decompress.
             if isinstance(getattr(file, "raw", file), io.FileIO):
-                data = map_file(file.fileno(), start, name)
+                data = map_file(file.fileno(), file_position(file, file.fileno()), name)
+            elif isinstance(file, io.BytesIO):
+                data = memoryview(file.getvalue())[file.tell() :]
             else:
+                start = file.tell()
                 data = memoryview(file.read())
                 file.seek(start)
         except OSError as error:

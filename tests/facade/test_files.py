@@ -113,6 +113,58 @@ def test_the_position_is_put_back_after_an_error(path):
         assert stream.read(4) == CONTENT[4:8]
 
 
+def test_positions_are_private(path):
+    with open(path, "rb") as stream:
+        stream.seek(40)
+        with c_file(stream, offset=0) as one, c_file(stream, offset=9) as two:
+            os.lseek(stream.fileno(), 4000, os.SEEK_SET)  # as another thread may
+            assert [os.lseek(file.descriptor, 0, os.SEEK_CUR) for file in (one, two)] == [0, 9]
+            assert not lib.gguf_init_from_file_ptr(one.ptr, {"no_alloc": True})  # which reads
+            assert os.lseek(two.descriptor, 0, os.SEEK_CUR) == 9
+            assert os.lseek(stream.fileno(), 0, os.SEEK_CUR) == 4000
+
+
+def test_files_without_a_name_are_opened_anew(tmp_path):
+    memory = os.memfd_create("content")
+    deleted = open(tmp_path / "deleted", "w+b")  # noqa: SIM115
+    (tmp_path / "deleted").unlink()
+    renamed = open(tmp_path / "old", "w+b")  # noqa: SIM115
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "old").write_bytes(b"another")
+    with open(memory, "w+b") as anonymous, deleted, renamed:
+        for stream in (anonymous, deleted, renamed):
+            stream.write(CONTENT)
+            stream.seek(3)
+            with c_file(stream) as file:
+                assert os.fstat(file.descriptor).st_ino == os.fstat(stream.fileno()).st_ino
+                assert file.read(5) == CONTENT[3:8]
+            assert stream.tell() == 3
+
+
+def test_a_file_that_may_not_be_opened_again_is_copied(path, run_python):
+    if os.geteuid():
+        pytest.skip("only root can become somebody else")
+    path.chmod(0o600)
+    done = run_python(
+        f"""
+        import os
+        from llamacffi._files import c_file
+        stream = open({str(path)!r}, "rb")
+        stream.seek(7)
+        with c_file(stream):  # imports what the other user may not read
+            pass
+        os.setuid(65534)
+        with c_file(stream) as file:
+            assert os.fstat(file.descriptor).st_ino != os.fstat(stream.fileno()).st_ino
+            assert (file.offset, file.size) == (7, {len(CONTENT)})
+            assert file.read(300) == bytes(range(256))[7:] + bytes(range(51))
+        assert stream.tell() == 7
+        print("copied")
+        """
+    )
+    assert done.stdout.strip() == "copied", done.stderr
+
+
 def test_what_cannot_be_read(path, tmp_path):
     with (
         open(path) as stream,

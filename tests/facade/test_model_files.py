@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from llamacffi import (
+    Adapter,
     ArgumentError,
     Batch,
     Context,
@@ -22,6 +23,7 @@ from llamacffi import (
     ModelNotFoundError,
     lib,
 )
+from tests.facade.loras import write_lora
 
 ALIGNMENT = lib.ggml_backend_buft_get_alignment(lib.ggml_backend_cpu_buffer_type())
 
@@ -49,6 +51,67 @@ def notes(error):
 
 
 # An open file
+
+
+@pytest.mark.parametrize("buffering", [0, -1])
+def test_loads_from_one_open_file_do_not_disturb_each_other_nor_the_file(
+    demo_path, expected, buffering
+):
+    def load(**params):
+        with Model.from_file(file, offset=0, load_mode="none", **params) as model:
+            return logits(model)
+
+    def progress(_fraction):  # in the middle of a load, what others may do
+        if not moved:
+            file.seek(1234)
+            moved.append(load())
+            assert file.tell() == os.lseek(file.fileno(), 0, os.SEEK_CUR) == 1234
+            moved.append(file.read(5))
+            file.seek(77)
+
+    moved = []
+    with open(demo_path, "rb", buffering=buffering) as file:
+        got = load(progress=progress)
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == 77
+        assert np.array_equal(got, expected)
+        assert np.array_equal(moved[0], expected)
+        assert len(moved[1]) == 5
+
+
+def test_many_threads_read_one_open_file(model, demo_path, expected, tmp_path):
+    """Models, adapters and metadata, while another thread reads on."""
+    lora = write_lora(
+        tmp_path / "lora.gguf", {"blk.0.attn_output.weight": (model.n_embd,) * 2}, alpha=8.0
+    )
+    weights = demo_path.read_bytes()
+    path = tmp_path / "both.bin"
+    path.write_bytes(weights + lora.read_bytes())
+    right, done = [], threading.Event()
+
+    def read_on():
+        while not done.is_set():
+            models.seek(3)
+            right.append(models.read(8) == weights[3:11])
+
+    def load():
+        for _ in range(3):
+            with Model.from_file(models, offset=0, load_mode="none") as one:
+                right.append(np.array_equal(logits(one), expected))
+            with Adapter(model, adapters) as one, Gguf.from_file(adapters) as gguf:
+                right.append(one.alpha == gguf["adapter.lora.alpha"] == 8.0)
+
+    with open(path, "rb", buffering=0) as models, open(path, "rb") as adapters:
+        adapters.seek(len(weights))
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        reader = threading.Thread(target=read_on)
+        for thread in (reader, *threads):
+            thread.start()
+        for thread in threads:
+            thread.join()
+        done.set()
+        reader.join()
+    assert all(right)
+    assert len(right) > 18
 
 
 @pytest.mark.parametrize("offset", [0, ALIGNMENT, 4096, 7, ALIGNMENT + 1])
