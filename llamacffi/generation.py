@@ -196,7 +196,8 @@ def generate(
         prompt: Text (UTF-8 if given as bytes), or tokens.  A text is tokenized with the model's
             special tokens if it begins the sequence.
         sampler: How to choose.  It is reset first, and told of the prompt, which counts for
-            penalties.  Default `SamplerChain.default`.
+            penalties.  By default what the model's file recommends, `SamplerChain.from_model`;
+            where it recommends nothing, that chooses as `SamplerChain.default` does.
         max_tokens: Stop after so many; None goes on until the model ends or memory is full.
         stop: Stop where one of these strings appears; neither it nor what follows is in the text.
         stop_when: Called with the tokens so far, after each: a true result stops.  It may read
@@ -234,7 +235,7 @@ def generate(
     start = context.memory.next_pos(seq_id)
     tokens = _prompt_tokens(context, prompt, start, parse_special)
     _check_room(context, len(tokens), start, overflow)
-    chain = SamplerChain.default() if sampler is None else sampler
+    chain = SamplerChain.from_model(context.model) if sampler is None else sampler
     if not isinstance(chain, SamplerChain):
         raise TypeError(f"sampler must be a SamplerChain, not {sampler!r}")
     loop = Loop(context, tokens, start, seq_id, chain)

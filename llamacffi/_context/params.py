@@ -33,6 +33,9 @@ OWNED = {
 SHARING = ("gemma4-assistant", "eagle3", "dflash")
 
 INT32_MAX = 2**31 - 1
+# How long a context is that nobody has asked for: memory for all that a model was trained with may
+# be too much.
+MODEST_CTX = 4096
 ROPE = ("rope_scaling_type", "rope_freq_base", "rope_freq_scale")
 YARN = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx")
 # Of these, llama.cpp reads some only where it interpolates by YaRN.
@@ -85,6 +88,8 @@ class ContextRequest:
             struct.cb_eval_user_data = self.observer.handle
         if "n_threads_batch" not in params:
             struct.n_threads_batch = struct.n_threads
+        if "n_ctx" not in params:
+            struct.n_ctx = default_n_ctx(struct, model, self.other)
         check_ranges(struct, model)
         if model.without_weights:
             raise UnsupportedError(f"{model!r} was loaded with {model.without_weights}=True")
@@ -112,6 +117,22 @@ class ContextRequest:
             raise TypeError(f"ctx_other must be a Context, not {other!r}")
         self.other = other
         return other.ptr, other.ptr  # the pointer is what keeps it alive
+
+
+def default_n_ctx(struct: Any, model: Model, other: ContextBase | None) -> int:
+    """Return the length of a context if nobody gives one: that of the training, or a modest one.
+
+    A context that works with another has as many as that one; where the file does not tell what
+    the model was trained with, it is llama.cpp's own default.
+    """
+    if other is not None:
+        length: int = lib.llama_n_ctx(other.ptr)
+        return length
+    trained: int = lib.llama_model_n_ctx_train(model.ptr)
+    if trained <= 0:
+        own: int = struct.n_ctx
+        return own
+    return min(trained * max(1, int(struct.n_seq_max)), MODEST_CTX)
 
 
 def check_ranges(struct: Any, model: Model) -> None:

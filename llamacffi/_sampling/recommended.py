@@ -31,6 +31,9 @@ DEFAULTS: Mapping[str, int | float | str] = {
 }
 # What a sequence may call them, without "_" and "-".
 ALIASES = {"nucleus": "topp", "temp": "temperature", "typ": "typp"}
+# They never remove the best token, which is the one with a temperature of 0; of several that are
+# equally good, one that sorts may bring another to the front.
+TRUNCATING = ("topk", "topp", "minp")
 # In a sequence, but there is no setting that would switch them on.
 OFF = ("dry", "topnsigma", "typp", "adaptivep")
 
@@ -54,9 +57,15 @@ def chain_of(
         version = (Mirostat, MirostatV2)[values["mirostat"] - 1]
         yield version(tau=values["mirostat_tau"], eta=values["mirostat_eta"], seed=seed)
         return
-    for name in values["sequence"].split(";"):
-        plain = name.strip().lower().replace("_", "").replace("-", "")
-        yield from _sampler(ALIASES.get(plain, plain), values, temp, seed)
+    plain = [
+        name.strip().lower().replace("_", "").replace("-", "")
+        for name in values["sequence"].split(";")
+    ]
+    names = [ALIASES.get(name, name) for name in plain]
+    truncates = temp or "infill" in names  # which must come after top-k
+    for name in names:
+        if truncates or name not in TRUNCATING:
+            yield from _sampler(name, values, temp, seed)
     yield Dist(seed) if temp else Greedy()
 
 

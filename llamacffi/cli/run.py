@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .._context.params import MODEST_CTX
+from .._sampling.recommended import DEFAULTS
 from ..errors import ArgumentError
-from ..samplers import Dist, Greedy, MinP, Sampler, Temp, TopK, TopP
+from ..samplers import Dist, MinP, Sampler, Temp, TopK, TopP
 from ..sampling import SamplerChain
 from ..token_samplers import Penalties
 from .failure import UsageError
@@ -26,8 +28,14 @@ if TYPE_CHECKING:
     from ..model import Model
 
 DEFAULT_PROMPT = b"The llama"  # for the built-in model, which knows about llamas
-# The context without --ctx: memory for all that a model was trained with may be too much.
-MODEST_CTX = 4096
+# What `SamplerChain.from_model` calls the options.
+SETTINGS = {
+    "--temp": "temp",
+    "--top-k": "top_k",
+    "--top-p": "top_p",
+    "--min-p": "min_p",
+    "--repeat-penalty": "penalty_repeat",
+}
 
 
 def add_parser(
@@ -71,7 +79,6 @@ def add_parser(
 
 def _add_samplers(group: argparse._ArgumentGroup) -> None:
     """Add the options that become samplers, with the defaults of the facade."""
-    chain = {type(sampler): sampler for sampler in (*SamplerChain.default(), Penalties())}
     for flag, value, number, sampler, field, text in (
         ("--temp", "T", float, Temp, "t", "temperature: 0 takes the best token, above 1 is lively"),
         ("--top-k", "K", int, TopK, "k", "keep the K best; 0 keeps all"),
@@ -80,18 +87,20 @@ def _add_samplers(group: argparse._ArgumentGroup) -> None:
         ("--repeat-penalty", "R", float, Penalties, "repeat", "make repetition rarer; 1: off"),
         ("--seed", "N", int, Dist, "seed", "the same seed chooses the same tokens"),
     ):
-        known = getattr(chain[sampler], field)
+        name = SETTINGS.get(flag)
+        default = "another each time" if name is None else f"the file's, or {DEFAULTS[name]}"
         group.add_argument(
             flag,
             metavar=value,
-            type=checked(number, functools.partial(_sampler, sampler, field)),
-            default=chain[sampler],
-            help=f"{text} (default: {'another each time' if known is None else known})",
+            type=checked(number, functools.partial(_setting, sampler, field)),
+            help=f"{text} (default: {default})",
         )
 
 
-def _sampler(sampler: Callable[..., Sampler], field: str, value: float) -> Sampler:
-    return sampler(**{field: value})
+def _setting(sampler: Callable[..., Sampler], field: str, value: float) -> float:
+    """Return a number that a sampler takes."""
+    sampler(**{field: value})
+    return value
 
 
 def _add_params(group: argparse._ArgumentGroup) -> None:
@@ -184,9 +193,9 @@ def new_context(model: Model, args: argparse.Namespace) -> Context:
     """Create the context."""
     from ..context import Context
 
-    params: ContextParams = {
-        "n_ctx": min(model.n_ctx_train, MODEST_CTX) if args.ctx is None else args.ctx
-    }
+    params: ContextParams = {}
+    if args.ctx is not None:
+        params["n_ctx"] = args.ctx
     if args.threads is not None:
         params["n_threads"] = args.threads
     return Context(model, **params)
@@ -196,7 +205,7 @@ def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Na
     """Print the prompt and what is generated, token by token, then a summary."""
     from ..generation import generate
 
-    chain = SamplerChain(*samplers(args), vocab=context.model.vocab)
+    chain = SamplerChain.from_model(context.model, seed=args.seed, **settings(args))
     generation = generate(
         context, tokens, sampler=chain, max_tokens=args.max_tokens, stop=args.stop
     )
@@ -215,11 +224,10 @@ def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Na
     return code
 
 
-def samplers(args: argparse.Namespace) -> tuple[Sampler, ...]:
-    """Return the samplers that the options describe, in the order in which they work."""
-    if args.temp.t == 0:
-        return args.repeat_penalty, Greedy()
-    return args.repeat_penalty, args.top_k, args.top_p, args.min_p, args.temp, args.seed
+def settings(args: argparse.Namespace) -> dict[str, float | str]:
+    """Return what the options say of the samplers, by the names of `SamplerChain.from_model`."""
+    given = {name: getattr(args, flag[2:].replace("-", "_")) for flag, name in SETTINGS.items()}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def summary(generation: Generation, seed: int | None) -> str:

@@ -128,3 +128,17 @@ def test_the_prompt_need_not_be_utf8(cli: Cli) -> None:
     done = cli("run", "-q", "-n", 3, "--temp", 0, stdin=b"The \xff llama")
     assert done.returncode == 0
     assert done.stdout.startswith("The \N{REPLACEMENT CHARACTER} llama")
+
+
+def test_it_samples_as_the_file_recommends(cli: Cli, demo_path: Path, tmp_path: Path) -> None:
+    from llamacffi import Gguf
+
+    with Gguf.open(demo_path) as gguf:
+        gguf["general.sampling.temp"] = 0.0
+        gguf.write(path := tmp_path / "greedy.gguf")
+    args = ("run", "-q", "-n", 30, "The llama")
+    greedy = cli(*args, "-m", demo_path, "--temp", 0)
+    assert cli(*args, "-m", path).stdout == greedy.stdout
+    lively = cli(*args, "-m", path, "--temp", 1.5, "--seed", 3)
+    assert lively.stdout != greedy.stdout
+    assert lively.stdout == cli(*args, "-m", demo_path, "--temp", 1.5, "--seed", 3).stdout

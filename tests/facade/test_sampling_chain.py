@@ -313,9 +313,11 @@ def test_what_a_model_recommends(altered, chain):
         ]
         with Context(model, n_ctx=64, n_threads=1) as context:
             assert one.sample(after(context)) in range(514)
-        with SamplerChain.from_model(model, temp=0, top_k=-1, top_p=2.0) as other:
+        with SamplerChain.from_model(model, top_k=-1, top_p=2.0) as other:
             assert other[1:3] == (TopK(0), TopP(1.0))
+        with SamplerChain.from_model(model, temp=0) as other:
             assert other[-2:] == (Temp(0.0), Greedy())
+            assert not {TopK, TopP, MinP} & set(map(type, other))
         with SamplerChain.from_model(model, sequence="temp;Top-K;nucleus;dry", seed=1) as other:
             assert list(other) == [Temp(2.0), TopK(7), TopP(0.5), Dist(1)]
 

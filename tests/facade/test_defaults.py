@@ -1,0 +1,90 @@
+"""What a context and a generation are if one does not say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llamacffi import Context, Gguf, Model, SamplerChain, generate, lib
+from tests.facade.gguf_models import write_llama
+
+PROMPT = "The llama"
+
+
+def altered(path: Path, **metadata: object) -> Path:
+    """Write the built-in model with other metadata."""
+    from llamacffi import demo
+
+    with Gguf.from_bytes(demo.to_bytes()) as gguf:
+        for key, value in metadata.items():
+            gguf[key.replace("__", ".")] = value
+        gguf.write(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("trained", "params", "expected"),
+    [
+        (300, {}, 512),  # llama.cpp rounds up to whole blocks of 256
+        (768, {}, 768),
+        (4096, {}, 4096),
+        (131072, {}, 4096),
+        (131072, {"n_ctx": 700}, 768),
+        (8192, {"n_ctx": 0}, 8192),
+        (512, {"n_seq_max": 4}, 2048),  # 512 for each
+        (512, {"n_seq_max": 4, "kv_unified": True}, 2048),
+        (8192, {"n_seq_max": 4}, 4096),
+        (16, {"n_seq_max": 64}, 64 * 256),  # a block for each
+    ],
+)
+def test_a_context_is_as_long_as_the_training_up_to_a_limit(tmp_path, trained, params, expected):
+    path = write_llama(tmp_path / "model.gguf", n_layer=1)
+    with Gguf.open(path) as gguf:
+        gguf["llama.context_length"] = trained
+        gguf.write(other := tmp_path / "other.gguf")
+    with Model(other) as model, Context(model, n_threads=1, **params) as context:
+        assert context.n_ctx == expected
+
+
+def test_without_a_training_length_it_is_that_of_llama_cpp(tmp_path):
+    path = write_llama(tmp_path / "model.gguf", n_layer=1)
+    with Gguf.open(path) as gguf:
+        gguf["llama.context_length"] = 0
+        gguf.write(other := tmp_path / "other.gguf")
+    with Model(other) as model, Context(model, n_threads=1) as context:
+        assert context.n_ctx == lib.llama_context_default_params().n_ctx
+
+
+def test_a_generation_samples_as_the_file_recommends(tmp_path):
+    path = altered(tmp_path / "greedy.gguf", general__sampling__temp=0.0)
+    with Model(path) as model, Context(model, n_ctx=256, n_threads=1) as context:
+        text = generate(context, PROMPT, max_tokens=30).text()
+        context.memory.clear()
+        greedy = SamplerChain.default(temp=0)
+        assert text == generate(context, PROMPT, sampler=greedy, max_tokens=30).text()
+
+
+def test_a_generation_leaves_out_what_the_file_suppresses(tmp_path, model):
+    with Context(model, n_ctx=256, n_threads=1) as context:
+        greedy = SamplerChain.default(temp=0)
+        usual = generate(context, PROMPT, sampler=greedy, max_tokens=20)
+        usual.text()
+    ids = np.array(sorted(set(usual.tokens)), np.int32)
+    path = altered(
+        tmp_path / "quiet.gguf", general__sampling__temp=0.0, tokenizer__ggml__suppress_tokens=ids
+    )
+    with Model(path) as other, Context(other, n_ctx=256, n_threads=1) as context:
+        generation = generate(context, PROMPT, max_tokens=20)
+        generation.text()
+        assert generation.tokens
+        assert not set(generation.tokens) & set(usual.tokens)
+
+
+def test_without_a_recommendation_the_default_chain_chooses(model):
+    texts = []
+    for sampler in (SamplerChain.default(seed=5), SamplerChain.from_model(model, seed=5)):
+        with Context(model, n_ctx=256, n_threads=1) as context:
+            texts.append(generate(context, PROMPT, sampler=sampler, max_tokens=100).text())
+    assert texts[0] == texts[1]
