@@ -195,8 +195,10 @@ def generate(
         context: Where to compute.
         prompt: Text (UTF-8 if given as bytes), or tokens.  A text is tokenized with the model's
             special tokens if it begins the sequence.
-        sampler: How to choose.  It is reset first, and told of the prompt, which counts for
-            penalties.  By default what the model's file recommends, `SamplerChain.from_model`;
+        sampler: How to choose.  It is reset first, and told of what the sequence has in memory and
+            of the prompt: penalties and `DRY` count all of it.  This context must have decoded
+            those tokens; of a loaded state it knows the tokens if they were saved with it.  By
+            default what the model's file recommends, `SamplerChain.from_model`;
             where it recommends nothing, that chooses as `SamplerChain.default` does.
         max_tokens: Stop after so many; None goes on until the model ends or memory is full.
         stop: Stop where one of these strings appears; neither it nor what follows is in the text.

@@ -21,7 +21,7 @@ class Snapshot:
     of a sequence: that is valid until the next one of the same sequence.
     """
 
-    __slots__ = ("_mark", "_meta", "end", "partial", "seq_id")
+    __slots__ = ("_mark", "_meta", "_tokens", "end", "partial", "seq_id")
 
     seq_id: int
     """The sequence that it is of."""
@@ -35,6 +35,7 @@ class Snapshot:
         self.seq_id, self.partial, self.end = seq_id, partial, end
         self._mark = mark
         self._meta: Any = None
+        self._tokens: Any = None
 
     def __repr__(self) -> str:
         what = "empty" if self.end is None else f"up to position {self.end}"
@@ -79,6 +80,7 @@ class Snapshots(Remembering):
             _check_types(self, ptr, partial)
             self._snapshots[seq_id] = mark = object()  # from here on the one before is not valid
             snapshot = Snapshot(seq_id, partial, ends(ptr, seq_id).get(seq_id), mark)
+            snapshot._tokens = self._lineage.tokens.kept(seq_id)
             if snapshot.end is not None:
                 snapshot._meta = _keep(ptr, seq_id, _flags(partial))
             return snapshot
@@ -127,6 +129,8 @@ class Snapshots(Remembering):
             shared = self.kv_unified and set(ends(ptr, None)) - {target}
             replace(ptr, put, there, target, partial=snapshot.partial, copy_first=bool(shared))
             self._forget_outputs(target, snapshot.end if snapshot.partial else None)
+            if not snapshot.partial:
+                self._lineage.tokens.restored(target, snapshot._tokens)
 
 
 def _flags(partial: bool) -> int:

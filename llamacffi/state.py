@@ -213,7 +213,7 @@ class States(Remembering):
             if seq_id is None:
                 self._check_architecture(bytes(saved.data[:ARCHITECTURE_BYTES]), name)
             load(ptr, saved, seq_id, copy_first=not fits_surely(ptr, saved, seq_id))
-            self._forget_outputs(seq_id, saved.end if saved.partial else None)
+            self._forget_outputs(seq_id, saved.end if saved.partial else None, saved.tokens)
 
     def _load_plain(
         self, path: str | os.PathLike[str], seq_id: int | None, n_tokens: int
@@ -221,7 +221,7 @@ class States(Remembering):
         """Load one of llama.cpp's own files, and return its tokens."""
         with self._remembering(loading=True) as ptr:
             tokens = load_plain(ptr, path, seq_id, n_tokens)
-            self._forget_outputs(seq_id, None)
+            self._forget_outputs(seq_id, None, tokens)
             return tokens
 
     def _check_architecture(self, start: bytes, name: str) -> None:

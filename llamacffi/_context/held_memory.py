@@ -88,6 +88,8 @@ class HeldMemory:
             if self.pos_max(seq_id) >= start:  # the cells of another context: nothing happens
                 return False
             self.lineage.removed(seq_id, start)
+        else:
+            self.lineage.tokens.removed(seq_id, start, end)
         return True
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
@@ -103,6 +105,7 @@ class HeldMemory:
         lib.llama_memory_seq_cp(self.ptr, source, target, p0, p1)
         if self.unified or self.has_state:
             self.lineage.copied(source, target, min(end, last + 1))
+        self.lineage.tokens.copied(source, target, start, end)
 
     def check_state(self, source: int) -> None:
         """Raise unless the state of a recurrent sequence is where the sequence ends."""
@@ -142,6 +145,7 @@ class HeldMemory:
         if delta and start <= last < end and self.pos_max(seq_id) == last:
             raise UnsupportedError("this memory is that of ctx_other: move the tokens there")
         self.lineage.moved(seq_id)
+        self.lineage.tokens.moved(seq_id, start, end, delta)
 
     def _check_part(self, source: int, end: int, last: int) -> None:
         """Raise UnsupportedError where llama.cpp would assert, copy all, or leave a hole."""

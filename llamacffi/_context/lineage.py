@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .known_tokens import KnownTokens
+
 if TYPE_CHECKING:
     from ..batch import Batch
 
@@ -23,7 +25,7 @@ class Lineage:
 
     __slots__ = (
         *("_n_seq_max", "_recurrent", "_rolled_back", "_rolls_back", "_shared", "_undo"),
-        *("turning", "watches"),
+        *("tokens", "turning", "watches"),
     )
 
     def __init__(self, n_seq_max: int, *, recurrent: bool, rolls_back: bool) -> None:
@@ -39,10 +41,13 @@ class Lineage:
         self._rolls_back = rolls_back
         self.watches = recurrent or rolls_back
         """Whether each batch has to be told to it, and not only those of shared tokens."""
+        self.tokens = KnownTokens()
+        """Which tokens the sequences consist of; told of each batch."""
         self.cleared()
 
     def cleared(self) -> None:
         """Note that the memory is empty."""
+        self.tokens.cleared()
         self._shared: dict[int, int] = {}  # until which position
         self._undo: dict[int, int] = {}  # how many tokens
         self._rolled_back: set[int] = set()
@@ -51,6 +56,7 @@ class Lineage:
 
     def decoded(self, batch: Batch) -> None:
         """Note the tokens that a batch has added."""
+        self.tokens.decoded(batch)
         if self.turning:
             self.turning = set()
         if not (batch.is_coupled or self._rolls_back or (self._recurrent and self._shared)):
@@ -91,6 +97,7 @@ class Lineage:
 
     def removed(self, seq_id: int, start: int) -> None:
         """Note that a sequence now ends before position ``start``."""
+        self.tokens.removed(seq_id, start, END)
         self._undo.pop(seq_id, None)
         if self._rolls_back and start:
             self._rolled_back.add(seq_id)

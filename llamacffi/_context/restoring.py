@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +75,26 @@ class Remembering(Threads):
             yield ptr
         drain()
 
-    def _forget_outputs(self, seq_id: int | None, end: int | None) -> None:
-        """Note that a state was loaded; ``end`` is where a partial one has taken its sequence."""
+    def _forget_outputs(
+        self, seq_id: int | None, end: int | None, tokens: Sequence[int] = ()
+    ) -> None:
+        """Note that a state was loaded.
+
+        Args:
+            seq_id: Into which sequence; None is all.
+            end: Where a partial one has taken its sequence; None if it was whole.
+            tokens: What was saved with it.
+        """
         self._outputs = None  # they are not those of what is in memory now
         if seq_id is not None and end is not None:
             self._lineage.removed(seq_id, end + 1)
         else:
             self._lineage.loaded(seq_id)
+            there = ends(self.ptr, seq_id)
+            if len(there) == 1:  # else nobody knows of which sequence they are
+                number, last = there.popitem()
+                if last < len(tokens) and all(0 <= one < self._sizes[1] for one in tokens):
+                    self._lineage.tokens.put(number, range(last + 1), tokens[: last + 1])
 
 
 def save(

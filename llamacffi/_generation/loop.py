@@ -163,7 +163,9 @@ class Loop:
             if self.context._feeds_decoder:
                 self.encode_prompt()
             else:
-                chain.accept_prompt(self.prompt)
+                # Penalties look at the whole text, of which earlier turns are a part.
+                earlier = self.context._lineage.tokens.before(self.seq_id, start)
+                chain.accept_prompt([*earlier, *self.prompt])
                 self.decode_prompt()
         except BaseException:
             # What made it fail may keep this from succeeding too: then that is what to tell.

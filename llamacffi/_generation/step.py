@@ -58,6 +58,7 @@ class Step:
         if chosen is None:
             context.decode(batch)
             return chain.sample(context)
+        context._lineage.tokens.one(self._seq_id, pos, token)
         drain()
         if chosen < 0:
             raise chain._failure(chosen)

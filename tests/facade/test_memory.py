@@ -1,4 +1,4 @@
-"""Sequence memory behaves like a dict of sets of positions."""
+"""Sequence memory behaves like a dict of sets of tokens with positions."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def within(p0, p1):
     return lambda pos: (p0 is None or p0 <= pos) and (p1 is None or pos < p1)
 
 
+def part(found, inside):
+    """Return those of tokens with positions that are inside."""
+    return {one for one in found if inside(one[0])}
+
+
 class MemoryMachine(RuleBasedStateMachine):
     """Does the same to a context and to a dict, and compares."""
 
@@ -48,13 +53,13 @@ class MemoryMachine(RuleBasedStateMachine):
         tokens=st.lists(st.integers(0, 513), min_size=1, max_size=4),
     )
     def decode(self, seq_id, other, tokens):
-        start = max(self.expected[seq_id], default=-1) + 1
+        start = max(self.positions(seq_id), default=-1) + 1
         both = {seq_id, other} if self.expected[seq_id] == self.expected[other] else {seq_id}
         batch = Batch(4, n_seq_max=2)
         batch.add(tokens, pos=start, seq_ids=both)
         self.context.decode(batch)
         for one in both:
-            self.expected[one] |= set(range(start, start + len(tokens)))
+            self.expected[one] |= set(enumerate(tokens, start))
         self.related |= both if len(both) > 1 else set()
         self.added += len(tokens)
         assert self.context.logits() == close_to(logits_after(tokens)[-1])
@@ -62,18 +67,18 @@ class MemoryMachine(RuleBasedStateMachine):
     @rule(seq_id=seq_ids, p0=ends, p1=ends)
     def remove(self, seq_id, p0, p1):
         assert self.memory.remove(seq_id, p0, p1) is True
-        self.expected[seq_id] -= set(filter(within(p0, p1), self.expected[seq_id]))
+        self.expected[seq_id] -= part(self.expected[seq_id], within(p0, p1))
 
     @rule(p0=ends, p1=ends)
     def remove_everywhere(self, p0, p1):
         assert self.memory.remove(p0=p0, p1=p1) is True
-        for positions in self.expected.values():
-            positions -= set(filter(within(p0, p1), positions))
+        for found in self.expected.values():
+            found -= part(found, within(p0, p1))
 
     @rule(source=seq_ids, to=seq_ids, p0=ends, p1=ends)
     def copy(self, source, to, p0, p1):
         self.memory.copy(source, to, p0, p1)
-        self.expected[to] |= set(filter(within(p0, p1), self.expected[source]))
+        self.expected[to] |= part(self.expected[source], within(p0, p1))
         self.related |= {source, to}
 
     @rule(source=seq_ids, to=seq_ids)
@@ -100,25 +105,28 @@ class MemoryMachine(RuleBasedStateMachine):
     @rule(seq_id=seq_ids, delta=st.integers(-12, 12), p0=ends, p1=ends)
     def shift(self, seq_id, delta, p0, p1):
         found, inside = self.expected[seq_id], within(p0, p1)
-        span = range(max(p0 or 0, min(found)), max(found) + 1) if found else ()
+        there = self.positions(seq_id)
+        span = range(max(p0 or 0, min(there)), max(there) + 1) if found else ()
         if any(map(inside, span)) and span[0] + delta < 0:
             with pytest.raises((ArgumentError, UnsupportedError)):
                 self.memory.shift(seq_id, delta, p0, p1)
         elif self.succeeds(seq_id, lambda: self.memory.shift(seq_id, delta, p0, p1)):
-            self.expected[seq_id] = {pos + delta * inside(pos) for pos in found}
+            self.expected[seq_id] = {(pos + delta * inside(pos), token) for pos, token in found}
 
     @rule(seq_id=seq_ids, d=st.integers(1, 3), p0=ends, p1=ends)
     def divide(self, seq_id, d, p0, p1):
         found, inside = self.expected[seq_id], within(p0, p1)
         if self.succeeds(seq_id, lambda: self.memory.divide(seq_id, d, p0, p1)):
-            self.expected[seq_id] = {pos // d if inside(pos) else pos for pos in found}
+            self.expected[seq_id] = {
+                (pos // d if inside(pos) else pos, token) for pos, token in found
+            }
 
     @rule(seq_id=seq_ids, p0=st.integers(0, 8), n=st.integers(0, 6))
     def cut(self, seq_id, p0, n):
         found = self.expected[seq_id]
         if self.succeeds(seq_id, lambda: self.memory.cut(seq_id, p0, p0 + n)):
-            after = {pos - n for pos in found if pos >= p0 + n}
-            self.expected[seq_id] = {pos for pos in found if pos < p0} | after
+            after = {(pos - n, token) for pos, token in found if pos >= p0 + n}
+            self.expected[seq_id] = part(found, within(None, p0)) | after
 
     @rule(data=st.booleans())
     def clear(self, data):
@@ -129,10 +137,20 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @invariant()
     def ends_agree(self):
-        for seq_id, positions in self.expected.items():
+        for seq_id in self.expected:
+            positions = self.positions(seq_id)
             assert self.memory.pos_min(seq_id) == min(positions, default=None)
             assert self.memory.pos_max(seq_id) == max(positions, default=None)
             assert self.memory.next_pos(seq_id) == max(positions, default=-1) + 1
+
+    @invariant()
+    def tokens_are_known(self):
+        for seq_id, found in self.expected.items():
+            known = self.context._lineage.tokens
+            assert known.before(seq_id, N_CTX) == [token for _pos, token in sorted(found)]
+
+    def positions(self, seq_id):
+        return {pos for pos, _token in self.expected[seq_id]}
 
     def teardown(self):
         self.context.close()

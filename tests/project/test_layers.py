@@ -52,7 +52,8 @@ _model.making _model.saving hub
 model
 _batch.ext _batch.input
 _batch.arrays
-batch _context.lineage
+batch _context.known_tokens
+_context.lineage
 _context.held_memory
 memory
 _lora
