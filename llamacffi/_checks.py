@@ -49,6 +49,37 @@ def check_int(name: str, value: Any, least: int, most: int, remedy: str = "") ->
         raise ArgumentError(f"{name}={value} is not in {least} to {most}{remedy}")
 
 
+def checked_indices(name: str, values: Any) -> list[int]:
+    """Return what names some of several as a list of ints, each once.
+
+    Args:
+        name: What to call the values.
+        values: Integers.
+
+    Raises:
+        TypeError: They are no integers; True and False are none either.
+        ArgumentError: One is given twice, as in flags of 0 and 1.
+    """
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"{name} must be integers, not {values!r}")
+    try:
+        given = list(values)
+        numbers = [operator.index(one) for one in given]
+    except TypeError:
+        raise TypeError(f"{name} must be integers, not {values!r}") from None
+    if any(isinstance(one, bool) for one in given):
+        raise TypeError(
+            f"{name} must be numbers and no flags: give the indices of those that are "
+            f"True, and not {values!r}"
+        )
+    if len(set(numbers)) < len(numbers):
+        twice = next(one for one in numbers if numbers.count(one) > 1)
+        raise ArgumentError(
+            f"{name} names {twice} twice: it takes the number of each once, and no flags of 0 and 1"
+        )
+    return numbers
+
+
 def check_number(
     name: str, value: Any, least: float = -FLOAT_MAX, most: float = FLOAT_MAX, remedy: str = ""
 ) -> None:

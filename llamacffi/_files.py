@@ -1,7 +1,7 @@
 """What Python can read from, as a ``FILE *`` for C: an open file, a descriptor, or bytes.
 
-C gets a file of its own, opened anew, so that its position is private: the caller's never moves, and
-several threads can read from one open file at once.
+C gets a file of its own, opened anew, so that its position is private: the caller's never moves,
+and several threads can read from one open file at once.
 """
 
 from __future__ import annotations

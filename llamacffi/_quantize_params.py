@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._checks import checked_indices
 from ._ffi import ffi, lib
 from ._generated.enums import Ftype, GgmlType
 from ._gguf.types import ggml_type, scaled_weights
@@ -174,9 +175,7 @@ def _prune_layers(value: Any, files: list[Gguf]) -> tuple[Any, object]:
     """Return the layers to leave out as an ``int32_t[]`` that ends with -1."""
     if value is None:
         return ffi.NULL, None
-    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
-        raise TypeError(f"prune_layers must be numbers of layers, not {value!r}")
-    layers = sorted({CONVERTERS["int"]("prune_layers", one) for one in value})
+    layers = sorted(checked_indices("prune_layers", value))
     architecture = files[0].get("general.architecture")
     n = files[0].get(f"{architecture}.block_count", 0)
     assert isinstance(n, int)

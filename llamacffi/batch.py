@@ -85,8 +85,9 @@ class Batch(BatchArrays):
             tokens: Token ids; an integer array is the fastest.
             pos: The position of the first, and the others follow; or an array of all positions.
             seq_ids: The sequences that they all belong to, 1 to `n_seq_max`.
-            logits: Which of them get an output: the last, all, none; or a mask of booleans; or
-                indices into ``tokens``.
+            logits: Which of them get an output: the last, all, none; or a mask of booleans, one
+                for each; or indices into ``tokens``, each once.  Integers are always indices:
+                llama.cpp's own flags, 0 and 1, become a mask with ``flags.astype(bool)``.
             embeddings: The hidden state of each, ``[len(tokens), n_embd]``: for the contexts of
                 draft models (``ctx_type="mtp"``, or ``ctx_other``) alone.
 
@@ -94,8 +95,8 @@ class Batch(BatchArrays):
             Their indices in the batch, for `Context.logits`.
 
         Raises:
-            ArgumentError: They do not fit, a value is out of range, or the batch has embeddings
-                alone.
+            ArgumentError: They do not fit, a value is out of range, ``logits`` looks like flags of
+                0 and 1, or the batch has embeddings alone.
             TypeError: ``tokens``, ``pos`` or ``seq_ids`` are no integers, or ``embeddings`` no
                 floats.
             BusyError: Another thread is decoding the batch.

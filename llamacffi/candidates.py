@@ -190,16 +190,20 @@ class Candidates(Pointer):
         """Remove all others.
 
         Args:
-            which: As numpy selects: a mask ``[size]`` of bool, or indices in their new order.
+            which: As numpy selects: a mask ``[size]`` of bool, or indices in their new order, each
+                once.  Integers are always indices: flags of 0 and 1 become a mask with
+                ``flags.astype(bool)``.
 
         Raises:
-            ArgumentError: None would be left, or more than there are.
+            ArgumentError: None would be left, one is named twice, or the integers are flags.
             IndexError: There is no such index.
         """
         import numpy as np
 
         data = self.data
         index = np.asarray(which)
+        if index.ndim == 1 and index.size and index.dtype.kind in "iu":
+            _check_indices(index, data.size)
         kept = data[index if index.size else np.zeros(0, int)]
         if kept.ndim != 1 or not 1 <= kept.size <= data.size:
             raise ArgumentError(f"cannot keep {kept.size} of {data.size} candidates")
@@ -252,6 +256,20 @@ def _token_ids(ids: npt.ArrayLike | None, n: int) -> npt.NDArray[Any]:
     if tokens.min() < 0 or tokens.max() > INT32_MAX:
         raise ArgumentError(f"ids must be tokens: {tokens.min()} to {tokens.max()} are not all")
     return tokens
+
+
+def _check_indices(index: npt.NDArray[Any], n: int) -> None:
+    """Raise ArgumentError for integers that name one of ``n`` candidates twice, or are flags."""
+    import numpy as np
+
+    # Indices of both signs can be of the same; flags are as long as there are candidates.
+    twice = len(np.unique(np.where(index < 0, index + np.int64(n), index))) < len(index)
+    flags = index.dtype.itemsize == 1 and len(index) == n and index.max() <= 1
+    if twice or flags:
+        raise ArgumentError(
+            "a candidate is kept once: give the index of each once, or a mask of bools, which "
+            f"flags.astype(bool) is; not {index!r:.200}"
+        )
 
 
 def problem(code: int) -> LlamaError:

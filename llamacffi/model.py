@@ -125,8 +125,10 @@ class Model(ModelInfo):
         """Load from an open file, a descriptor, or bytes.
 
         The file is mapped or read as one given by its path would be, wherever the GGUF begins in
-        it.  It stays open, where it was, and is not needed any more; do not use it meanwhile in
-        another thread.  Bytes are copied once, to memory that the model keeps.
+        it.  It stays open, where it was, and is not needed any more.  Its position never moves:
+        other threads may read it meanwhile, or load from it too.  A file that may not be opened
+        again, as one whose rights this process has given up, is copied into memory first.  Bytes
+        are copied once, to memory that the model keeps.
 
         Args:
             file: A binary file with a descriptor, a descriptor, or bytes, a bytearray, a memoryview

@@ -7,7 +7,6 @@ runs one graph at a time; ggml does not check that, so each has a lock.
 from __future__ import annotations
 
 import functools
-import operator
 import os
 import weakref
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import backend
+from ._checks import checked_indices
 from ._ffi import ffi, lib
 from ._handle import Exclusive, Handle, own
 from ._params import enum_number, fill
@@ -71,8 +71,8 @@ class Threadpool(Handle):
 
         Args:
             n_threads: How many; one for each of ``cpus`` or, without them, for each physical core.
-            cpus: The numbers of the processors to run on; without them, where the calling thread
-                may run.
+            cpus: The numbers of the processors to run on, each once; a mask is none.  Without
+                them, where the calling thread may run.
             priority: ``"low"``, ``"normal"``, ``"medium"``, ``"high"`` or ``"realtime"``; those
                 above normal need a privilege.
             poll: How long a thread spins for the next graph before it sleeps, 0 to 100: not at all,
@@ -193,7 +193,7 @@ def _struct(params: dict[str, Any], cpus: frozenset[int] | None) -> Any:
 
 def _cpu_numbers(cpus: Iterable[int]) -> frozenset[int]:
     """Return the numbers of some processors, if ggml can have them."""
-    numbers = frozenset(operator.index(cpu) for cpu in cpus)
+    numbers = frozenset(checked_indices("cpus", cpus))
     limit = lib.GGML_MAX_N_THREADS
     if not numbers:
         raise ArgumentError("cpus is empty: name at least one processor")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from .._checks import checked_indices
 from .._ffi import ffi, lib
 from ..errors import ArgumentError
 
@@ -62,6 +63,8 @@ def embedding_rows(embeddings: npt.ArrayLike, n_embd: int) -> npt.NDArray[np.flo
 
 def position_array(pos: Positions, n: int, sections: bool) -> npt.NDArray[np.integer[Any]]:
     """Return the positions of ``n`` entries, as ``[n]`` or, where allowed, ``[SECTIONS, n]``."""
+    if isinstance(pos, bool):
+        raise TypeError(f"pos must be an integer or an array of integers, not {pos!r}")
     try:
         first = operator.index(pos)  # type: ignore[arg-type]
     except TypeError:
@@ -97,6 +100,12 @@ def output_flags(logits: Logits, n: int) -> npt.NDArray[np.bool_] | bool | None:
     if array.ndim == 1 and (array.dtype.kind in "iu" or not array.size):
         flags = np.zeros(n, np.bool_)
         if array.size:
+            if looks_like_flags(array, n) or _has_bools(logits):
+                raise ArgumentError(
+                    f"logits looks like flags of 0 and 1, and integers are indices: give "
+                    f"np.asarray(logits, bool), a mask of {n} booleans, or each index once, not "
+                    f"{logits!r}"
+                )
             if not -n <= array.min() <= array.max() < n:
                 raise ArgumentError(
                     f"logits has indices {array.min()} to {array.max()}, not of {n} tokens"
@@ -108,9 +117,27 @@ def output_flags(logits: Logits, n: int) -> npt.NDArray[np.bool_] | bool | None:
     )
 
 
+def looks_like_flags(indices: npt.NDArray[np.integer[Any]], n: int) -> bool:
+    """Return whether integers are no indices into ``n`` entries but a 0 or 1 for each of them.
+
+    An index is given once.  Where two entries leave that open, indices are in order; and llama.cpp
+    keeps its flags in 8 bits.
+    """
+    if len(np.unique(indices)) < len(indices):
+        return True
+    if len(indices) != n or indices.max() > 1 or indices.min() < 0:
+        return False
+    return indices.dtype.itemsize == 1 or indices[0] > indices[-1]
+
+
+def _has_bools(values: object) -> bool:
+    """Return whether there are bools in a list, of which numpy makes integers beside others."""
+    return isinstance(values, (list, tuple)) and bool in set(map(type, values))
+
+
 def sequence_ids(seq_ids: Iterable[int], n_seq_max: int) -> list[int]:
     """Return the sequences of an entry, each once and in order."""
-    ids = sorted(set(map(operator.index, seq_ids)))
+    ids = sorted(checked_indices("seq_ids", seq_ids))
     if not 1 <= len(ids) <= n_seq_max or not 0 <= ids[0] <= ids[-1] <= INT32.max:
         raise ArgumentError(f"seq_ids must be 1 to {n_seq_max} ids >= 0, not {ids}")
     return ids

@@ -131,6 +131,62 @@ def test_a_batch_of_exactly_these_tokens():
         Batch.from_tokens([1], seq_ids=())
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64, list])
+@pytest.mark.parametrize("flags", [(0, 0, 1), (1, 1, 1), (0, 0, 0), (1, 0), (0, 1, 0, 0, 1, 1)])
+def test_flags_of_0_and_1_are_not_read_as_indices(flags, dtype):
+    """They would be outputs of other tokens, without a word."""
+    tokens = range(len(flags))
+    logits = list(flags) if dtype is list else np.array(flags, dtype)
+    batch, rows = Batch(8), np.zeros((len(flags), 4), np.float32)
+    with pytest.raises(ArgumentError, match=r"flags of 0 and 1.*mask of .* booleans"):
+        batch.add(tokens, logits=logits)
+    with pytest.raises(ArgumentError, match="flags of 0 and 1"):
+        Batch(8, n_embd=4).add_embeddings(rows, logits=logits)
+    with pytest.raises(ArgumentError, match="flags of 0 and 1"):
+        Batch.from_tokens(tokens, logits=logits)
+    assert len(batch) == 0
+    batch.add(tokens, logits=np.asarray(logits, bool))
+    assert list(batch.outputs()) == list(flags)
+    batch.clear()
+    batch.add(tokens, logits=[flag == 1 for flag in flags])
+    assert list(batch.outputs()) == list(flags)
+    batch.clear()
+    batch.add(tokens, logits=np.flatnonzero(logits))
+    assert list(batch.outputs()) == list(flags)
+
+
+@pytest.mark.parametrize(
+    ("logits", "outputs"),
+    [
+        ([0, 1], [1, 1]),
+        (np.int8([1]), [0, 1]),
+        (range(1), [1, 0]),
+        ([-1, 0], [1, 1]),
+        ([-1], [0, 1]),
+        ([], [0, 0]),
+    ],
+)
+def test_indices_of_outputs(logits, outputs):
+    assert list(Batch.from_tokens([5, 6], logits=logits).outputs()) == outputs
+
+
+def test_flags_among_other_arguments():
+    for logits in ([True, 2], [True, 1, 0], np.int8([0])):
+        with pytest.raises(ArgumentError, match="flags of 0 and 1"):
+            Batch.from_tokens([1, 2, 3][: 1 if len(logits) == 1 else 3], logits=logits)
+    batch = Batch(8, n_seq_max=4)
+    for seq_ids in ([1, 0, 1, 0], np.int8([0, 0, 1]), (2, 2)):
+        with pytest.raises(ArgumentError, match=r"seq_ids names . twice.*no flags"):
+            batch.add([1], seq_ids=seq_ids)
+    for seq_ids in ([True, False], np.array([True, False]), (0, True), "01", 0):
+        with pytest.raises(TypeError, match="seq_ids must be"):
+            batch.add([1], seq_ids=seq_ids)
+    for pos in (True, np.True_, [True, False]):
+        with pytest.raises(TypeError, match="pos must be"):
+            batch.add([1, 2], pos=pos)
+    assert len(batch) == 0
+
+
 @pytest.mark.parametrize("dtype", INT_TYPES)
 def test_every_integer_type(dtype):
     batch = Batch(4)

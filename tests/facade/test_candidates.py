@@ -105,8 +105,17 @@ def test_removing():
     candidates.selected = 2
     candidates.keep([3, 0])
     assert (candidates.id.tolist(), candidates.selected) == ([7, 4], None)
-    for which in ([], [False, False], [0, 1, 0], np.array([], int)):
+    for which in ([], [False, False], np.array([], int)):
         with pytest.raises(ArgumentError, match="cannot keep"):
+            candidates.keep(which)
+    for which in (
+        [0, 1, 0],
+        [1, 1],
+        [0, -2],
+        np.array([1, 0], np.int8),
+        np.array([0, 1], np.uint8),
+    ):
+        with pytest.raises(ArgumentError, match="kept once"):
             candidates.keep(which)
     with pytest.raises(IndexError):
         candidates.keep([2])

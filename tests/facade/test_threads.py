@@ -61,6 +61,7 @@ def cpus():
         ({"poll": 101}, r"poll=101 is not in 0 to 100"),
         ({"poll": -1}, r"poll=-1"),
         ({"cpus": []}, r"cpus is empty"),
+        ({"cpus": [1, 0, 1, 1]}, r"cpus names 1 twice.*no flags"),
         ({"cpus": [512]}, r"cpus=\[512\] are not in 0 to 511"),
         ({"cpus": [-1, 0]}, r"cpus=\[-1\]"),
         ({"cpus": [511]}, r"cpus=\[511\] cannot be used"),
