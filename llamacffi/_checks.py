@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
+import warnings
 from typing import Any, SupportsFloat
 
 from ._params import FLOAT_MAX
@@ -113,3 +115,11 @@ def check_text(name: str, value: Any) -> bytes:
         return value.encode()
     except UnicodeEncodeError as error:
         raise ArgumentError(f"{name} has a lone surrogate at index {error.start}") from None
+
+
+def warn(message: str) -> None:
+    """Warn at the line outside of this package that led here."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -234,7 +234,8 @@ class Gguf(GgufMetadata):
             data: Numbers; or for a quantized ``type`` its blocks as they are, ``[..., bytes of a
                 row]`` uint8; or a tensor of this or another `Gguf`.  An array that need not be
                 converted is not copied: do not change it until this is written.
-            type: What to convert it to; omitted, it is what it is.
+            type: What to convert it to; omitted, it is what it is.  An array of float64 is then
+                stored with a `RuntimeWarning`: no model computes with such weights.
             imatrix: For quantized types: how much each column matters, ``[columns]``.
 
         Returns:

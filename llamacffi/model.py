@@ -14,6 +14,7 @@ from ._handle import own
 from ._model.info import ModelInfo
 from ._model.loading import load_file, load_path, load_splits
 from ._model.params import model_params, used_devices
+from ._model.weight_types import check_weight_types
 from .errors import ForkError
 from .log import drain
 from .vocab import Vocab
@@ -104,7 +105,8 @@ class Model(ModelInfo):
         Raises:
             ModelNotFoundError: There is no such file, or another file of the model is missing.
             LoadError: The file cannot be read, is no GGUF, or llama.cpp cannot load it; the lines
-                of its log are in the notes.
+                of its log are in the notes.  Or a tensor has a type that the processor cannot
+                compute with.
             ArgumentError: A parameter is out of range, or two do not go together.
             BackendUnavailableError: There is no such device.
 
@@ -289,6 +291,7 @@ class Model(ModelInfo):
         progress = given.get("progress")
         # C may read what the parameters point to as long as the model lives.
         owner = own(load(struct, progress), lib.llama_model_free, keep)
+        check_weight_types(owner, name)
         self._name = name
         self._vocab: weakref.ref[Vocab] | None = None
         left_out = (name for name in ("vocab_only", "no_alloc") if getattr(struct, name))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._checks import warn
 from .._ffi import ffi, lib
 from .._generated.enums import GgmlType
 from ..errors import ClosedError, GgufError
@@ -248,6 +249,11 @@ def make_tensor(
             raise GgufError(
                 f"{name!r} is an array of {array.dtype}; tensors are of "
                 f"{', '.join(str(one) for one in TYPES)}, or say type="
+            )
+        if type_ == GgmlType.F64:
+            warn(
+                f"{name!r} is an array of float64 and is stored as F64, which no model computes "
+                "with: give type='f32', or type='f64' if it is meant"
             )
     type_ = ggml_type(type_)
     blocks = array.ndim and array.dtype == np.uint8 and type_ not in DTYPES

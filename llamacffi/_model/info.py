@@ -13,7 +13,7 @@ from .._ffi import ffi, lib
 from .._handle import Handle
 from .._text import read_bytes, read_metadata
 from ..errors import ArgumentError, UnsupportedError
-from .weights import weights_identity
+from .weights import tensors, weights_identity
 
 if TYPE_CHECKING:
     from .._generated.enums import Ftype, RopeType
@@ -334,7 +334,7 @@ class ModelInfo(Handle):
         Source: ``ggml_backend_buffer_name``.
         """
         found: dict[str, int] = {}
-        for tensor in _tensors(self.ptr):
+        for tensor in tensors(self.ptr):
             if tensor.buffer != ffi.NULL:
                 name = text(lib.ggml_backend_buffer_name(tensor.buffer))
                 found[name] = found.get(name, 0) + lib.ggml_nbytes(tensor)
@@ -365,15 +365,9 @@ class Metadata(Mapping[str, str]):
         return repr(self._values)
 
 
-def _tensors(ptr: Any) -> Iterator[Any]:
-    """Yield the tensors of a model; one that is used in two places may come twice."""
-    for i in range(lib.llamacffi_model_n_tensors(ptr)):
-        yield lib.llamacffi_model_tensor(ptr, i)
-
-
 def weights(ptr: Any) -> Iterator[Any]:
     """Yield the tensors of a model, each once."""
-    return iter({bytes(ffi.string(tensor.name)): tensor for tensor in _tensors(ptr)}.values())
+    return iter({bytes(ffi.string(tensor.name)): tensor for tensor in tensors(ptr)}.values())
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import backend
+from .._checks import warn
 from .._devices import Device, text
 from .._ffi import ffi, lib
 from .._params import CONVERTERS, Converter, fill
@@ -218,15 +217,6 @@ def tensor_split(value: Any) -> tuple[Any, object]:
     array = ffi.new("float[]", limit)  # llama.cpp reads them all
     array[0 : len(parts)] = parts
     return array, array
-
-
-def warn(message: str) -> None:
-    """Warn at the line outside of this package that led here."""
-    frame, level = sys._getframe(), 1
-    package = __name__.partition(".")[0]
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
 MODEL_CONVERTERS: Mapping[str, Converter] = {

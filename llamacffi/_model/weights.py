@@ -17,7 +17,7 @@ def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Return the shape of each weight of a model by its name, in ggml's order, all dimensions."""
     return {
         ffi.string(tensor.name).decode(errors="replace"): tuple(tensor.ne)
-        for tensor in _tensors(model)
+        for tensor in tensors(model)
     }
 
 
@@ -33,7 +33,7 @@ def weights_identity(model: Any, metadata: Mapping[str, str]) -> dict[str, str]:
     parts = {name: hashlib.blake2b(digest_size=8) for name in IDENTITY}
     for key in sorted(key for key in metadata if key.startswith(f"{architecture}.")):
         parts["layout"].update(f"{key}={metadata[key]}\n".encode())
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         name = bytes(ffi.string(tensor.name))
         shape = tuple(tensor.ne)
         parts["layout"].update(b"%s %d %r\n" % (name, tensor.type, shape))
@@ -55,7 +55,8 @@ def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(part) == other.get(part) for part in ("layout", comparable))
 
 
-def _tensors(model: Any) -> Iterator[Any]:
+def tensors(model: Any) -> Iterator[Any]:
+    """Yield the tensors of a model; one that is used in two places may come twice."""
     for i in range(lib.llamacffi_model_n_tensors(model)):
         yield lib.llamacffi_model_tensor(model, i)
 

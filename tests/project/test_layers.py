@@ -28,7 +28,7 @@ _gguf.metadata _gguf.tensors
 _gguf.files
 gguf
 shards
-_sources _model.weights _context.planning
+_sources _model.weights _model.weight_types _context.planning
 _backend_files _build_info _cores _devices
 interop
 backend

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,25 @@ def completion_program(root: Path) -> Path:
     if not found:
         pytest.skip("llama-completion is not built: run `make reference`")
     return found[0]
+
+
+@pytest.fixture(scope="session")
+def programs(root: Path) -> Path:
+    """The directory of upstream's programs."""
+    found = sorted(root.glob("build/*/bin/test-llama-archs"))
+    if not found:
+        pytest.skip("upstream's programs are not built: run `make reference`")
+    return found[0].parent
+
+
+@pytest.fixture(scope="session")
+def models(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a model of each architecture; some 900 MB, removed at the end."""
+    directory = tmp_path_factory.mktemp("architectures")
+    command = [programs / "test-llama-archs", "-s", "1234", "-o", directory]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,8 @@ That program saves a small random model of each; llama-results computes the logi
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,6 @@ from llamacffi import Batch, Context, Gguf, Model, UnsupportedError
 # Longer than the sliding windows of these models, 32 tokens.
 PROMPT = "the quick brown fox jumps over the lazy dog and runs" * 4
 N_CTX = 256
-
-
-@pytest.fixture(scope="session")
-def programs(root: Path) -> Path:
-    """The directory of upstream's programs."""
-    found = sorted(root.glob("build/*/bin/test-llama-archs"))
-    if not found:
-        pytest.skip("upstream's programs are not built: run `make reference`")
-    return found[0].parent
-
-
-@pytest.fixture(scope="session")
-def models(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with a model of each architecture; some 900 MB, removed at the end."""
-    directory = tmp_path_factory.mktemp("architectures")
-    command = [programs / "test-llama-archs", "-s", "1234", "-o", directory]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    yield directory
-    shutil.rmtree(directory)
 
 
 @pytest.fixture
