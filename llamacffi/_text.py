@@ -12,6 +12,8 @@ from .errors import ArgumentError, TokenizeError
 
 Text: TypeAlias = str | bytes | bytearray | memoryview
 
+MEBIBYTE = 2**20
+
 # Buffers that C fills need not be cleared first.
 new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
@@ -148,11 +150,17 @@ class StopFinder:
 
 
 def encode(text: Text) -> bytes:
-    """Return a text as UTF-8."""
-    if isinstance(text, bytes):
-        return text
-    if isinstance(text, bytearray | memoryview):
-        return bytes(text)  # a copy, which nobody changes while C reads it
+    """Return a text as UTF-8.
+
+    Raises:
+        TokenizeError: It has a lone surrogate, or bytes that are not UTF-8.
+        TypeError: It is no text.
+    """
+    if isinstance(text, bytes | bytearray | memoryview):
+        data = bytes(text)  # of what can change a copy, which nobody does while C reads it
+        if not data.isascii():
+            _check_utf8(data)
+        return data
     if not isinstance(text, str):
         raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
     try:
@@ -160,7 +168,26 @@ def encode(text: Text) -> bytes:
     except UnicodeEncodeError as error:
         raise TokenizeError(
             f"the text has a lone surrogate at index {error.start}, which UTF-8 cannot encode; "
-            "give bytes, or clean it with text.encode('utf-8', 'replace')"
+            "clean it with text.encode('utf-8', 'replace')"
+        ) from None
+
+
+def _check_utf8(data: bytes) -> None:
+    """Raise unless bytes are UTF-8; each tokenizer would read others as it likes, in silence."""
+    decoder, start, waiting = codecs.getincrementaldecoder("utf-8")(), 0, 0
+    try:
+        if len(data) <= MEBIBYTE:
+            data.decode()
+            return
+        for start in range(0, len(data), MEBIBYTE):  # decoded, all could be four times as long
+            waiting = len(decoder.getstate()[0])
+            end = start + MEBIBYTE
+            decoder.decode(data[start:end], final=end >= len(data))
+    except UnicodeDecodeError as error:
+        at = start - waiting + error.start
+        raise TokenizeError(
+            f"the text is not UTF-8: byte {at} is {data[at]:#04x} ({error.reason}); decode it "
+            "first, as text.decode('latin-1') or text.decode(errors='replace') do"
         ) from None
 
 

@@ -65,7 +65,8 @@ class Vocab(Entries):
             Token ids, an empty list for an empty text without special tokens.
 
         Raises:
-            TokenizeError: The text is no valid Unicode, or this vocabulary cannot tokenize it.
+            TokenizeError: The text has a lone surrogate, or bytes that are not UTF-8; or this
+                vocabulary cannot tokenize it.
             ClosedError: The model is closed.
 
         Source: ``llama_tokenize``.

@@ -79,16 +79,25 @@ def test_threads_out_of_range(model, n_threads):
 
 
 @pytest.mark.parametrize("n_threads", THREADS)
-def test_the_first_text_that_fails_is_reported(vocabularies, n_threads):
+def test_the_first_text_that_fails_is_reported(tmp_path, n_threads):
     """Whatever the threads do; the others go on to work."""
-    vocab = vocabularies["gpt-2"]
-    bad = b"\xf4\x90\x80\x80"  # a code point beyond the last
-    batch: list[str | bytes] = [*texts(300), bad, *texts(300), bad]
-    for _ in range(5):
-        with pytest.raises(TokenizeError, match=r"text 300: .*invalid codepoint") as caught:
-            vocab.tokenize_batch(batch, n_threads=n_threads)
+    path = write_vocab(tmp_path / "no-bytes.gguf", "llama", ["▁", "a", "b"])
+    with Model(path, vocab_only=True) as model:
+        vocab = model.vocab
+        batch = [*["ab " * 40] * 300, "abc", *["ab " * 40] * 300, "abc"]
+        flags = {"add_special": False, "n_threads": n_threads}
+        for _ in range(5):
+            with pytest.raises(TokenizeError, match=r"text 300: .*no token for a part") as caught:
+                vocab.tokenize_batch(batch, **flags)
+            assert caught.value.index == 300
+        assert vocab.tokenize_batch(["ab"], **flags) == [[0, 1, 2]]
+        with pytest.raises(TokenizeError, match=r"text 300: .* not UTF-8") as caught:
+            vocab.tokenize_batch([*batch[:300], b"\xf4\x90\x80\x80"], **flags)
         assert caught.value.index == 300
-    assert vocab.tokenize_batch(["ok"]) == [vocab.tokenize("ok")]
+
+
+def test_a_text_that_is_not_unicode_is_reported(vocabularies):
+    vocab = vocabularies["gpt-2"]
     with pytest.raises(TokenizeError, match=r"text 1: .*surrogate at index 2") as caught:
         vocab.tokenize_batch(["a", "bc\ud800"])
     assert caught.value.index == 1

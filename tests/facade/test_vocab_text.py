@@ -8,8 +8,7 @@ What comes back is the text itself, but for what llama.cpp's tokenizers lose by 
   makes a word that it does not know ``[UNK]``; UGM (nomic-bert-moe) normalizes by a table, merges
   blanks, and makes ``<unk>`` of what it does not know.
 * Special tokens of phi-3 swallow the blanks after them; so do its user-defined ones in any text.
-* Bytes that are no UTF-8: BPE reads them as U+FFFD, or fails; SPM takes them as they are, but for
-  blanks among them.
+* Bytes that are not UTF-8 are refused: BPE would read them as U+FFFD, and others as they like.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from llamacffi import TokenizeError, Vocab, enums, ffi, lib
+from llamacffi._text import encode
 
 EXACT = [
     *("aquila", "command-r", "deepseek-coder", "deepseek-llm", "gpt-2", "gpt-neox"),
@@ -226,6 +226,15 @@ def test_what_c_makes_of_blanks_is_there_if_wanted(vocabularies):
     assert vocab.detokenize(vocab.tokenize("llama"), exact=False) == " llama"
 
 
+def position_of_error(data: bytes) -> int | None:
+    """Return the first byte that keeps bytes from being UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
+
+
 @pytest.mark.parametrize("name", ALL)
 @SETTINGS
 @given(data=st.binary(max_size=24), flags=FLAGS)
@@ -233,23 +242,32 @@ def test_what_c_makes_of_blanks_is_there_if_wanted(vocabularies):
 @example(data=b"\xed\xa0\x80", flags={"add_special": True, "parse_special": False})
 @example(data=b"\xf0\x9f cut", flags={"add_special": False, "parse_special": False})
 @example(data=b"\xf4\x90\x80\x80", flags={"add_special": False, "parse_special": False})
-def test_any_bytes_give_tokens_or_a_clear_error(vocabularies, name, data, flags):
-    vocab = vocabularies[name]
-    try:
+def test_bytes_that_are_not_utf_8_are_refused(vocabularies, name, data, flags):
+    vocab, at = vocabularies[name], position_of_error(data)
+    if at is None:
         ids = vocab.tokenize(data, **flags)
-    except TokenizeError as error:
-        with pytest.raises(UnicodeDecodeError):
-            data.decode()
-        for call in (vocab.tokenize_array, vocab.n_tokens):
-            with pytest.raises(TokenizeError, match=str(error)):
-                call(data, **flags)
-        with pytest.raises(TokenizeError, match=f"text 1: {error}"):
-            vocab.tokenize_batch(["a", data], **flags)
+        assert vocab.n_tokens(data, **flags) == len(ids)
+        assert vocab.tokenize_batch([data, b""], **flags)[0] == ids
         return
-    vocab.check(ids)
-    assert vocab.n_tokens(data, **flags) == len(ids)
-    assert vocab.tokenize_batch([data, b""], **flags)[0] == ids
-    assert isinstance(vocab.detokenize(ids), str)
+    message = f"not UTF-8: byte {at} is {data[at]:#04x}"
+    for given_as in (bytes, bytearray, memoryview):
+        for call in (vocab.tokenize, vocab.tokenize_array, vocab.n_tokens):
+            with pytest.raises(TokenizeError, match=message):
+                call(given_as(data), **flags)
+    for call in (vocab.tokenize_batch, vocab.tokenize_batch_array):
+        with pytest.raises(TokenizeError, match=f"text 1: .*{message}") as caught:
+            call(["a", data], **flags)
+        assert caught.value.index == 1
+
+
+@pytest.mark.parametrize("at", [2**20 - 2, 2**20 - 1, 2**20, 2**20 + 1, 2**21 + 5])
+@pytest.mark.parametrize("wrong", [b"\xff", b"\xe2\x82", b"\xe2\x82a", b"\xf0\x9f\x92"])
+def test_the_byte_that_is_not_utf_8_in_a_long_text(model, at, wrong):
+    whole = "é" + "a" * (at - 2)
+    for rest in (b"", b"b" * 100):
+        with pytest.raises(TokenizeError, match=f"byte {at} is {wrong[0]:#04x}"):
+            model.vocab.n_tokens(whole.encode() + wrong + rest)
+    assert encode("é€🦙".encode() * 200_000) == "é€🦙".encode() * 200_000
 
 
 @pytest.mark.parametrize("name", ["llama-bpe", "llama-spm", "bert-bge"])
