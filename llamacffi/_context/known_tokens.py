@@ -47,8 +47,12 @@ class KnownTokens:
     def put(self, seq_id: int, positions: Iterable[int], tokens: Iterable[int]) -> None:
         """Note tokens at the end of a sequence: what was known of later positions is gone."""
         added = array("q", [p << BITS | t for p, t in zip(positions, tokens, strict=True)])
-        line = self._line(seq_id)
-        self._lines[seq_id] = line[: bisect_left(line, added[0] & ~MASK)] + added
+        line = self._lines.get(seq_id)
+        if line and line[-1] < added[0] & ~MASK:
+            line.extend(added)  # a copy of a long text for each token would cost more than C does
+        else:
+            line = self._line(seq_id)
+            self._lines[seq_id] = line[: bisect_left(line, added[0] & ~MASK)] + added
 
     def decoded(self, batch: Batch) -> None:
         """Note the tokens of a batch."""
