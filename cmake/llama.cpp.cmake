@@ -60,6 +60,12 @@ if(LLAMACFFI_NATIVE AND TARGET ggml-cpu AND NOT MSVC)
   target_compile_options(ggml-cpu PRIVATE -march=native)
 endif()
 
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  set_source_files_properties("${LLAMA_CPP}/ggml/src/ggml-cpu/amx/mmq.cpp"
+    DIRECTORY "${LLAMA_CPP}/ggml/src" PROPERTIES
+    COMPILE_OPTIONS "-include;${CMAKE_CURRENT_SOURCE_DIR}/native/tile_config.h")
+endif()
+
 get_directory_property(LLAMACFFI_LLAMA_VERSION DIRECTORY "${LLAMA_CPP}" DEFINITION LLAMA_VERSION)
 get_directory_property(LLAMACFFI_GGML_VERSION DIRECTORY "${LLAMA_CPP}/ggml" DEFINITION GGML_VERSION)
 
