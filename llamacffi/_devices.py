@@ -27,6 +27,8 @@ class Device(Pointer):
     be asked from far away, is asked each time.
     """
 
+    _instead = "devices() describes them, in each process"
+
     name: str
     description: str
     backend: str

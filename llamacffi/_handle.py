@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._ffi import ffi, lib
+from ._unique import Unique
 from .errors import BusyError, ClosedError, ForkError
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def live_objects() -> int:
     return len(_live())
 
 
-class Pointer:
+class Pointer(Unique):
     """Base of the classes that have a `ptr`, for code that takes it as a number."""
 
     __slots__ = ()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ._ffi import lib
+from ._frames import is_inside
 from ._generation.loop import FinishReason, Logprobs, Loop, Token
 from ._text import StopFinder
+from ._unique import Unique
 from .context import Context
 from .errors import ArgumentError, BusyError, UnsupportedError
 from .sampling import SamplerChain
@@ -17,6 +19,8 @@ from .sampling import SamplerChain
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from ._generation.loop import Prompt
 
 __all__ = ["ContextShift", "FinishReason", "Generation", "Token", "generate"]
 
@@ -93,13 +97,15 @@ class ContextShift:
         return pos - n_discard
 
 
-class Generation(Iterator[Token]):
+class Generation(Unique, Iterator[Token]):
     """Tokens as they are generated, and afterwards how it went.
 
     The next token is computed when it is asked for.  Memory then has the prompt and all tokens but
     the last; to go on after it, give it with the next prompt.  It may be left at any time.  Several
     can take turns in one context, each with a sequence and a sampler of its own.
     """
+
+    _instead = "call generate() again"
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -158,17 +164,35 @@ class Generation(Iterator[Token]):
         try:
             return next(self._tokens)
         except ValueError as error:
-            if str(error) != "generator already executing":
-                raise
-            raise BusyError("another thread is asking this Generation for a token") from None
+            raise self._busy(error) from None
 
     def text(self) -> str:
         """Generate to the end and return the text of the tokens that are left."""
         return "".join(token.text for token in self)
 
     def close(self) -> None:
-        """End it here."""
-        self._tokens.close()  # type: ignore[attr-defined]
+        """End it here.
+
+        Raises:
+            BusyError: It is computing a token, in another thread: `Context.cancel` stops that.
+        """
+        try:
+            self._tokens.close()
+        except ValueError as error:
+            raise self._busy(error) from None
+
+    def _busy(self, error: ValueError) -> ValueError | BusyError:
+        """Return what to raise for an error of the generator behind it."""
+        if str(error) != "generator already executing":
+            return error
+        if is_inside(self._tokens.gi_frame):  # type: ignore[attr-defined]
+            return BusyError(
+                "this Generation is computing a token: what it calls meanwhile, as stop_when or "
+                "cb_eval, cannot use it"
+            )
+        return BusyError(
+            "another thread is asking this Generation for a token; Context.cancel() stops that"
+        )
 
 
 def generate(
@@ -187,8 +211,10 @@ def generate(
 ) -> Generation:
     """Generate tokens after a prompt, which itself comes after what the sequence has in memory.
 
-    If the prompt cannot be computed, the sequence is as before (or empty, if its model cannot
-    forget a part: see `Memory.remove`).  An encoder-decoder model encodes the prompt, and its
+    Nothing is computed before the first token is asked for, and the prompt comes after what the
+    sequence has in memory then.  If the prompt cannot be computed, the sequence is as before (or
+    empty, if its model cannot forget a part: see `Memory.remove`), but for what ``overflow`` has
+    forgotten to make room.  An encoder-decoder model encodes the prompt, and its
     decoder answers in the sequence, which must be empty.
 
     Args:
@@ -219,6 +245,7 @@ def generate(
         ArgumentError: The prompt is empty or does not fit, or a value is out of range.
         UnsupportedError: The model has no memory, or not the one that ``overflow`` needs.
         ContextFullError: While iterating: sequences share one buffer, and the others have the rest.
+        ContextError: While iterating, if something else has changed the memory of the sequence.
         DecodeError: While iterating, if decoding fails.
     """
     _check_context(context)
@@ -234,15 +261,20 @@ def generate(
         if not isinstance(overflow, ContextShift):
             raise TypeError(f"overflow must be a ContextShift, not {overflow!r}")
         overflow.check(context)
-    start = context.memory.next_pos(seq_id)
-    tokens = _prompt_tokens(context, prompt, start, parse_special)
-    _check_room(context, len(tokens), start, overflow)
+
+    def place() -> tuple[Prompt, int]:
+        start = context.memory.next_pos(seq_id)
+        tokens = _prompt_tokens(context, prompt, start, parse_special)
+        _check_room(context, len(tokens), start, overflow)
+        return tokens, start
+
+    tokens, start = place()
     chain = SamplerChain.from_model(context.model) if sampler is None else sampler
     if not isinstance(chain, SamplerChain):
         raise TypeError(f"sampler must be a SamplerChain, not {sampler!r}")
     loop = Loop(context, tokens, start, seq_id, chain)
     loop.max_tokens, loop.stops, loop.stop_when = max_tokens, StopFinder(stops), stop_when
-    loop.overflow = overflow
+    loop.overflow, loop.place = overflow, place
     if logprobs or top_logprobs:
         loop.logprobs = Logprobs(n_vocab, top_logprobs)
     return Generation(loop)
@@ -268,14 +300,14 @@ def _prompt_tokens(
     prompt: str | bytes | Sequence[int] | npt.NDArray[np.integer],
     start: int,
     parse_special: bool,
-) -> Sequence[int] | npt.NDArray[np.int32]:
+) -> Prompt:
     """Return the tokens of a prompt that begins at position ``start``."""
     vocab = context.model.vocab
     if isinstance(prompt, str | bytes):
         ids = vocab.tokenize(prompt, add_special=start == 0, parse_special=parse_special)
         if start == 0:
             vocab.warn_of_second_bos(ids, stacklevel=3)
-        tokens: Sequence[int] | npt.NDArray[np.int32] = ids
+        tokens: Prompt = ids
     else:
         tokens = vocab.check(prompt)
     if not len(tokens):

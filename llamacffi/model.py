@@ -79,6 +79,8 @@ class Model(ModelInfo):
     A parameter for a GPU where there is none is a `RuntimeWarning`, since llama.cpp ignores it.
     """
 
+    _instead = "any number of contexts can use it; in another process, load the file again"
+
     __slots__ = ("_name", "_vocab", "path")
 
     path: str | None

@@ -36,6 +36,7 @@ from . import backend
 from ._devices import Device, new_device
 from ._ffi import ffi, lib
 from ._handle import live_objects
+from ._unique import Unique
 from .errors import (
     ArgumentError,
     BackendUnavailableError,
@@ -102,7 +103,7 @@ def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
     return [new_device(lib.ggml_backend_reg_dev_get(reg, i)) for i in range(n_devices)]
 
 
-class RpcServer:
+class RpcServer(Unique):
     """A server in a process of its own, since the C function never returns.
 
     It ends when it is closed, when nothing refers to this object any more, and with this process.

@@ -34,6 +34,8 @@ class SamplerChain(ChainBase):
     used on; samplers before the failure may have drawn random numbers.
     """
 
+    _instead = "clone() makes a second one in the same state; its samplers can be pickled"
+
     __slots__ = ()
 
     def __init__(

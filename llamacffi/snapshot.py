@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ._context.restoring import PARTIAL, Remembering, ends, replace, state_size
 from ._ffi import ffi, lib
 from ._params import CONVERTERS
+from ._unique import Unique
 from .errors import NativeError, StateError, UnsupportedError
 from .log import drain, with_log
 
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
     from ._context.base import ContextBase
 
 
-class Snapshot:
+class Snapshot(Unique):
     """What a context remembered of a sequence when `Context.snapshot` was called.
 
     The numbers are in the memory of the device, and belong to the context.  It keeps one snapshot
     of a sequence: that is valid until the next one of the same sequence.
     """
+
+    _instead = "save_state() returns bytes"
 
     __slots__ = ("_mark", "_meta", "_tokens", "end", "partial", "seq_id")
 

@@ -22,6 +22,8 @@ TOKENS, EMBEDDINGS, BOTH = "tokens", "embeddings", "tokens with embeddings"
 class BatchArrays(Pointer):
     """The base of `Batch`: memory that belongs to Python, and into which a C struct points."""
 
+    _instead = "make another Batch, and add() the same"
+
     __slots__ = (
         *("_content", "_embd", "_first_pos", "_first_token", "_lock", "_logits", "_n_seq_id"),
         *("_n_rows", "_pos", "_rows", "_sections", "_single"),

@@ -30,6 +30,8 @@ class ContextBase(Handle):
     own, without slots, and `Context` is all of them.
     """
 
+    _instead = "make another Context; save_state() and load_state() carry what one remembers"
+
     __slots__ = (
         "_abort",
         "_applied",

@@ -25,7 +25,7 @@ class Lineage:
 
     __slots__ = (
         *("_n_seq_max", "_recurrent", "_rolled_back", "_rolls_back", "_shared", "_undo"),
-        *("tokens", "turning", "watches"),
+        *("tokens", "turning", "versions", "watches"),
     )
 
     def __init__(self, n_seq_max: int, *, recurrent: bool, rolls_back: bool) -> None:
@@ -43,6 +43,9 @@ class Lineage:
         """Whether each batch has to be told to it, and not only those of shared tokens."""
         self.tokens = KnownTokens()
         """Which tokens the sequences consist of; told of each batch."""
+        self.versions: list[int] = [0] * n_seq_max
+        """For each sequence a number that changes when something else happens to it than a batch:
+        when its end is removed, when it is moved, cleared, loaded, or copied to."""
         self.cleared()
 
     def cleared(self) -> None:
@@ -53,6 +56,7 @@ class Lineage:
         self._rolled_back: set[int] = set()
         self.turning: set[int] = set()
         """Those whose keys are turned before the next batch."""
+        self.versions[:] = [version + 1 for version in self.versions]
 
     def decoded(self, batch: Batch) -> None:
         """Note the tokens that a batch has added."""
@@ -90,14 +94,17 @@ class Lineage:
         for seq_id in (source, target):
             self._shared[seq_id] = max(self._shared.get(seq_id, 0), end)
         self._undo.pop(target, None)
+        self.versions[target] += 1
 
     def moved(self, seq_id: int) -> None:
         """Note that the keys of a sequence have to be turned."""
         self.turning.add(seq_id)
+        self.versions[seq_id] += 1
 
     def removed(self, seq_id: int, start: int) -> None:
         """Note that a sequence now ends before position ``start``."""
         self.tokens.removed(seq_id, start, END)
+        self.versions[seq_id] += 1
         self._undo.pop(seq_id, None)
         if self._rolls_back and start:
             self._rolled_back.add(seq_id)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from .._ffi import lib
 from .._text import StopFinder, Utf8Stream
 from ..batch import Batch
-from ..errors import ContextFullError, LlamaError, UnsupportedError
-from .step import Step
+from ..errors import ContextFullError, InvalidBatchError, LlamaError, UnsupportedError
+from .step import Step, changed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..context import Context
     from ..sampling import SamplerChain
     from ..vocab import Vocab
+
+    Prompt: TypeAlias = Sequence[int] | npt.NDArray[np.int32]
 
 FinishReason: TypeAlias = Literal["stop", "eog", "length", "context"]
 
@@ -55,7 +57,7 @@ class Loop:
     def __init__(
         self,
         context: Context,
-        prompt: Sequence[int] | npt.NDArray[np.int32],
+        prompt: Prompt,
         pos: int,
         seq_id: int,
         sampler: SamplerChain,
@@ -73,8 +75,10 @@ class Loop:
         self.stop_when: Callable[[Sequence[int]], object] | None = None
         self.overflow: Overflow | None = None
         self.logprobs: Logprobs | None = None
+        self.place: Callable[[], tuple[Prompt, int]] = lambda: (prompt, pos)
+        """Finds out what to compute, and where, if the sequence does not end at `pos` any more."""
 
-    def run(self) -> Iterator[Token]:
+    def run(self) -> Generator[Token, None, None]:
         """Compute the prompt, then choose, yield and decode until something ends it."""
         clock, began = time.perf_counter, time.perf_counter()
         self.start()
@@ -104,7 +108,12 @@ class Loop:
             if self.finish_reason is not None:
                 return
             began = clock()
-            token = step(token, self.pos)
+            try:
+                token = step(token, self.pos)
+            except InvalidBatchError as error:
+                if context.memory.next_pos(self.seq_id) == self.pos:
+                    raise
+                raise changed(self.seq_id) from error
             self.pos += 1
 
     def ending(self, is_eog: bool, limit: int | None) -> str:
@@ -141,10 +150,12 @@ class Loop:
         def roomy(token: int, pos: int) -> int:
             if pos >= n_ctx:
                 self.make_room(overflow)
+                step.look()
             try:
                 return step(token, self.pos)
             except ContextFullError:  # other sequences have the rest of the buffer
                 self.make_room(overflow)
+                step.look()
                 return step(token, self.pos)
 
         return roomy
@@ -154,29 +165,35 @@ class Loop:
         self.pos = overflow.make_room(self.context, self.seq_id, self.pos, n)
 
     def start(self) -> None:
-        """Compute the prompt; if that fails, leave the sequence as it was."""
-        start, chain = self.pos, self.sampler
+        """Compute the prompt; if that fails, leave the sequence as it was.
+
+        The sequence may have been changed since `generate` was called.
+        """
+        chain = self.sampler
+        if self.context.memory.next_pos(self.seq_id) != self.pos:
+            self.prompt, self.pos = self.place()
         chain.reset()
         if chain._prepared() is not self.context._vocab:
             chain._prepare(self.context)
         try:
             if self.context._feeds_decoder:
-                self.encode_prompt()
+                n = self.encode_prompt()
             else:
                 # Penalties look at the whole text, of which earlier turns are a part.
-                earlier = self.context._lineage.tokens.before(self.seq_id, start)
+                earlier = self.context._lineage.tokens.before(self.seq_id, self.pos)
                 chain.accept_prompt([*earlier, *self.prompt])
-                self.decode_prompt()
+                n = self.decode_prompt()
         except BaseException:
             # What made it fail may keep this from succeeding too: then that is what to tell.
             with contextlib.suppress(LlamaError):
                 memory = self.context.memory
-                if not memory.remove(self.seq_id, start):
+                if not memory.remove(self.seq_id, self.pos):  # after a shift, lower than before
                     memory.remove(self.seq_id)
             raise
+        self.pos += n
 
-    def decode_prompt(self) -> None:
-        """Decode the prompt in batches, with an output for its last token."""
+    def decode_prompt(self) -> int:
+        """Decode the prompt in batches, with an output for its last token; return its length."""
         prompt, n = self.prompt, len(self.prompt)
         if self.overflow is not None and self.pos + n > self.context.n_ctx_seq:
             self.make_room(self.overflow, n)
@@ -195,10 +212,14 @@ class Loop:
                 step //= 2  # there may be room for a smaller batch
             else:
                 done += len(part)
-        self.pos += n
+        return n
 
-    def encode_prompt(self) -> None:
-        """Encode the prompt, and begin the answer with the token that the model begins with."""
+    def encode_prompt(self) -> int:
+        """Encode the prompt, and begin the answer with the token that the model begins with.
+
+        Returns:
+            How many tokens the answer has then.
+        """
         seq_ids = (self.seq_id,)
         self.context.encode(Batch.from_tokens(self.prompt, 0, seq_ids, "all"))
         first: int | None = lib.llama_model_decoder_start_token(self.context.model.ptr)
@@ -207,7 +228,7 @@ class Loop:
         if first is None:
             raise UnsupportedError("the model does not name the token that its decoder begins with")
         self.context.decode(Batch.from_tokens([first], self.pos, seq_ids))
-        self.pos += 1
+        return 1
 
 
 class Texts(dict[int, "str | None"]):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .._context.settling import roll_back
 from .._ffi import lib
 from ..batch import Batch
-from ..errors import NativeError
+from ..errors import ContextError, NativeError
 from ..log import drain
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ class Step:
         self._chain = chain
         self._seq_id = seq_id
         self._batch = Batch(1)
+        self.look()
+
+    def look(self) -> None:
+        """Take the memory of the sequence for what the next token continues."""
+        self._version = self._context._lineage.versions[self._seq_id]
 
     def __call__(self, token: int, pos: int) -> int:
         """Decode a token that the chain has chosen, and choose the next.
@@ -40,6 +45,9 @@ class Step:
         Args:
             token: The token.
             pos: Its position.
+
+        Raises:
+            ContextError: The memory of the sequence was changed since the last token.
         """
         context, chain, batch = self._context, self._chain, self._batch
         batch.set_one(token, pos, self._seq_id)
@@ -56,6 +64,8 @@ class Step:
         finally:
             outer.__exit__()
         if chosen is None:
+            if context._lineage.versions[self._seq_id] != self._version:
+                raise changed(self._seq_id)
             context.decode(batch)
             return chain.sample(context)
         context._lineage.tokens.one(self._seq_id, pos, token)
@@ -87,6 +97,7 @@ class Step:
             or not context._applied.planned
             or lineage.watches
             or lineage.turning
+            or lineage.versions[self._seq_id] != self._version
             or owner is None
             or chain._attached is not None
             or chain._prepared() is not context._vocab
@@ -103,3 +114,11 @@ class Step:
         context._outputs, context._has = b"\1", (True, False)
         chosen: int = lib.llamacffi_chain_sample(chain._struct, ptr, -1)
         return chosen
+
+
+def changed(seq_id: int) -> ContextError:
+    """Return the error for a sequence that does not end where its generation has left it."""
+    return ContextError(
+        f"the memory of sequence {seq_id} was changed while this Generation was going on, which "
+        "cannot continue it: call generate() again, or give each generation a sequence of its own"
+    )
