@@ -20,6 +20,7 @@ struct llamacffi_guard_state {
     int depth;            /* 1 inside a guarded call; 0 again in a call that Python makes from there */
     const char *function; /* where the failure was caught; static */
     char *message;        /* malloc'ed, waiting to be raised; NULL if nothing failed */
+    void *locale;         /* locale_t of the thread outside of its guarded call; NULL without one */
 };
 
 extern __thread struct llamacffi_guard_state llamacffi_guard

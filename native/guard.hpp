@@ -4,6 +4,10 @@
 #include "guard.h"
 
 #include <exception>
+#include <locale.h>
+#if defined(__APPLE__)
+#include <xlocale.h>
+#endif
 #if __has_include(<cxxabi.h>)
 #include <cxxabi.h>
 #endif
@@ -16,9 +20,29 @@ void *find_late(const char *function);
 // Leaves a failure for the Python frame that made the call.
 void set_failure(const char *function, const char *message) noexcept;
 
+// The "C" locale, which llama.cpp takes for granted: it writes metadata with the decimal point of the
+// process, and a program may have set one that is a comma.
+inline locale_t plain_locale() {
+    static const locale_t plain = newlocale(LC_ALL_MASK, "C", nullptr);
+    return plain;
+}
+
+// As long as it lives, the thread is inside a guard, and in the "C" locale.
 struct Enter {
-    Enter() { ++llamacffi_guard.depth; }
-    ~Enter() { --llamacffi_guard.depth; }
+    Enter() : outside(uselocale(plain_locale())), further_out(llamacffi_guard.locale) {
+        llamacffi_guard.locale = outside;
+        ++llamacffi_guard.depth;
+    }
+    ~Enter() {
+        --llamacffi_guard.depth;
+        llamacffi_guard.locale = further_out;
+        uselocale(outside);
+    }
+    Enter(const Enter &) = delete;
+    Enter &operator=(const Enter &) = delete;
+
+    const locale_t outside;
+    void *const further_out;
 };
 
 // Runs `body` under a guard: what it throws is left for the Python frame that made the call, in the

@@ -3,6 +3,11 @@
 
 #include <Python.h>
 
+#include <locale.h>
+#if defined(__APPLE__)
+#include <xlocale.h>
+#endif
+
 #include "guard.h"
 
 /* A CFFI function with pointer arguments has a local variable of this name; in the others the hook
@@ -38,12 +43,16 @@ static PyObject *llamacffi_raise(void);
     }
 
 /* Python called from C is outside of the guard: a failed assertion in what it calls around `lib` ends
- * the process, as without us, instead of being thrown through its frames. */
+ * the process, as without us, instead of being thrown through its frames.  And it has its own locale. */
 static void llamacffi_call_python(struct _cffi_externpy_s *trampoline, char *arguments) {
     int depth = llamacffi_guard.depth;
+    locale_t inside = llamacffi_guard.locale ? uselocale((locale_t)llamacffi_guard.locale) : NULL;
     llamacffi_guard.depth = 0;
     _cffi_call_python(trampoline, arguments);
     llamacffi_guard.depth = depth;
+    if (inside) {
+        uselocale(inside);
+    }
 }
 #undef _cffi_call_python
 #define _cffi_call_python llamacffi_call_python
