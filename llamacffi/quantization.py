@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import backend
-from ._atomic import replacing_all
+from ._atomic import check_target, explain_failure, replacing_all, scratch_beside
 from ._callbacks import bridged
 from ._ffi import ffi, lib
 from ._generated.enums import Ftype, GgmlType
@@ -171,6 +171,7 @@ def _targets(target: Any, struct: Any, files: Mapping[Path, Gguf]) -> list[Path]
         check_other(path, files)
         if path.is_dir():
             raise ArgumentError(f"{os.fspath(path)!r} is a directory; name a file")
+        check_target(path if struct.keep_split else target)
         if not path.parent.is_dir():
             raise FileNotFoundError(2, "there is no such directory", os.fspath(path.parent))
     return targets
@@ -321,18 +322,21 @@ def _run(
             done += next(pending).source.nbytes
 
     with replacing_all() as instead:
-        if struct.keep_split:
-            prefix = instead(targets[0]).with_suffix("")
-            parts = paths_of(prefix, len(targets))
-            try:
-                _call(source, prefix, struct, on_message)
-                for path, part in zip(targets, parts, strict=True):
-                    os.replace(part, instead(path))
-            finally:
-                for part in parts:
-                    part.unlink(missing_ok=True)
-        else:
-            _call(source, instead(targets[0]), struct, on_message)
+        parts = [instead(path) for path in targets]
+        try:
+            if struct.keep_split:
+                # C makes the names itself: they lead to the files.
+                with scratch_beside(targets[0]) as directory:
+                    for link, part in zip(
+                        paths_of(directory / "part", len(parts)), parts, strict=True
+                    ):
+                        link.symlink_to(part)
+                    _call(source, directory / "part", struct, on_message)
+            else:
+                _call(source, parts[0], struct, on_message)
+        except QuantizeError:
+            explain_failure(parts[0], targets[0])  # on the same disk as the other files
+            raise
         tell(total)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .._atomic import part_of
+from .._atomic import explain_failure, replacing_path
 from .._checks import check_int
 from .._ffi import ffi, lib
 from .._text import c_path, new_uncleared
@@ -130,19 +130,18 @@ def save_plain(ptr: Any, path: str | os.PathLike[str], tokens: bytes, seq_id: in
     drain()
     n_tokens = len(tokens) // 4
     size = state_size(ptr, seq_id, 0)
-    part = part_of(path)
-    with open(part, "xb"):  # here a failure has a reason
-        pass
-    try:
-        _write_plain(ptr, part, tokens, seq_id)
+    with replacing_path(path) as part:
+        try:
+            _write_plain(ptr, part, tokens, seq_id)
+        except StateError:
+            explain_failure(part, path)
+            raise
         expected = PLAIN_HEADER.size + 4 * n_tokens + size
         written = part.stat().st_size + (0 if seq_id is None else SEQUENCE_PREFIX)
         if not size or written != expected:  # C does not look whether the last bytes went out
-            raise OSError(errno.EIO, f"only {written} of {expected} bytes were written", str(path))
-        os.replace(part, path)
-    except BaseException:  # also if interrupted: leave nothing behind
-        part.unlink(missing_ok=True)
-        raise
+            explain_failure(part, path)
+            reason = f"only {written} of {expected} bytes were written"
+            raise OSError(errno.EIO, reason, os.fspath(path))
 
 
 def _write_plain(ptr: Any, part: Path, tokens: bytes, seq_id: int | None) -> None:

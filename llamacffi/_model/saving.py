@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .._atomic import part_of
+from .._atomic import explain_failure, scratch_beside
 from .._devices import text
 from .._ffi import ffi, lib
 from .._text import c_path
@@ -17,6 +18,8 @@ from ..log import drain, recent, with_log
 from .info import CHAT_TEMPLATE, shape_of, typed, weights
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..model import Model
 
 # The flags of a token beside its type: llama.cpp takes a token with one for one without a type.
@@ -34,11 +37,9 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         )
     tensors = {text(tensor.name): tensor for tensor in weights(ptr)}
     _check_tensors(tensors)
-    path = os.fsdecode(path)
-    part = part_of(path)
-    try:
-        part.touch(exist_ok=False)  # raises what is wrong with the place
-        _write(model, ptr, part)
+    with scratch_beside(path) as directory:
+        part = directory / "saved.gguf"
+        _write(model, ptr, part, path)
         with Gguf.open(part) as saved:
             for name, tensor in tensors.items():
                 if name not in saved.tensors:  # as the embeddings of a model without an output
@@ -47,8 +48,6 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
             for key, value in _left_out(model.metadata):
                 saved.setdefault(key, value)
             saved.write(path)
-    finally:
-        part.unlink(missing_ok=True)
     drain()
 
 
@@ -65,8 +64,8 @@ def _check_tensors(tensors: Mapping[str, Any]) -> None:
         )
 
 
-def _write(model: Model, ptr: Any, part: os.PathLike[str]) -> None:
-    """Let llama.cpp write the file."""
+def _write(model: Model, ptr: Any, part: Path, path: str | os.PathLike[str]) -> None:
+    """Let llama.cpp write the file that becomes ``path``."""
     drain()
     try:
         lib.llama_model_save_to_file(ptr, c_path(part))
@@ -75,7 +74,8 @@ def _write(model: Model, ptr: Any, part: os.PathLike[str]) -> None:
             UnsupportedError(f"llama.cpp cannot save a model of {model.architecture}: {error}")
         ) from error
     if errors := recent(logging.ERROR):  # it returns nothing
-        raise with_log(OSError(f"the file could not be written: {errors[0]}"))
+        explain_failure(part, path)
+        raise with_log(OSError(errno.EIO, errors[0], os.fspath(path)))
 
 
 def _add_tensor(saved: Gguf, name: str, tensor: Any) -> None:
