@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, SupportsFloat, TypeAlias
 
 from ._ffi import ffi
+from ._hints import unknown_parameter
 from .errors import ArgumentError
 
 FLOAT_MAX = (2 - 2**-23) * 2.0**127
@@ -63,13 +63,6 @@ def fill(
     return keep
 
 
-def unknown_parameter(name: str, known: list[str]) -> str:
-    """Return the message for a parameter that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-    return f"unknown parameter {name!r}{hint}"
-
-
 def _bool(field: str, value: Any) -> bool:
     if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
@@ -79,13 +72,34 @@ def _bool(field: str, value: Any) -> bool:
     raise TypeError(f"{field} must be True or False, not {value!r}")
 
 
-def _int(field: str, value: Any) -> int:
+def integer(name: str, value: Any) -> int:
+    """Return an integer as an int; True and False are meant for another argument.
+
+    Raises:
+        TypeError: It is something else.
+    """
     try:
-        if isinstance(value, bool):  # meant for another field
+        if isinstance(value, bool):
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{field} must be an integer, not {value!r}") from None
+        raise TypeError(f"{name} must be an integer, not {value!r:.80}") from None
+
+
+def elements(name: str, value: Any, of: str) -> list[Any]:
+    """Return the elements of an iterable as a list.
+
+    Args:
+        name: The argument.
+        value: What was given; a text or bytes are no iterable of something else.
+        of: What the elements are, in the plural.
+
+    Raises:
+        TypeError: It is no iterable.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray)):
+        return list(value)
+    raise TypeError(f"{name} must be a sequence of {of}, not {value!r:.80}")
 
 
 def _float(field: str, value: Any) -> float:
@@ -117,7 +131,7 @@ def _enum(name: str) -> Callable[[str, Any], int]:
         from ._generated.enums import ENUMS
 
         enum = ENUMS[name]
-        number = None if isinstance(value, str) else _int(field, value)
+        number = None if isinstance(value, str) else integer(field, value)
         try:
             return int(enum[value.upper()] if number is None else enum(number))
         except (KeyError, ValueError):
@@ -137,7 +151,7 @@ def enum_number(enum: str, name: str, value: Any) -> int:
 # By kind; any other kind is the name of an enum.
 CONVERTERS: Mapping[str, Callable[[str, Any], Any]] = {
     "bool": _bool,
-    "int": _int,
+    "int": integer,
     "float": _float,
     "pointer": _pointer,
 }

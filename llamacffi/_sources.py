@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ._files import OpenFile, c_file, check_readable, open_at_once, own_file
+from ._path_hints import no_file
 from ._text import checked_path
-from .errors import LoadError, ModelNotFoundError
+from .errors import LoadError
 
 if TYPE_CHECKING:
     from . import _types as types
@@ -38,7 +38,7 @@ def opened(source: str | os.PathLike[str] | types.FileSource) -> Iterator[OpenFi
     try:
         stream = open(name, "rb", buffering=0, opener=open_at_once)  # noqa: SIM115
     except FileNotFoundError:
-        raise ModelNotFoundError(errno.ENOENT, "there is no such file", name) from None
+        raise no_file("there is no such file", name) from None
     except OSError as error:
         raise LoadError(error.errno, error.strerror, name) from None
     with stream:

@@ -48,13 +48,25 @@ def read_metadata(
     return {text(key, i): text(value, i) for i in range(count(ptr))}
 
 
-def checked_path(path: str | os.PathLike[str]) -> str:
+def path_text(path: str | bytes | os.PathLike[str], argument: str = "path") -> str:
+    """Return a path as text.
+
+    Raises:
+        TypeError: It is no path; the message calls it ``argument``.
+    """
+    if isinstance(path, (str, bytes, os.PathLike)):
+        return os.fsdecode(path)
+    raise TypeError(f"{argument} must be a path (str or os.PathLike), not {path!r:.80}")
+
+
+def checked_path(path: str | os.PathLike[str], argument: str = "path") -> str:
     """Return the text of a path that a file can have.
 
     Raises:
+        TypeError: It is no path; the message calls it ``argument``.
         ArgumentError: It has a character that no path can have; C would end it there.
     """
-    name = os.fspath(path)
+    name = path_text(path, argument)
     try:
         raw = os.fsencode(name)
     except UnicodeEncodeError as error:
@@ -195,6 +207,8 @@ def encode_all(texts: Iterable[Text]) -> list[bytes]:
     """Return texts as UTF-8; an error says which it is about."""
     if isinstance(texts, str | bytes | bytearray | memoryview):
         raise TypeError("texts must be several texts; tokenize() takes one")
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be a sequence of texts, not {texts!r:.80}")
     data: list[bytes] = []
     try:
         for text in texts:

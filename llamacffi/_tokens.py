@@ -52,7 +52,7 @@ def token_sequence(tokens: TokenIds) -> list[int] | tuple[int, ...] | npt.NDArra
     try:
         return list(tokens)
     except TypeError:
-        raise TypeError(f"tokens must be a sequence, not {type(tokens).__name__}") from None
+        raise TypeError(f"tokens must be a sequence of integers, not {tokens!r:.80}") from None
 
 
 def token_array(tokens: TokenIds, size: int) -> tuple[Any, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from ._batch.input import (
 )
 from ._checks import INT32_MAX
 from ._ffi import ffi, lib
+from ._params import elements, integer
 from .errors import ArgumentError, BusyError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Batch(BatchArrays):
 
         To go on where a sequence ends, give ``pos=context.memory.next_pos(seq_id)``.
         """
-        ids, array = tuple(seq_ids), token_array(tokens)
+        ids, array = elements("seq_ids", seq_ids, "integers"), token_array(tokens)
         batch = cls(max(len(array), 1), max(len(ids), 1))
         batch.add(array, pos, ids, logits)
         return batch
@@ -149,7 +149,7 @@ class Batch(BatchArrays):
 
     def truncate(self, n: int) -> None:
         """Keep only the first ``n`` entries."""
-        if not 0 <= operator.index(n) <= len(self):
+        if not 0 <= integer("n", n) <= len(self):
             raise ArgumentError(f"{n} is not in 0 to {len(self)}, the length of the batch")
         if n == 0:
             return self.clear()
@@ -179,10 +179,15 @@ class Batch(BatchArrays):
             ArgumentError: ``pos`` or ``seq_id`` is below 0, or a value does not fit 32 bits.
             BusyError: Another thread is decoding the batch.
         """
-        if not (0 <= pos <= INT32_MAX and 0 <= seq_id <= INT32_MAX):
-            raise ArgumentError(f"pos={pos} and seq_id={seq_id} are not in 0 to {INT32_MAX}")
-        if not -INT32_MAX <= token <= INT32_MAX:  # that it is in the vocabulary is checked later
-            raise ArgumentError(f"token={token} is not in 0 to {INT32_MAX}")
+        try:
+            if not (0 <= pos <= INT32_MAX and 0 <= seq_id <= INT32_MAX):
+                raise ArgumentError(f"pos={pos} and seq_id={seq_id} are not in 0 to {INT32_MAX}")
+            if not -INT32_MAX <= token <= INT32_MAX:  # the vocabulary is looked at later
+                raise ArgumentError(f"token={token} is not in 0 to {INT32_MAX}")
+        except TypeError:
+            for name, value in (("token", token), ("pos", pos), ("seq_id", seq_id)):
+                integer(name, value)
+            raise
         if self._single != seq_id or self._lock.locked():
             self.clear()
             self._n_seq_id[0], self._seq_id[0, 0], self._logits[0] = 1, seq_id, 1

@@ -43,7 +43,10 @@ class Candidates(Pointer):
         """
         import numpy as np
 
-        scores = np.asarray(logits, np.float32)
+        try:
+            scores = np.asarray(logits, np.float32)
+        except (TypeError, ValueError):
+            raise TypeError(f"logits must be numbers, not {logits!r:.80}") from None
         if scores.ndim != 1 or not scores.size:
             raise ArgumentError(f"logits must have one dimension, and not be empty: {scores.shape}")
         if not (scores < np.inf).all():

@@ -48,9 +48,11 @@ class ControlVector:
         try:
             given = np.asarray(array)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"a control vector is made of numbers: {error}") from None
+            raise TypeError(f"array: a control vector is made of numbers: {error}") from None
         if given.dtype.kind not in "biuf":
-            raise TypeError(f"a control vector is made of numbers, not of {given.dtype}")
+            raise TypeError(
+                f"array: a control vector is made of numbers, not of {given.dtype}: {array!r:.80}"
+            )
         if given.ndim != 2 or not given.size:
             raise ArgumentError(
                 f"a control vector has a row of n_embd numbers for each layer, not shape "

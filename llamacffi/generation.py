@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ._checks import check_object
 from ._ffi import lib
 from ._frames import is_inside
 from ._generation.loop import FinishReason, Logprobs, Loop, Token
+from ._hints import hinting
+from ._params import elements, integer
 from ._text import StopFinder
 from ._unique import Unique
 from .context import Context
@@ -42,9 +44,9 @@ class ContextShift:
     n_discard: int | None = None
 
     def __post_init__(self) -> None:
-        if operator.index(self.n_keep) < 0:
+        if integer("n_keep", self.n_keep) < 0:
             raise ArgumentError(f"n_keep={self.n_keep} must be at least 0")
-        if self.n_discard is not None and operator.index(self.n_discard) < 1:
+        if self.n_discard is not None and integer("n_discard", self.n_discard) < 1:
             raise ArgumentError(f"n_discard={self.n_discard} must be at least 1, or None")
 
     def check(self, context: Context) -> None:
@@ -195,13 +197,14 @@ class Generation(Unique, Iterator[Token]):
         )
 
 
+@hinting
 def generate(
     context: Context,
     prompt: str | bytes | Sequence[int] | npt.NDArray[np.integer],
     *,
     sampler: SamplerChain | None = None,
     max_tokens: int | None = None,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     stop_when: Callable[[Sequence[int]], object] | None = None,
     seq_id: int = 0,
     parse_special: bool = True,
@@ -228,6 +231,7 @@ def generate(
             where it recommends nothing, that chooses as `SamplerChain.default` does.
         max_tokens: Stop after so many; None goes on until the model ends or memory is full.
         stop: Stop where one of these strings appears; neither it nor what follows is in the text.
+            None is no string.
         stop_when: Called with the tokens so far, after each: a true result stops.  It may read
             ``context.logits()``, from which the last was chosen, but must not decode.
         seq_id: The sequence.
@@ -249,17 +253,20 @@ def generate(
         DecodeError: While iterating, if decoding fails.
     """
     _check_context(context)
-    if max_tokens is not None and operator.index(max_tokens) < 1:
+    if max_tokens is not None and integer("max_tokens", max_tokens) < 1:
         raise ArgumentError(f"max_tokens={max_tokens} must be at least 1, or None")
     stops = _stop_strings(stop)
     n_vocab = len(context.model.vocab)
-    if not 0 <= operator.index(top_logprobs) <= n_vocab:
+    if not 0 <= integer("top_logprobs", top_logprobs) <= n_vocab:
         raise ArgumentError(f"top_logprobs={top_logprobs} is not in 0 to {n_vocab}")
     if stop_when is not None and not callable(stop_when):
         raise TypeError(f"stop_when must be callable, not {stop_when!r}")
     if overflow is not None:
         if not isinstance(overflow, ContextShift):
-            raise TypeError(f"overflow must be a ContextShift, not {overflow!r}")
+            raise TypeError(
+                f"overflow must be a ContextShift or None, not {overflow!r:.80}: "
+                "ContextShift(n_keep=...)"
+            )
         overflow.check(context)
 
     def place() -> tuple[Prompt, int]:
@@ -271,7 +278,10 @@ def generate(
     tokens, start = place()
     chain = SamplerChain.from_model(context.model) if sampler is None else sampler
     if not isinstance(chain, SamplerChain):
-        raise TypeError(f"sampler must be a SamplerChain, not {sampler!r}")
+        raise TypeError(
+            f"sampler must be a SamplerChain, not {sampler!r:.80}: SamplerChain.default(temp=...) "
+            "makes one"
+        )
     loop = Loop(context, tokens, start, seq_id, chain)
     loop.max_tokens, loop.stops, loop.stop_when = max_tokens, StopFinder(stops), stop_when
     loop.overflow, loop.place = overflow, place
@@ -281,18 +291,19 @@ def generate(
 
 
 def _check_context(context: object) -> None:
-    if not isinstance(context, Context):
-        raise TypeError(f"context must be a Context, not {context!r}")
+    check_object("context", context, "Context")
 
 
-def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    for one in stops:
+def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    stops = [stop] if isinstance(stop, str) else elements("stop", stop, "strings")
+    for i, one in enumerate(stops):
         if not isinstance(one, str):
-            raise TypeError(f"a stop string must be a str, not {one!r}")
+            raise TypeError(f"stop must be a string or several: stop[{i}] is {one!r:.80}")
         if not one:
-            raise ArgumentError("a stop string is empty")
-    return stops
+            raise ArgumentError(f"stop[{i}] is an empty string, which is everywhere: leave it out")
+    return tuple(stops)
 
 
 def _prompt_tokens(
@@ -306,13 +317,18 @@ def _prompt_tokens(
     if isinstance(prompt, str | bytes):
         ids = vocab.tokenize(prompt, add_special=start == 0, parse_special=parse_special)
         if start == 0:
-            vocab.warn_of_second_bos(ids, stacklevel=3)
+            vocab.warn_of_second_bos(ids, stacklevel=5)
         tokens: Prompt = ids
     else:
-        tokens = vocab.check(prompt)
+        tokens = vocab.check(_token_list(prompt))
     if not len(tokens):
         raise ArgumentError("the prompt has no tokens")
     return tokens
+
+
+def _token_list(prompt: object) -> Any:
+    """Return a prompt that is no text as tokens that are not yet checked."""
+    return prompt if hasattr(prompt, "dtype") else elements("prompt", prompt, "tokens, or a text")
 
 
 def _check_room(context: Context, n: int, start: int, overflow: ContextShift | None) -> None:

@@ -11,7 +11,6 @@ the mapped file or in arrays of the caller's, until they are written.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -28,8 +27,9 @@ from ._gguf.tensors import GgufTensor, Source, add_tensors, make_tensor, read_te
 from ._gguf.types import dequantize_array, quantize_array
 from ._gguf.values import encode_name
 from ._handle import own
+from ._path_hints import no_file
 from ._text import checked_path
-from .errors import ForkError, GgufError, LoadError, ModelNotFoundError
+from .errors import ForkError, GgufError, LoadError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -105,7 +105,7 @@ class Gguf(GgufMetadata):
             with open(name, "rb") as file:
                 data = map_file(file.fileno(), 0, repr(name))
         except FileNotFoundError:
-            raise ModelNotFoundError(errno.ENOENT, "there is no such file", name) from None
+            raise no_file("there is no such file", name) from None
         except OSError as error:
             raise LoadError(error.errno, error.strerror, name) from None
         return cls(Source(data, 0, repr(name)), metadata_only=metadata_only)
@@ -146,6 +146,8 @@ class Gguf(GgufMetadata):
         Raises:
             GgufError: It is no GGUF, or damaged.
         """
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"data must be bytes, a bytearray or a memoryview, not {data!r:.80}")
         return cls(Source(memoryview(data).cast("B"), 0, f"the GGUF of {len(data)} bytes"))
 
     def _read_tensors(self, source: Source, metadata_only: bool) -> None:
@@ -316,6 +318,8 @@ class Gguf(GgufMetadata):
         Raises:
             ValueError: `hashlib` has no such algorithm.
         """
+        if not isinstance(algorithm, str):
+            raise TypeError(f"algorithm must be a name of hashlib, not {algorithm!r:.80}")
         digest = hashlib.new(algorithm, usedforsecurity=False)
         for tensor in self.tensors.values():
             digest.update(tensor.raw)

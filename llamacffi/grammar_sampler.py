@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._checks import INT32_MAX, check_int, check_text
 from ._ffi import ffi, lib
+from ._params import elements
 from ._sampling.gbnf import TokenReference, parse
 from .errors import ArgumentError, GrammarError, NativeError, TokenizeError, UnsupportedError
 from .log import with_log
@@ -75,7 +76,9 @@ class Grammar(TokenSampler):
         for pattern in patterns:
             _check_pattern(pattern)
         object.__setattr__(self, "trigger_patterns", patterns)
-        object.__setattr__(self, "trigger_tokens", tuple(self.trigger_tokens))
+        object.__setattr__(
+            self, "trigger_tokens", tuple(elements("trigger_tokens", self.trigger_tokens, "tokens"))
+        )
         for token in self.trigger_tokens:
             check_int("trigger_tokens", token, 0, INT32_MAX)
         object.__setattr__(self, "_tokens", parse(self.grammar, self.root))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._checks import INT32_MAX, check_int, check_object
+from ._params import elements
 from .errors import ArgumentError, ContextError, GgufError
 from .gguf import Gguf
 
@@ -288,7 +289,9 @@ def compute_imatrix(
     from .context import Context
 
     check_object("model", model, "Model")
-    tokens = model.vocab.tokenize(text) if isinstance(text, str) else list(text)
+    tokens = (
+        model.vocab.tokenize(text) if isinstance(text, str) else elements("text", text, "tokens")
+    )
     check_int("chunk_size", chunk_size, 1, INT32_MAX)
     if max_chunks is not None:
         check_int("max_chunks", max_chunks, 1, INT32_MAX)

@@ -16,6 +16,7 @@ from ._gguf.tensors import GgufTensor, computed_tensor
 from ._gguf.types import ggml_type, quantize_array, row_bytes
 from ._lora import ALPHA, EMBEDDING, INVOCATION, fits, ggml_shape, pairs, shape_text
 from ._params import CONVERTERS
+from ._text import checked_path
 from .errors import AdapterError, ArgumentError
 from .gguf import Gguf
 from .shards import check_other, open_all, whole
@@ -71,16 +72,18 @@ def merge_lora(
     """
     if not isinstance(adapters, Mapping):
         raise TypeError(f"adapters must be a mapping of files to scales, not {adapters!r}")
+    model, target = checked_path(model, "model"), checked_path(target, "target")
+    paths = [checked_path(path, "adapters") for path in adapters]
     with ExitStack() as stack:
         files = open_all(model)
         for gguf in files.values():
             stack.enter_context(gguf)
-        check_other(target, [*files, *adapters])
+        check_other(target, [*files, *paths])
         merged = stack.enter_context(whole(files))
         changes: dict[str, Change] = {}
-        for path, scale in adapters.items():
+        for path, scale in zip(paths, adapters.values(), strict=True):
             adapter = stack.enter_context(Gguf.open(path))
-            _add(changes, merged, adapter, os.fspath(path), CONVERTERS["float"]("scale", scale))
+            _add(changes, merged, adapter, path, CONVERTERS["float"]("scale", scale))
         for name, change in changes.items():
             base = merged.tensors[name]
             wanted = base.type if type is None else ggml_type(type)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 from ._context.held_memory import HeldMemory
 from ._context.lineage import END
 from ._ffi import ffi, lib
 from ._handle import Pointer
-from ._params import CONVERTERS
+from ._params import CONVERTERS, integer
 from .errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_rm``.
         """
-        every = operator.index(seq_id) == -1
+        every = integer("seq_id", seq_id) == -1
         with self._context.exclusive:
             memory = HeldMemory(self._context)
             start, end = _range(p0, p1)
@@ -128,8 +127,8 @@ class Memory(Pointer):
         with self._context.exclusive:
             memory = HeldMemory(self._context)
             start, end = _range(p0, p1)
-            memory.check(source)
-            memory.check(target)
+            memory.check(source, "source")
+            memory.check(target, "target")
             if source != target and memory.has(source, start, end):
                 memory.copy(source, target, start, end)
 
@@ -147,8 +146,8 @@ class Memory(Pointer):
         """
         with self._context.exclusive:
             memory = HeldMemory(self._context)
-            memory.check(source)
-            memory.check(target)
+            memory.check(source, "source")
+            memory.check(target, "target")
             if source == target:
                 return
             memory.check_state(source)
@@ -169,7 +168,7 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_add``.
         """
-        delta = operator.index(delta)
+        delta = integer("delta", delta)
         with self._context.exclusive:
             memory = HeldMemory(self._context)
             found = memory.movable(seq_id, *_range(p0, p1))
@@ -216,7 +215,7 @@ class Memory(Pointer):
             ``llama_memory_seq_div`` turns the keys the wrong way: it tells the rotation the way
             back.
         """
-        if operator.index(d) < 1:
+        if integer("d", d) < 1:
             raise ArgumentError(f"d={d} must be at least 1")
         with self._context.exclusive:
             memory = HeldMemory(self._context)
@@ -263,8 +262,8 @@ class Memory(Pointer):
 
 def _range(p0: int | None, p1: int | None) -> tuple[int, int]:
     """Return a range with both ends."""
-    start = 0 if p0 is None else operator.index(p0)
-    end = END if p1 is None else operator.index(p1)
+    start = 0 if p0 is None else integer("p0", p0)
+    end = END if p1 is None else integer("p1", p1)
     for name, value in (("p0", start), ("p1", end)):
         if not 0 <= value <= END:
             raise ArgumentError(f"{name}={value} is not a position: 0 to {END}, or None")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,8 @@ from ._model.info import ModelInfo
 from ._model.loading import load_file, load_path, load_splits
 from ._model.params import model_params, used_devices
 from ._model.weight_types import check_weight_types
+from ._params import elements
+from ._text import path_text
 from .errors import ForkError
 from .log import drain
 from .vocab import Vocab
@@ -115,7 +116,7 @@ class Model(ModelInfo):
         Source: ``llama_model_load_from_file``.
         """
         given = {"progress": progress, "cpu_moe": cpu_moe, "n_cpu_moe": n_cpu_moe, **params}
-        self.path = os.fsdecode(path)
+        self.path = path_text(path)
         self._load(self.path, given, lambda *load: load_path(path, *load))
 
     @classmethod
@@ -168,11 +169,9 @@ class Model(ModelInfo):
 
         Source: ``llama_model_load_from_splits``.
         """
-        if isinstance(paths, (str, bytes, os.PathLike)):
-            raise TypeError(f"paths must be a sequence of paths, not {paths!r}")
-        paths = list(paths)
-        name = os.fsdecode(paths[0]) if paths else ""
-        model = cls._make(name, dict(params), lambda *load: load_splits(paths, *load))
+        names = [path_text(path, "paths") for path in elements("paths", paths, "paths")]
+        name = names[0] if names else ""
+        model = cls._make(name, dict(params), lambda *load: load_splits(names, *load))
         model.path = name
         return model
 

@@ -20,7 +20,7 @@ from ._ffi import ffi, lib
 from ._generated.enums import Ftype, GgmlType
 from ._gguf.types import dequantize_array, row_bytes
 from ._quantize_params import ftype_name, ftype_of, ftypes, quantize_params
-from ._text import c_path
+from ._text import c_path, checked_path
 from .errors import ArgumentError, GgufError, NativeError, QuantizeError, UnsupportedError
 from .gguf import Gguf
 from .log import capture_logs, drain, with_log
@@ -128,7 +128,7 @@ def quantize(
     fields = _fields(ftype, dict(params))
     backend.load()
     with ExitStack() as stack:
-        files = open_all(source, metadata_only=True)
+        files = open_all(checked_path(source, "source"), metadata_only=True)
         for gguf in files.values():
             stack.enter_context(gguf)
         struct, _keep = quantize_params(fields, list(files.values()))
@@ -166,6 +166,7 @@ def _targets(target: Any, struct: Any, files: Mapping[Path, Gguf]) -> list[Path]
         return []
     if target is None:
         raise ArgumentError("say where to write to; without a target, dry_run=True is possible")
+    target = checked_path(target, "target")
     targets = paths_of(target, len(files)) if struct.keep_split else [Path(target)]
     for path in targets:
         check_other(path, files)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import operator
 import os
 import re
 import signal
@@ -36,6 +35,7 @@ from . import backend
 from ._devices import Device, new_device
 from ._ffi import ffi, lib
 from ._handle import live_objects
+from ._params import integer
 from ._unique import Unique
 from .errors import (
     ArgumentError,
@@ -269,7 +269,7 @@ def _check(
         lent = [one if isinstance(one, Device) else backend.device(one) for one in named]
     if not lent or any(one.backend == "RPC" for one in lent):
         raise ArgumentError(f"devices={devices!r}: name at least one, and none of another machine")
-    n_threads = backend.physical_cores() if n_threads is None else operator.index(n_threads)
+    n_threads = backend.physical_cores() if n_threads is None else integer("n_threads", n_threads)
     check_n_threads("n_threads", n_threads)
     if cache_dir is not None:
         cache_dir = os.path.abspath(os.fspath(cache_dir))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, overload
 
 from ._checks import check_object
 from ._ffi import ffi, lib
+from ._params import elements
 from ._sampling.chain import ChainBase, parts_of
 from ._sampling.plan import check_order, reseeded
 from ._sampling.recommended import chain_of
@@ -222,7 +223,7 @@ class SamplerChain(ChainBase):
 
         Source: ``llama_sampler_accept``.
         """
-        ids = [self._check_token(token) for token in tokens]
+        ids = [self._check_token(token) for token in elements("tokens", tokens, "integers")]
         array = ffi.new("int32_t[]", ids)
         with self._exclusive:
             _owner = self._ready()

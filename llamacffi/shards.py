@@ -148,7 +148,7 @@ def check_other(target: str | os.PathLike[str], sources: Iterable[str | os.PathL
     Raises:
         ArgumentError: It is one of them.
     """
-    target = checked_path(target)  # the functions below would take numbers for descriptors
+    target = checked_path(target, "target")  # the functions below take numbers for descriptors
     if os.path.exists(target) and any(os.path.samefile(target, path) for path in sources):
         raise ArgumentError(f"{target!r} is both read and written; choose another name")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._checks import INT32_MAX, check_int, check_number, check_object, check_text
 from ._ffi import ffi, lib
+from ._params import elements
 from ._tokens import token_id
 from .errors import ArgumentError, UnsupportedError
 from .samplers import Sampler, Selecting, c_seed, check_mirostat
@@ -259,7 +260,7 @@ def check_texts(name: str, texts: Sequence[str]) -> tuple[str, ...]:
     """Return texts as a tuple; one text is not a sequence of them."""
     if isinstance(texts, str | bytes):
         raise TypeError(f"{name} must be a sequence of texts, not one: [{texts!r}]")
-    return tuple(texts)
+    return tuple(elements(name, texts, "texts"))
 
 
 def _check_last_n(last_n: int) -> None:

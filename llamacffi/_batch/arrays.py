@@ -9,6 +9,7 @@ import numpy as np
 
 from .._ffi import ffi
 from .._handle import Pointer
+from .._params import integer
 from ..errors import ArgumentError
 from .input import INT32, pointer
 
@@ -45,6 +46,8 @@ class BatchArrays(Pointer):
 
     def __init__(self, capacity: int, n_seq_max: int = 1, n_embd: int = 0) -> None:
         """Make room for ``capacity`` entries; see `Batch`."""
+        sizes = {"capacity": capacity, "n_seq_max": n_seq_max, "n_embd": n_embd}
+        capacity, n_seq_max, n_embd = (integer(name, size) for name, size in sizes.items())
         if not (1 <= capacity <= INT32.max and 1 <= n_seq_max <= INT32.max):
             raise ArgumentError(
                 f"capacity={capacity} and n_seq_max={n_seq_max} must both be at least 1, and fit "

@@ -66,7 +66,7 @@ class Computation(Threads):
         if self._memoryless:
             return self.encode(batch)
         ptr = self.ptr
-        with self.computing(n := len(batch)):
+        with self.computing(n := length(batch)):
             self._check_batch(batch, n)
             if n > 1:
                 self._check_several(ptr, n)
@@ -105,7 +105,7 @@ class Computation(Threads):
         ptr = self.ptr
         if not self._memoryless and not lib.llama_model_has_encoder(self.model.ptr):
             raise UnsupportedError(f"{self.model!r} has no encoder: use decode()")
-        with self.computing(n := len(batch)):
+        with self.computing(n := length(batch)):
             self._check_batch(batch, n)
             self._check_encode(ptr, batch, n)
             self._run(ptr, batch, encode=True)
@@ -344,6 +344,19 @@ class Computation(Threads):
             raise failure
         error.__context__ = failure  # the user's own; its context tells what became of the memory
         raise error
+
+
+def length(batch: Batch) -> int:
+    """Return the number of tokens in a batch.
+
+    Raises:
+        TypeError: It is no batch.
+    """
+    try:
+        return len(batch)
+    except TypeError:
+        check_object("batch", batch, "Batch")
+        raise
 
 
 def pools_by_mean(ptr: Any) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING
 
 from .._ffi import ffi, lib
+from .._params import integer
 from ..errors import ArgumentError, UnsupportedError
 from .lineage import END
 from .newer import is_draft
@@ -41,13 +41,14 @@ class HeldMemory:
             self.n_swa and self.has_state
         )
 
-    def check(self, seq_id: int) -> int:
-        """Return the number of a sequence; raise unless it exists."""
-        number = operator.index(seq_id)
+    def check(self, seq_id: int, name: str = "seq_id") -> int:
+        """Return the number of a sequence, the argument ``name``; raise unless it exists."""
+        number = integer(name, seq_id)
         if not 0 <= number < self.n_seq_max:
+            which = "" if name == "seq_id" else f"{name}: "
             raise ArgumentError(
-                f"seq_id {number} is not in 0 to {self.n_seq_max - 1}: create the Context with a "
-                "larger n_seq_max"
+                f"{which}seq_id {number} is not in 0 to {self.n_seq_max - 1}: create the Context "
+                "with a larger n_seq_max"
             )
         return number
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 from .._ffi import ffi, lib
+from .._params import integer
 from .._views import float_view
 from ..errors import ArgumentError, ContextError, UnsupportedError
 from ..log import with_log
@@ -259,9 +259,7 @@ class Outputs(ContextBase):
 
 def index(value: Any, name: str) -> int:
     """Return an integer; a bool is none, since it is a mask or a mistake."""
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    return operator.index(value)
+    return integer(name, value)
 
 
 def _array(shape: tuple[int, ...], out: Floats | None) -> Floats:

@@ -247,7 +247,7 @@ def byte_view(data: Any) -> memoryview:
     try:
         view = memoryview(data)
     except TypeError:
-        raise TypeError(f"a state is bytes, not {type(data).__name__}") from None
+        raise TypeError(f"data must be the bytes of a state, not {data!r:.80}") from None
     if not view.c_contiguous:
         raise TypeError("the bytes of a state must be contiguous: give bytes(view)")
     return view.cast("B") if view.nbytes else memoryview(b"")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 from .._ffi import lib
 from .._handle import Exclusive, Together
+from .._params import integer
 from ..errors import ArgumentError, ClosedError
 from ..threads import Placement, Threadpool, check_n_threads
 from .base import ContextBase
@@ -115,7 +115,7 @@ class Threads(ContextBase):
             computing[0].pools.forget()
 
     def _set_n_threads(self, *numbers: int) -> None:
-        numbers = tuple(operator.index(n) for n in numbers)
+        numbers = tuple(integer(name, n) for name, n in zip(NAMES, numbers, strict=True))
         for name, n in zip(NAMES, numbers, strict=True):
             check_n_threads(name, n)
         ptr, pools = self.ptr, self._pools

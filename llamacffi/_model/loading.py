@@ -15,6 +15,7 @@ from .._callbacks import Bridge
 from .._ffi import ffi, lib
 from .._files import OpenFile, c_file
 from .._handle import own
+from .._path_hints import no_file
 from .._text import c_path, checked_path
 from ..errors import ArgumentError, LoadError, ModelNotFoundError, NativeError
 from . import load_mode
@@ -188,9 +189,12 @@ def check_gguf(path: Path) -> None:
         with open(name, "rb") as file:
             start = file.read(len(MAGIC))
     except FileNotFoundError:
-        raise ModelNotFoundError(errno.ENOENT, "there is no such model file", name) from None
+        raise no_file("there is no such model file", name) from None
     except LoadError:
         raise
+    except IsADirectoryError as error:
+        reason = f"{error.strerror}: name a GGUF file in it"
+        raise LoadError(error.errno, reason, name) from None
     except OSError as error:
         raise LoadError(error.errno, error.strerror, name) from None
     check_magic(start, name)

@@ -21,15 +21,6 @@ OWNED = {
     "progress_callback_user_data": "use progress=, a Python function",
 }
 
-# What other versions and bindings have, and what to give here.
-LEGACY = {
-    "use_mmap": "load_mode='mmap', or 'none' to read the file into memory",
-    "use_mlock": "load_mode='mlock', or 'mmap_mlock' for a mapped file",
-    "use_direct_io": "load_mode='direct_io'",
-    "override_tensor": "tensor_buft_overrides={pattern: device}",
-    "rpc_servers": "devices=, with the servers among them",
-}
-
 
 def model_params(params: Mapping[str, Any], *, warning: bool = True) -> tuple[Any, list[object]]:
     """Return a ``struct llama_model_params *`` with ``params``, and what must outlive the model.
@@ -51,7 +42,6 @@ def model_params(params: Mapping[str, Any], *, warning: bool = True) -> tuple[An
     if experts:
         given = fields.get("tensor_buft_overrides") or []
         fields["tensor_buft_overrides"] = [*override_pairs(given), *experts]
-    _check_names(fields)
     struct = ffi.new("struct llama_model_params *")
     struct[0] = lib.llama_model_default_params()
     keep = fill(struct, "llama_model_params", fields, OWNED, MODEL_CONVERTERS)
@@ -61,17 +51,6 @@ def model_params(params: Mapping[str, Any], *, warning: bool = True) -> tuple[An
     if warning and not devices:
         _warn_without_gpu(fields)
     return struct, keep
-
-
-def _check_names(fields: Mapping[str, Any]) -> None:
-    """Raise for names that belong elsewhere; the other unknown ones are `fill`'s."""
-    from .._generated.params import KINDS
-
-    for name in fields:
-        if name in LEGACY and name not in KINDS["llama_model_params"]:
-            raise TypeError(f"unknown parameter {name!r}: use {LEGACY[name]}")
-        if name not in KINDS["llama_model_params"] and name in KINDS["llama_context_params"]:
-            raise TypeError(f"{name!r} is a parameter of Context, not of Model")
 
 
 def _check_weights(struct: Any, fields: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._atomic import explain_failure, scratch_beside
 from .._devices import text
 from .._ffi import ffi, lib
-from .._text import c_path
+from .._text import c_path, path_text
 from ..errors import NativeError, UnsupportedError
 from ..gguf import Gguf
 from ..log import drain, recent, with_log
@@ -28,6 +28,7 @@ EXTRA_ATTRS = "NORMALIZED", "LSTRIP", "RSTRIP", "SINGLE_WORD"
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
     """Write a model to a file, at once or not at all."""
+    path = path_text(path)
     ptr = model.ptr
     if model.without_weights:
         raise UnsupportedError(f"{model!r} was loaded with {model.without_weights}=True")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._checks import check_int, check_number, check_text
-from .._params import unknown_parameter
+from .._hints import unknown_parameter
 from ..errors import ArgumentError
 from ..samplers import XTC, Dist, Greedy, MinP, MirostatV2, Sampler, Temp, TopK, TopP
 from ..token_samplers import Infill, LogitBias, Mirostat, Penalties
@@ -44,7 +44,7 @@ def chain_of(
     """Yield the samplers that a model recommends, with ``settings`` in place of its own."""
     for name in settings:
         if name not in DEFAULTS:
-            raise TypeError(unknown_parameter(name, list(DEFAULTS)))
+            raise TypeError(unknown_parameter(name, DEFAULTS))
     values: dict[str, Any] = {**DEFAULTS, **model.recommended_sampling, **settings}
     _check(values)
     suppressed = LogitBias.suppress(model.vocab)

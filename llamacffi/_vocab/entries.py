@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .._ffi import ffi, lib
 from .._handle import Pointer
+from .._params import integer
 from .._text import new_uncleared
 from .._tokens import outside, token_id
 from ..errors import ArgumentError, UnsupportedError
@@ -79,7 +79,7 @@ class Entries(Pointer):
         Source: ``llama_token_to_piece``.
         """
         token = self.check_one(token)
-        if lstrip and not 0 <= operator.index(lstrip) <= INT32_MAX:
+        if lstrip and not 0 <= integer("lstrip", lstrip) <= INT32_MAX:
             raise ArgumentError(f"lstrip={lstrip} is out of range: 0 to {INT32_MAX}")
         model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
         if self._type == lib.LLAMA_VOCAB_TYPE_NONE:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import backend
 from .._ffi import ffi, lib
 from .._handle import own
+from .._params import elements, integer
 from .._tokens import token_array
 from ..errors import ArgumentError
 
@@ -32,7 +32,7 @@ def thread_count(n_threads: int | None) -> int:
     """Return how many threads to use at most."""
     if n_threads is None:
         return backend.physical_cores()
-    if not 1 <= operator.index(n_threads) <= 2**31 - 1:
+    if not 1 <= integer("n_threads", n_threads) <= 2**31 - 1:
         raise ArgumentError(f"n_threads={n_threads} must be at least 1")
     return n_threads
 
@@ -59,9 +59,10 @@ def join_tokens(
     """Return the lengths of sequences of tokens, and their tokens one after the other."""
     import numpy as np
 
+    given = elements("sequences", sequences, "sequences of tokens")
     arrays = [
         np.frombuffer(ffi.buffer(array), np.int32, n)
-        for array, n in (token_array(tokens, n_vocab) for tokens in sequences)
+        for array, n in (token_array(tokens, n_vocab) for tokens in given)
     ]
     return list(map(len, arrays)), np.concatenate([*arrays, np.empty(0, np.int32)])
 

@@ -213,7 +213,7 @@ def test_a_prompt_longer_than_a_batch(new_context, chain):
         ([5] * 257, {}, "prompt of 257 tokens does not fit: 0 of n_ctx=256"),
         ([5, 514], {}, "token 514 is not in the vocabulary"),
         (PROMPT, {"max_tokens": 0}, "max_tokens=0"),
-        (PROMPT, {"stop": [""]}, "stop string is empty"),
+        (PROMPT, {"stop": [""]}, r"stop\[0\] is an empty string"),
         (PROMPT, {"seq_id": 1}, "seq_id 1 is not in 0 to 0"),
         (PROMPT, {"top_logprobs": -1}, "top_logprobs=-1 is not in 0 to 514"),
         (PROMPT, {"top_logprobs": 515}, "top_logprobs=515 is not in 0 to 514"),

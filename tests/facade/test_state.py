@@ -218,7 +218,7 @@ def test_any_buffer_will_do(context):
     for data in (bytearray(saved), memoryview(saved), np.frombuffer(saved, np.uint8)):
         context.load_state(data)
         assert context.memory.pos_max(0) == 1
-    with pytest.raises(TypeError, match="a state is bytes, not str"):
+    with pytest.raises(TypeError, match="data must be the bytes of a state"):
         context.load_state("state")
     with pytest.raises(TypeError, match="contiguous"):
         context.load_state(memoryview(saved)[::2])

@@ -141,8 +141,8 @@ def test_what_is_no_token(model, call):
     [
         ("12", "tokens are integers, not text"),
         (b"12", "tokens are integers, not text"),
-        (5, "tokens must be a sequence, not int"),
-        (None, "tokens must be a sequence, not NoneType"),
+        (5, "tokens must be a sequence of integers, not 5"),
+        (None, "tokens must be a sequence of integers, not None"),
         (np.zeros((2, 2), np.int32), "one dimension"),
         (np.array(3), "one dimension"),
         (np.array([1.0, 2.0]), "array of integers"),

@@ -1,0 +1,208 @@
+"""Messages name the argument and what would work."""
+
+from __future__ import annotations
+
+import inspect
+import os
+
+import pytest
+
+from llamacffi import (
+    Batch,
+    Context,
+    ContextShift,
+    ControlVector,
+    Gguf,
+    Grammar,
+    Model,
+    ModelNotFoundError,
+    SamplerChain,
+    Threadpool,
+    compute_imatrix,
+    generate,
+    merge_lora,
+    quantize,
+    state_info,
+)
+from llamacffi._generated.params import KINDS
+from llamacffi._hints import HINTS, OWNERS
+
+
+class Wrong:
+    """Of a type that fits nothing."""
+
+    def __repr__(self):
+        return "<wrong>"
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("path", lambda o, w: Model(w)),
+        ("paths", lambda o, w: Model.from_splits(w)),
+        ("paths", lambda o, w: Model.from_splits([w])),
+        ("path", lambda o, w: Gguf.open(w)),
+        ("data", lambda o, w: Gguf.from_bytes(w)),
+        ("algorithm", lambda o, w: Gguf.new().hash(w)),
+        ("path", lambda o, w: o.model.save(w)),
+        ("batch", lambda o, w: o.decode(w)),
+        ("seq_id", lambda o, w: o.memory.pos_max(w)),
+        ("seq_id", lambda o, w: o.memory.remove(w)),
+        ("p0", lambda o, w: o.memory.remove(0, w)),
+        ("p1", lambda o, w: o.memory.remove(0, 0, w)),
+        ("source", lambda o, w: o.memory.copy(w, 0)),
+        ("target", lambda o, w: o.memory.fork(0, w)),
+        ("delta", lambda o, w: o.memory.shift(0, w)),
+        ("d", lambda o, w: o.memory.divide(0, w)),
+        ("n_threads", lambda o, w: setattr(o, "n_threads", w)),
+        ("i", lambda o, w: o.logits(w)),
+        ("seq_id", lambda o, w: o.embeddings_seq(w)),
+        ("prompt", lambda o, w: generate(o, w)),
+        ("max_tokens", lambda o, w: generate(o, "a", max_tokens=w)),
+        ("stop", lambda o, w: generate(o, "a", stop=w)),
+        ("stop", lambda o, w: generate(o, "a", stop=["x", w])),
+        ("stop_when", lambda o, w: generate(o, "a", stop_when=w)),
+        ("seq_id", lambda o, w: generate(o, "a", seq_id=w)),
+        ("top_logprobs", lambda o, w: generate(o, "a", top_logprobs=w)),
+        ("overflow", lambda o, w: generate(o, "a", overflow=w)),
+        ("sampler", lambda o, w: generate(o, "a", sampler=w)),
+        ("n_keep", lambda o, w: ContextShift(w)),
+        ("n_discard", lambda o, w: ContextShift(n_discard=w)),
+        ("capacity", lambda o, w: Batch(w)),
+        ("n", lambda o, w: Batch(2).truncate(w)),
+        ("pos", lambda o, w: Batch(2).add([1], w)),
+        ("seq_ids", lambda o, w: Batch(2).add([1], 0, w)),
+        ("seq_ids", lambda o, w: Batch.from_tokens([1], 0, [w])),
+        ("cpus", lambda o, w: Threadpool(cpus=w)),
+        ("cpus", lambda o, w: Threadpool(cpus=[w])),
+        ("n_threads", lambda o, w: Threadpool(w)),
+        ("tokens", lambda o, w: o.model.vocab.detokenize(w)),
+        ("sequences", lambda o, w: o.model.vocab.detokenize_batch(w)),
+        ("texts", lambda o, w: o.model.vocab.tokenize_batch(w)),
+        ("n_threads", lambda o, w: o.model.vocab.tokenize_batch(["a"], n_threads=w)),
+        ("lstrip", lambda o, w: o.model.vocab.piece(5, lstrip=w)),
+        ("tokens", lambda o, w: SamplerChain.default().accept_prompt(w)),
+        ("trigger_tokens", lambda o, w: Grammar('root ::= "a"', trigger_tokens=w)),
+        ("trigger_patterns", lambda o, w: Grammar('root ::= "a"', trigger_patterns=w)),
+        ("array", lambda o, w: ControlVector(w)),
+        ("text", lambda o, w: compute_imatrix(o.model, w)),
+        ("source", lambda o, w: quantize(w, "x.gguf")),
+        ("target", lambda o, w: quantize(o.model.path, w)),
+        ("model", lambda o, w: merge_lora(w, {}, "x.gguf")),
+        ("target", lambda o, w: merge_lora(o.model.path, {}, w)),
+        ("adapters", lambda o, w: merge_lora(o.model.path, {w: 1.0}, "x.gguf")),
+        ("data", lambda o, w: state_info(w)),
+        ("data", lambda o, w: o.load_state(w)),
+    ],
+)
+def test_a_value_of_a_wrong_type(context, argument, call):
+    with pytest.raises(TypeError, match=rf"^{argument}\b.*<wrong>"):
+        call(context, Wrong())
+
+
+@pytest.mark.parametrize("value", ["5", 1.5, True, [5]])
+def test_max_tokens_is_an_integer(context, value):
+    with pytest.raises(TypeError, match="max_tokens must be an integer, not "):
+        generate(context, "The llama", max_tokens=value)
+
+
+def test_stop_may_be_none(context):
+    assert generate(context, "The llama", stop=None, max_tokens=2).text()
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("https://huggingface.co/own-er/re.po", "Model.from_pretrained('own-er/re.po')"),
+        ("http://hf.co/a/b/blob/main/c/d.gguf", "Model.from_pretrained('a/b', 'c/d.gguf')"),
+        ("huggingface.co/a/b/resolve/v2/d.gguf?download=true", "'d.gguf', revision='v2')"),
+        ("https://example.com/m.gguf", "it is a URL: download the file"),
+        ("s3://bucket/m.gguf", "it is a URL: download the file"),
+        ("own-er/re.po", "Model.from_pretrained('own-er/re.po')"),
+        ("owner/repo:Q4_K_M", "Model.from_pretrained('owner/repo:Q4_K_M')"),
+        ("hf://owner/repo", "Model.from_pretrained('owner/repo')"),
+        ("owner/repo/sub/m.gguf", "Model.from_pretrained('owner/repo', 'sub/m.gguf')"),
+        ("~/models/m.gguf", "os.path.expanduser('~/models/m.gguf')"),
+        ("~somebody/m.gguf", "os.path.expanduser"),
+        ("$HOME/m.gguf", "os.path.expandvars('$HOME/m.gguf')"),
+        ("file:///tmp/m.gguf", "without 'file:'"),
+        ("tiny-model", "did you mean 'tiny-model.gguf'?"),
+        ("tiny-modle.gguf", "did you mean 'tiny-model.gguf'?"),
+        ("here/m.gguf", "did you mean 'here/M.gguf'?"),
+        ("nowhere/m.gguf", "there is no directory 'nowhere'"),
+    ],
+)
+def test_a_path_where_there_is_no_file(path, remedy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-model.gguf").touch()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "M.gguf").touch()
+    for opened in (Model, Gguf.open):
+        with pytest.raises(ModelNotFoundError) as caught:
+            opened(path)
+        assert remedy in str(caught.value)
+        assert caught.value.filename == path
+
+
+def test_nothing_is_made_up_for_other_paths(tmp_path):
+    (tmp_path / "other").touch()
+    with pytest.raises(ModelNotFoundError) as caught:
+        Model(tmp_path / "m.gguf")
+    assert caught.value.strerror == "there is no such model file"
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("verbose", "logging.getLogger('llamacffi')"),
+        ("seed", "SamplerChain.default(seed=...)"),
+        ("lora_path", "Adapter(model, path)"),
+        ("temperature", "SamplerChain.default(temp=...)"),
+        ("use_mmap", "load_mode='mmap'"),
+        ("chat_format", "Model.chat_template()"),
+    ],
+)
+def test_parameters_of_other_programs(context, demo_path, name, remedy):
+    for call in (
+        lambda: Model(demo_path, **{name: 1}),
+        lambda: Context(context.model, **{name: 1}),
+        lambda: generate(context, "a", **{name: 1}),
+    ):
+        with pytest.raises(TypeError, match=f"unknown parameter '{name}'") as caught:
+            call()
+        assert remedy in str(caught.value)
+
+
+def test_parameters_of_something_else(context, demo_path):
+    model = context.model
+    for call, message in (
+        (lambda: Model(demo_path, n_threads_batch=2), "'n_threads_batch'; it is .* of Context"),
+        (lambda: Model(demo_path, max_tokens=2), "max_tokens= of generate"),
+        (lambda: Context(model, n_gpu_layers=2), "'n_gpu_layers'; it is a parameter of Model"),
+        (lambda: Context(model, context_length=2), "did you mean 'n_ctx'"),
+        (lambda: Context(model, threads=2), "did you mean 'n_threads'"),
+        (lambda: generate(context, "a", n_ctx=2), "'n_ctx'; it is a parameter of Context"),
+        (lambda: generate(context, "a", max_new_tokens=2), "did you mean 'max_tokens'"),
+        (lambda: generate(context, "a", max_tokns=2), "did you mean 'max_tokens'"),
+        (lambda: generate(context, "a", xyz=2), "known are .*stop_when"),
+        (lambda: SamplerChain.from_model(model, temperature=2), "did you mean 'temp'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_the_hints_name_what_exists():
+    known = set(inspect.signature(generate).parameters) | {"path"}
+    known |= {name for struct in OWNERS for name in KINDS[struct]}
+    known |= set(SamplerChain.default.__kwdefaults__) | {"top_k", "top_p", "min_p", "mirostat"}
+    known |= {"penalty_repeat", "penalty_last_n", "mirostat_tau", "mirostat_eta"}
+    assert {ours for ours, _ in HINTS.values() if ours} <= known
+    # What exists everywhere needs no hint.
+    assert not any(
+        name in KINDS[struct] and not HINTS[name][0] for struct in OWNERS for name in HINTS
+    )
+
+
+def test_a_path_as_bytes_is_one(demo_path):
+    with Model(os.fsencode(demo_path)) as model:
+        assert model.path == str(demo_path)
