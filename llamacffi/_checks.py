@@ -95,9 +95,12 @@ def check_number(
         raise TypeError(f"{name} must be a number, not {value!r}")
     number = float(value)
     if not (math.isfinite(number) and least <= number <= most):
-        limits = f"{least:g} to {most:g}" if most < FLOAT_MAX else f"{least:g} and above"
-        limits = "the finite 32-bit numbers" if least == -FLOAT_MAX else limits
-        raise ArgumentError(f"{name}={value} is not in {limits}{remedy}")
+        limits = f"is not in {least:g} to {most:g}"
+        if least == -FLOAT_MAX:
+            limits = "is not a finite 32-bit number"
+        elif most == FLOAT_MAX:
+            limits = f"is not a finite number of at least {least:g}"
+        raise ArgumentError(f"{name}={value} {limits}{remedy}")
 
 
 def check_text(name: str, value: Any) -> bytes:

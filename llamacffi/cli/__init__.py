@@ -7,15 +7,22 @@ them and returns the exit code.  What goes wrong becomes one line and an exit co
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
+import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from . import info, run, tokenize
 from .failure import Failures
+from .source import model_hint
+from .terminal import visible
 
 COMMANDS = (run, tokenize, info)
 EXIT_CODES = """\
@@ -46,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace()
     try:
         make_parser().parse_args(argv, args)
-        return _run(args)
+        with _own_warnings(args):
+            return _run(args)
     except BrokenPipeError:
         return 128 + getattr(signal, "SIGPIPE", 13)
     except KeyboardInterrupt:
@@ -54,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except Exception as error:
         if getattr(args, "traceback", False):
-            raise
-        print(f"llamacffi: {failures.line(error)}", file=sys.stderr)
+            print(visible(traceback.format_exc()), end="", file=sys.stderr)
+        else:
+            print(f"llamacffi: {visible(failures.line(error))}", file=sys.stderr)
         return failures.code(error)
     finally:
         failures.close()
@@ -84,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for command in COMMANDS:
         sub = command.add_parser(commands)
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=command.run, parser=sub)
         sub.add_argument(
             "-v", "--verbose", action="store_true", help="show llama.cpp's log on stderr"
         )
@@ -101,8 +110,29 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit with code 2."""
-        line = " ".join(message.split())
+        line = visible(" ".join(message.split()))
         self.exit(2, f"llamacffi: {line} (see {self.prog} --help)\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all arguments; of one that is unknown, say what may be meant."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = parsed.parser  # of the command: there are no others without one
+            text = getattr(parsed, "prompt", getattr(parsed, "text", None))
+            if text is not None and parsed.model is None and (hint := model_hint(text)):
+                parser.error(hint)
+            parser.error(parser.unknown_argument(unknown[0]))
+        return parsed
+
+    def unknown_argument(self, argument: str) -> str:
+        """Return the message for an argument that is none of this parser's."""
+        name = argument.partition("=")[0]
+        if not argument.startswith("-"):
+            return f"one argument too many: {argument!r}; a text with blanks needs quotes"
+        options = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(name, options, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"unknown option {name!r}{hint}"
 
 
 class Version(argparse.Action):
@@ -118,12 +148,36 @@ class Version(argparse.Action):
         parser.exit()
 
 
+class LogFormatter(logging.Formatter):
+    """Formats lines of the log, which may have text out of files, for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return visible(super().format(record))
+
+
+@contextmanager
+def _own_warnings(args: argparse.Namespace) -> Iterator[None]:
+    """Show warnings as lines of the command, each once; and none if it is to be quiet."""
+    shown = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        line = f"llamacffi: warning: {visible(' '.join(str(message).split()))}"
+        if line not in shown and not getattr(args, "quiet", False):
+            print(line, file=sys.stderr)
+        shown.add(line)
+
+    previous, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = previous
+
+
 def _show_log() -> None:
     """Print llama.cpp's log on stderr."""
-    import logging
-
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname).1s %(message)s"))
+    handler.setFormatter(LogFormatter("%(levelname).1s %(message)s"))
     logger = logging.getLogger("llamacffi")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .terminal import visible
+
 GIB = 2**30
 DEVICE_FIELDS = "name", "description", "backend", "kind", "memory_free", "memory_total"
 
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     for name, get in SECTIONS.items():
         print(f"{name.replace('_', ' ')}:")
         for line in _lines(get()):
-            print(f"  {line}")
+            print(f"  {visible(line)}")
     return 0
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .._checks import INT32_MAX
 from .._context.params import MODEST_CTX
 from .._sampling.recommended import DEFAULTS
 from ..errors import ArgumentError
@@ -20,6 +21,7 @@ from .failure import UsageError
 from .interrupt import ctrl_c_cancels
 from .progress import ProgressBar
 from .source import add_model_option, model_path, read_text
+from .terminal import fitting
 
 if TYPE_CHECKING:
     from .._generated.params import ContextParams, ModelParams
@@ -45,7 +47,8 @@ def add_parser(
     parser = commands.add_parser(
         "run",
         help="generate text after a prompt",
-        description="Print a prompt and the text that a model generates after it.",
+        description="Print a prompt and the text that a model generates after it.  On a terminal, "
+        "control characters are spelled out, as \\x1b; a file or a pipe gets them as they are.",
         allow_abbrev=False,
     )
     add_model_option(parser)
@@ -92,7 +95,7 @@ def _add_samplers(group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             flag,
             metavar=value,
-            type=checked(number, functools.partial(_setting, sampler, field)),
+            type=checked(number, functools.partial(_setting, sampler, field), field),
             help=f"{text} (default: {default})",
         )
 
@@ -108,27 +111,42 @@ def _add_params(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         *("-c", "--ctx"),
         metavar="N",
-        type=int,
+        type=checked(int, functools.partial(whole_number, 0)),
         help="tokens that fit the context; 0: as many as the model was trained with "
         f"(default: the same, but at most {MODEST_CTX})",
     )
     group.add_argument(
-        *("-t", "--threads"), metavar="N", type=int, help="threads (default: physical cores)"
+        *("-t", "--threads"),
+        metavar="N",
+        type=checked(int, functools.partial(whole_number, 1)),
+        help="threads (default: physical cores)",
     )
     group.add_argument(
-        "--ngl", metavar="N", type=int, help="layers on the GPU (default: llama.cpp's)"
+        "--ngl",
+        metavar="N",
+        type=checked(int, functools.partial(whole_number, -1)),
+        help="layers on the GPU; -1: all (default: llama.cpp's)",
     )
 
 
-def checked(number: Callable[[str], Any], make: Callable[[Any], Any]) -> Callable[[str], Any]:
-    """Return an argparse type: what ``make`` makes of a number, or its error message."""
+def checked(
+    number: Callable[[str], Any], make: Callable[[Any], Any], field: str = ""
+) -> Callable[[str], Any]:
+    """Return an argparse type: what ``make`` makes of a number, or its error message.
+
+    Args:
+        number: Reads the number.
+        make: Checks it.
+        field: What the messages of ``make`` call it, where people know the option alone.
+    """
 
     def convert(text: str) -> Any:
         value = number(text)
         try:
             return make(value)
         except ArgumentError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            message, _, _remedy = str(error).partition("; ")  # which is for programs
+            raise argparse.ArgumentTypeError(message.removeprefix(f"{field}=")) from None
 
     convert.__name__ = number.__name__  # argparse says "invalid int value"
     return convert
@@ -136,9 +154,16 @@ def checked(number: Callable[[str], Any], make: Callable[[Any], Any]) -> Callabl
 
 def max_tokens(n: int) -> int | None:
     """Return what `generate` calls the number of ``-n``."""
-    if n != -1 and n < 1:
-        raise ArgumentError(f"{n} is neither -1 nor at least 1")
+    if n != -1 and not 1 <= n <= INT32_MAX:
+        raise ArgumentError(f"{n} is neither -1 nor in 1 to {INT32_MAX}")
     return None if n == -1 else n
+
+
+def whole_number(least: int, n: int) -> int:
+    """Return a number for C."""
+    if not least <= n <= INT32_MAX:
+        raise ArgumentError(f"{n} is not in {least} to {INT32_MAX}")
+    return n
 
 
 def stop_string(text: str) -> str:
@@ -152,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     prompt = read_prompt(args)
     with load(args) as model, new_context(model, args) as context:
-        tokens = model.vocab.tokenize(prompt, parse_special=True)
+        tokens = model.vocab.tokenize(prompt.decode(errors="replace"), parse_special=True)
         if len(tokens) > context.n_ctx_seq:
             raise UsageError(
                 f"the prompt of {len(tokens)} tokens does not fit a context of "
@@ -165,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
 
 def read_prompt(args: argparse.Namespace) -> bytes:
     """Return the prompt: given, piped in, or the default of the built-in model."""
-    text = read_text(args.prompt)
+    text = read_text(args.prompt, args)
     if args.prompt in (None, "-") and text is not None:
         text = text.removesuffix(b"\n").removesuffix(b"\r")
     if text:
@@ -212,9 +237,9 @@ def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Na
     code = 0
     try:
         with ctrl_c_cancels(context):
-            print(prompt.decode(errors="replace"), end="", flush=True)
+            show(prompt.decode(errors="replace"))
             for token in generation:
-                print(token.text, end="", flush=True)
+                show(token.text)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     finally:
@@ -222,6 +247,11 @@ def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Na
     if not args.quiet:
         print(summary(generation, chain.seed), file=sys.stderr)
     return code
+
+
+def show(text: str) -> None:
+    """Print a text at once; only on a terminal without what that would obey."""
+    print(fitting(text, sys.stdout), end="", flush=True)
 
 
 def settings(args: argparse.Namespace) -> dict[str, float | str]:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shlex
 import sys
 from pathlib import Path
+
+from .failure import UsageError
+
+# How a GGUF begins.
+MAGIC = b"GGUF"
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
@@ -18,22 +25,41 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 def model_path(args: argparse.Namespace) -> Path:
     """Return the file of ``-m``, or of the built-in model."""
     if args.model is not None:
-        return Path(args.model)
+        # The shell does that, but not in --model=~/m.gguf.
+        return Path(os.path.expanduser(args.model))
     from .. import demo
 
     return demo.path()
 
 
-def read_text(argument: str | None) -> bytes | None:
+def model_hint(text: str) -> str | None:
+    """Return what to say of a text that is the name of a model, there or not."""
+    is_model = text.endswith(".gguf") and len(text.split()) == 1
+    with contextlib.suppress(OSError, ValueError):  # ValueError: no file can be called so
+        if not is_model and os.path.isfile(text):
+            with open(text, "rb") as file:
+                is_model = file.read(len(MAGIC)) == MAGIC
+    if not is_model:
+        return None
+    return f"{text!r} is a model and no text: did you mean -m {shlex.quote(text)}?"
+
+
+def read_text(argument: str | None, args: argparse.Namespace) -> bytes | None:
     """Return the text of a command: its argument, or what is piped in.
 
     Args:
         argument: As given; ``-`` and None stand for stdin.
+        args: All that was given.
 
     Returns:
         As bytes, for it need not be UTF-8.  None if there is no argument and stdin is a terminal.
+
+    Raises:
+        UsageError: It is the name of a model, and no model is named.
     """
-    if argument not in (None, "-"):
+    if argument is not None and argument != "-":
+        if args.model is None and (hint := model_hint(argument)):
+            raise UsageError(hint)
         return os.fsencode(argument)
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
         return None

@@ -41,7 +41,7 @@ def add_parser(
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    text = read_text(args.text)
+    text = read_text(args.text, args)
     if text is None:
         raise UsageError("there is no text: give TEXT, or pipe it in")
     from ..model import Model

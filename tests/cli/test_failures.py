@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,13 +44,51 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
         (["run", ""], ["the prompt is empty"]),
         (["run", "-"], ["the prompt is empty"]),
         (["run", "-m", "any.gguf"], ["no prompt"]),
-        (["run", "-t", "0"], ["n_threads=0"]),
-        (["run", "-c", "-1"], ["n_ctx=-1"]),
+        (["run", "-t", "0"], ["--threads", "0 is not in 1"]),
+        (["run", "-c", "-1"], ["--ctx", "-1 is not in 0"]),
+        (["run", "--ctx", "-4"], ["--ctx", "-4 is not in 0"]),
+        (["run", "--ctx", str(2**31)], ["--ctx", f"{2**31} is not in 0"]),
+        (["run", "--ngl", str(10**20)], ["--ngl", f"{10**20} is not in -1"]),
+        (["run", "-n", str(10**20)], ["--max-tokens", f"{10**20} is neither -1 nor in 1 to"]),
+        (["run", "--temp", "-1"], ["--temp: -1.0 is not a finite number of at least 0"]),
+        (["run", "--modle", "x", "hi"], ["unknown option '--modle'; did you mean --model?"]),
+        (["run", "--modle=x", "hi"], ["unknown option '--modle'; did you mean --model?"]),
+        (["tokenize", "--parse-specials", "hi"], ["did you mean --parse-special?"]),
+        (["run", "x.gguf"], ["'x.gguf' is a model", "did you mean -m x.gguf?"]),
+        (["run", "x.gguf", "hi"], ["'x.gguf' is a model", "did you mean -m x.gguf?"]),
+        (["tokenize", "dir/x.gguf"], ["did you mean -m dir/x.gguf?"]),
+        (["run", "two", "words"], ["one argument too many: 'words'", "quotes"]),
         (["tokenize", "--ids", "--count", "x"], ["--ids", "--count"]),
     ],
 )
 def test_wrong_usage(cli: Cli, args: list[str], words: list[str]) -> None:
     assert_one_line(cli(*args), 2, *words)
+
+
+def test_a_model_of_any_name_is_no_prompt(cli: Cli, demo_path: Path, tmp_path: Path) -> None:
+    shutil.copy(demo_path, tmp_path / "model")
+    assert_one_line(cli("run", "model"), 2, "'model' is a model", "did you mean -m model?")
+    done = cli("run", "-q", "-n", 1, "-m", "model", "model")  # then it is what was meant
+    assert (done.returncode, done.stderr) == (0, "")
+    (tmp_path / "text").write_text("no model")
+    assert cli("run", "-q", "-n", 1, "text").stdout.startswith("text")
+    assert cli("run", "-q", "-n", 1, "What is x.gguf").stdout.startswith("What is x.gguf")
+    assert cli("run", "-q", "-n", 1, stdin="x.gguf").stdout.startswith("x.gguf")
+
+
+def test_warnings_are_lines_of_the_command(cli: Cli) -> None:
+    done = cli("run", "--ngl", 3, "-n", 1, "--temp", 0, "The llama")
+    assert done.returncode == 0
+    warning, *_ = done.stderr.splitlines()
+    assert warning.startswith("llamacffi: warning: n_gpu_layers=3 has no effect")
+    assert ".py" not in done.stderr
+    assert "warn(" not in done.stderr
+    assert cli("run", "-q", "--ngl", 3, "-n", 1, "--temp", 0, "The llama").stderr == ""
+
+
+def test_the_home_directory_in_an_option(cli: Cli, demo_path: Path) -> None:
+    done = cli("tokenize", f"--model=~/{demo_path.name}", "x", env={"HOME": str(demo_path.parent)})
+    assert done.returncode == 0
 
 
 def test_a_prompt_that_does_not_fit(cli: Cli) -> None:

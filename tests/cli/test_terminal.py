@@ -1,0 +1,133 @@
+"""What a file or a model says never reaches a terminal as what it would obey."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llamacffi import Gguf, demo
+from llamacffi.cli.terminal import fitting, visible
+
+from .conftest import Cli, StartCli
+
+pty = pytest.importorskip("pty")
+
+ESCAPES = "\x1b[31m\x07\x9b2J\x9d0;x\x9c\x7f\r\b\u202eabc\u2066"
+HARMLESS = "tab\tnewline\nblank é 漢字 🦙 \N{ZERO WIDTH JOINER}"
+
+
+def obeyed(data: bytes) -> list[str]:
+    """Return the characters that a terminal obeys, but for tab and newline."""
+    text = data.decode(errors="replace").replace("\r\n", "\n")  # a terminal's own line ends
+    return [char for char in text if char not in "\t\n" and visible(char) != char]
+
+
+def test_what_is_spelled_out() -> None:
+    assert visible(HARMLESS) == HARMLESS
+    assert visible("a\x1b[0mb") == r"a\x1b[0mb"
+    assert visible("\u202ex\u2069") == r"\u202ex\u2069"
+    assert obeyed(visible(ESCAPES).encode()) == []
+    for code in (*range(32), *range(127, 160)):
+        assert (visible(chr(code)) == chr(code)) == (chr(code) in "\t\n")
+    assert fitting(ESCAPES, None) == ESCAPES
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Callable[..., Path]:
+    """Make the built-in model with other metadata, and a word that is made of escapes."""
+
+    def make(**changes: str) -> Path:
+        path = tmp_path / "hostile.gguf"
+        with Gguf.from_bytes(demo.to_bytes()) as gguf:
+            tokens = list(gguf["tokenizer.ggml.tokens"])
+            word = tokens.index("\N{LOWER ONE EIGHTH BLOCK}llama")
+            tokens[word] = ESCAPES
+            gguf["tokenizer.ggml.tokens"] = tokens
+            gguf["general.name"] = ESCAPES
+            gguf.update({name.replace("__", "."): value for name, value in changes.items()})
+            gguf.write(path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def on_terminal(start_cli: StartCli) -> Callable[..., bytes]:
+    """Run a command with a terminal for its output and its errors; return what that got."""
+
+    def run(*args: object) -> bytes:
+        master, slave = pty.openpty()
+        with start_cli(*args, stdout=slave, stderr=slave) as process:
+            os.close(slave)
+            output = b""
+            with contextlib.suppress(OSError):  # so Linux says that nobody is there any more
+                while data := os.read(master, 4096):
+                    output += data
+            process.wait(60)
+        os.close(master)
+        return output
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("run", "-t", 1, "-n", 30, "--temp", 0, "The"),
+        ("run", "-v", "-t", 1, "-n", 1, "The"),
+        ("tokenize", "The " + ESCAPES),
+        ("tokenize", "-v", "The"),
+        ("run", "-t", 1, "-n", 3, ESCAPES),
+    ],
+    ids=lambda args: " ".join(map(str, args[:2])),
+)
+def test_a_terminal_obeys_nothing(
+    on_terminal: Callable[..., bytes], hostile: Callable[..., Path], args: tuple[object, ...]
+) -> None:
+    output = on_terminal(args[0], "-m", hostile(), *args[1:])
+    assert obeyed(output) == []
+    assert rb"\x1b" in output
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"general__architecture": ESCAPES},
+        {"tokenizer__ggml__model": ESCAPES},
+        {"tokenizer__ggml__pre": ESCAPES, "tokenizer__ggml__model": "gpt2"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+@pytest.mark.parametrize("options", [(), ("-v", "--traceback")])
+def test_errors_have_nothing_to_obey(
+    cli: Cli, hostile: Callable[..., Path], changes: dict[str, str], options: tuple[str, ...]
+) -> None:
+    for command in ("run", "tokenize"):
+        done = cli(command, *options, "-m", hostile(**changes), "The")
+        assert done.returncode == 1
+        assert obeyed(done.stderr.encode()) == []
+
+
+def test_a_name_of_a_file_has_nothing_to_obey(cli: Cli) -> None:
+    for args in (("run", "-m", ESCAPES, "x"), ("run", f"--{ESCAPES}", "x"), ("run", "a", ESCAPES)):
+        done = cli(*args)
+        assert done.returncode in (1, 2)
+        assert obeyed(done.stderr.encode()) == []
+
+
+def test_info_has_nothing_to_obey(cli: Cli) -> None:
+    done = cli("info", env={"XDG_CACHE_HOME": f"/tmp/{ESCAPES}"})
+    assert done.returncode == 0
+    assert obeyed(done.stdout.encode()) == []
+
+
+def test_a_pipe_gets_what_the_model_says(cli: Cli, hostile: Callable[..., Path]) -> None:
+    done: subprocess.CompletedProcess[str] = cli(
+        "run", "-m", hostile(), "-q", "-n", 1, "--temp", 0, "The"
+    )
+    assert done.stdout == f"The{ESCAPES}\n"
