@@ -10,6 +10,7 @@ from .._ffi import ffi, lib
 from .._handle import Handle
 from ..errors import GgufError
 from . import values as values
+from .kept import kept
 
 if TYPE_CHECKING:
     from .._generated.enums import GgufType
@@ -69,14 +70,17 @@ class GgufMetadata(Handle, MutableMapping[str, "Value"]):
             key: Its name.
             value: bool, int, float, str, bytes, a scalar of numpy, or a list or an array of them.
             type: How to store it, or the elements of an array: ``"u8"``, ``"i8"``, ... ``"u64"``,
-                ``"i64"``, ``"f32"``, ``"f64"``, ``"bool"`` or ``"str"``.  If omitted, scalars and
-                arrays of numpy keep theirs; other values get what the key had before, if that
-                holds them, and else what llama.cpp looks for: ``u32`` (in arrays ``i32``) or the
-                first that holds them, and ``f32``.
+                ``"i64"``, ``"f32"``, ``"f64"``, ``"bool"`` or ``"str"``.  If omitted, a number
+                gets the type of the number that the key has, or of those in its array: it is
+                converted, from numpy's types too, and must fit.  Under a new key, and in the place
+                of another kind of value, numpy's scalars and arrays keep their types; other values
+                get what llama.cpp looks for: ``u32`` (in arrays ``i32``) or the first that holds
+                them, and ``f32``.
 
         Raises:
             TypeError: GGUF has no such values.
-            GgufError: The value or the key cannot be stored.
+            GgufError: The value or the key cannot be stored, or the type of the key does not hold
+                the value.
 
         Source: the ``gguf_set_val_*`` functions, ``gguf_set_arr_data``, ``gguf_set_arr_str``.
         """
@@ -85,9 +89,12 @@ class GgufMetadata(Handle, MutableMapping[str, "Value"]):
             ptr = super().ptr
             i = lib.gguf_find_key(ptr, raw)
             old = values.type_at(ptr, i) if i >= 0 else None
-            new = values.typed(key, value, type, old)
+            if type is None and old is not None:
+                new = kept(key, value, old)
+            else:
+                new = values.typed(key, value, type)
             if key == ALIGNMENT:
-                new = values.typed(key, value, "u32", None)
+                new = values.typed(key, value, "u32")
                 if new.array or new.value < 1 or new.value & (new.value - 1):
                     raise GgufError(f"{key} must be a power of two, not {value!r}")
                 self._stale = True  # C looks at it only when it reads a file

@@ -125,51 +125,46 @@ def decode(chars: Any) -> str:
     return str(ffi.string(chars), "utf-8", "surrogateescape")
 
 
-def typed(key: str, value: Any, type_: AnyGgufType | None, old: Typed | None) -> Typed:
+def typed(key: str, value: Any, type_: AnyGgufType | None) -> Typed:
     """Return what to store for ``value``.
 
     Args:
         key: For messages.
         value: The value.
         type_: The type that the user wants.
-        old: The type of what the key has now, which is kept if it fits.
 
     Raises:
         TypeError: GGUF has nothing like the value.
         GgufError: The value does not fit the type.
     """
+    wanted = None if type_ is None else gguf_type(type_)
     if isinstance(value, np.ndarray) and not value.ndim:
         value = value[()]
     if isinstance(value, (bool, int, float, str, bytes, np.generic)):
-        if type_ is None:
-            type_ = _scalar_type(key, value, None if old is None or old.array else old.type)
-        return Typed(gguf_type(type_), _scalar(key, value, gguf_type(type_)))
+        wanted = _scalar_type(key, value) if wanted is None else wanted
+        return Typed(wanted, _scalar(key, value, wanted))
     if isinstance(value, (np.ndarray, Sequence)):
-        wanted = None if type_ is None else gguf_type(type_)
-        return _array(key, value, wanted, old if old is not None and old.array else None)
+        return typed_array(key, value, wanted)
     raise TypeError(
         f"{key!r} cannot be {value!r}: GGUF has bool, int, float, str, bytes, and arrays of them"
     )
 
 
-def _scalar_type(key: str, value: Any, old: GgufType | None) -> GgufType:
+def _scalar_type(key: str, value: Any) -> GgufType:
     if isinstance(value, (str, bytes)):
         return GgufType.STRING
     if isinstance(value, np.generic):
-        return _dtype_type(key, value.dtype)
+        return dtype_type(key, value.dtype)
     if isinstance(value, bool):
         return GgufType.BOOL
     if isinstance(value, int):
-        if old is not None and NUMBERS.get(old, np.dtype(bool)).kind == "f":
-            return old
-        kept = () if old is None else (old,)
-        fitting = (one for one in (*kept, *SCALARS) if _holds(one, value, value))
+        fitting = (one for one in SCALARS if holds(one, value, value))
         return next(fitting, GgufType.INT64)  # the last says that it is out of range
     large = np.isfinite(value) and abs(value) > float(np.finfo(np.float32).max)
-    return GgufType.FLOAT64 if large or old == GgufType.FLOAT64 else GgufType.FLOAT32
+    return GgufType.FLOAT64 if large else GgufType.FLOAT32
 
 
-def _dtype_type(key: str, dtype: np.dtype[Any]) -> GgufType:
+def dtype_type(key: str, dtype: np.dtype[Any]) -> GgufType:
     if dtype == np.float16:
         return GgufType.FLOAT32  # which holds each of them
     found = TYPES.get(dtype.newbyteorder("="))
@@ -178,7 +173,7 @@ def _dtype_type(key: str, dtype: np.dtype[Any]) -> GgufType:
     return found
 
 
-def _holds(type_: GgufType, lowest: int, highest: int) -> bool:
+def holds(type_: GgufType, lowest: int, highest: int) -> bool:
     dtype = NUMBERS.get(type_)
     if dtype is None or dtype.kind not in "iu":
         return False
@@ -213,7 +208,7 @@ def _check_range(key: str, lowest: Any, highest: Any, type_: GgufType) -> None:
         fits = all(abs(one) <= most or one in EXEMPT or one != one for one in (lowest, highest))
         limits = f"from {-most:.4g} to {most:.4g}"
     else:
-        fits = _holds(type_, lowest, highest)
+        fits = holds(type_, lowest, highest)
         limits = f"from {np.iinfo(dtype).min} to {np.iinfo(dtype).max}"
     if not fits:
         raise GgufError(
@@ -222,18 +217,26 @@ def _check_range(key: str, lowest: Any, highest: Any, type_: GgufType) -> None:
         )
 
 
-def _array(key: str, value: Any, type_: GgufType | None, old: Typed | None) -> Typed:
+def typed_array(key: str, value: Any, type_: GgufType | None, old: Typed | None = None) -> Typed:
+    """Return what to store for an array or a list; for the arguments see `typed`.
+
+    Args:
+        key: For messages.
+        value: The array.
+        type_: The type that the user wants.
+        old: What the key has now, whose type a list gets if that holds it.
+    """
     if isinstance(value, np.ndarray) and value.ndim != 1:
         raise GgufError(f"{key!r} has {value.ndim} dimensions; GGUF has arrays of one only")
     if len(value) > MOST:
         raise GgufError(f"{key!r} has {len(value)} elements; at most {MOST} can be stored")
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         array = value
-        type_ = _dtype_type(key, value.dtype) if type_ is None else type_
+        type_ = dtype_type(key, value.dtype) if type_ is None else type_
     else:
         items = value.tolist() if isinstance(value, np.ndarray) else list(value)
         if type_ is None:
-            type_ = _element_type(key, items, None if old is None else old.type)
+            type_ = _element_type(key, items, old)
         if type_ == GgufType.STRING:
             return Typed(type_, _joined(key, items), True)
         array = _numbers(key, items, type_)
@@ -254,12 +257,12 @@ def _joined(key: str, items: list[Any]) -> bytes:
     return b"".join([encode(one, f"an element of {key!r}") + b"\0" for one in items])
 
 
-def _element_type(key: str, items: list[Any], old: GgufType | None) -> GgufType:
-    """Return the type for a list: that which it has, or the first that holds all of it."""
+def _element_type(key: str, items: list[Any], old: Typed | None) -> GgufType:
+    """Return the type for a list: that which the key has, or the first that holds all of it."""
     if not items:
-        if old is None:
+        if old is None or not old.array:
             raise GgufError(f"{key!r} is an empty list: say of what, with set(..., type=)")
-        return old
+        return old.type
     if all(isinstance(one, (str, bytes)) for one in items):
         return GgufType.STRING
     if all(isinstance(one, (bool, np.bool_)) for one in items):
@@ -267,14 +270,15 @@ def _element_type(key: str, items: list[Any], old: GgufType | None) -> GgufType:
     if any(isinstance(one, (bool, np.bool_)) for one in items):
         raise TypeError(f"{key!r} has bools among other elements; all must be of one type")
     if all(isinstance(one, (int, np.integer)) for one in items):
-        if old in (GgufType.FLOAT32, GgufType.FLOAT64):
-            return old
-        kept = () if old is None else (old,)
+        if old is not None and old.type in (GgufType.FLOAT32, GgufType.FLOAT64):
+            return old.type
+        kept = () if old is None else (old.type,)
         lowest, highest = int(min(items)), int(max(items))
-        fitting = (one for one in (*kept, *ELEMENTS) if _holds(one, lowest, highest))
+        fitting = (one for one in (*kept, *ELEMENTS) if holds(one, lowest, highest))
         return next(fitting, GgufType.INT64)
     if all(isinstance(one, (int, float, np.integer, np.floating)) for one in items):
-        return old if old == GgufType.FLOAT64 else GgufType.FLOAT32
+        exact = old is not None and old.type != GgufType.FLOAT32
+        return GgufType.FLOAT64 if exact else GgufType.FLOAT32
     raise TypeError(f"{key!r} has elements that are not all bools, all numbers or all text")
 
 
@@ -291,7 +295,10 @@ def _numbers(key: str, items: list[Any], type_: GgufType) -> Array:
         if items:
             _check_range(key, int(min(items)), int(max(items)), type_)
         return np.array(items, NUMBERS[type_])
-    return np.array(items, np.float64 if kind == "f" else np.bool_)
+    try:
+        return np.array(items, np.float64 if kind == "f" else np.bool_)
+    except OverflowError:
+        raise GgufError(f"{key!r} does not fit {SHORT[type_]}: it has a larger number") from None
 
 
 def _cast(key: str, array: Array, type_: GgufType) -> Array:

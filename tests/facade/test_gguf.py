@@ -18,6 +18,7 @@ from llamacffi import (
     Gguf,
     GgufError,
     LoadError,
+    Model,
     ModelNotFoundError,
     lib,
 )
@@ -95,12 +96,77 @@ def test_an_array_has_the_first_type_that_holds_it(gguf, value, type_):
     assert list(again(gguf)["key"]) == list(value)
 
 
-def test_a_key_keeps_its_type_if_that_holds_the_value(gguf):
+@pytest.mark.parametrize("made", [int, float, *(NUMBERS[one].type for one in NUMBERS)])
+@pytest.mark.parametrize("type_", list(NUMBERS))
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_a_key_keeps_its_type_if_that_holds_the_value(gguf, type_, made, shape):
+    """Whatever numpy's type, as one value and in arrays and lists, also one for the other."""
+    for value in (1, 0):
+        one = made(value)
+        for new in (one, np.array(one), [one, one], np.array([one, one])):
+            gguf.set("key", np.zeros(shape, NUMBERS[type_])[()], type=type_)
+            gguf["key"] = new
+            assert gguf.type("key") == (GgufType.BOOL if made is np.bool_ else type_)
+            assert gguf.is_array("key") == (np.ndim(new) == 1)
+            assert np.array_equal(again(gguf)["key"], np.full(np.shape(new), value))
+
+
+@pytest.mark.parametrize(
+    ("type_", "values"),
+    [
+        ("u8", [256, -1, 1.5, np.int64(256), np.float32(0.5), float("nan"), float("inf")]),
+        ("u32", [2**32, -1, np.int64(-1), np.uint64(2**40), 0.1, np.float64(1e20)]),
+        ("i32", [2**31, np.uint32(2**31), -(2**31) - 1, 10**400]),
+        ("i64", [np.uint64(2**63), 0.5, np.float64(2.0**63)]),
+        ("f32", [1e39, np.float64(-1e39), 10**60, 10**400]),
+    ],
+)
+def test_a_number_does_not_change_the_type_of_a_key_without_a_word(gguf, type_, values):
+    for start in (1, [1]):
+        gguf.set("key", start, type=type_)
+        before = gguf.to_bytes()
+        for value in values:
+            for new in (value, [value, value]):
+                with pytest.raises(GgufError, match=r"'key'.*(cannot hold|does not fit)"):
+                    gguf["key"] = new
+                assert gguf.to_bytes() == before
+    gguf.set("key", 3, type="i16")  # what was asked for
+    assert gguf.type("key") == GgufType.INT16
+
+
+def test_another_kind_of_value_has_a_type_of_its_own(gguf):
+    for value, type_ in (
+        *(("text", GgufType.STRING), (True, GgufType.BOOL), (0, GgufType.BOOL)),
+        *((2, GgufType.UINT32), (0.0, GgufType.UINT32), (["a"], GgufType.STRING)),
+        *((np.float64(0.5), GgufType.FLOAT64), (1, GgufType.FLOAT64), ([True], GgufType.BOOL)),
+        *((np.int64([1, 0]), GgufType.BOOL), ([1, 2], GgufType.INT32)),
+    ):
+        gguf["key"] = value
+        assert gguf.type("key") == type_
+
+
+def test_a_model_loads_with_values_of_numpys(demo_path, tmp_path):
+    path = tmp_path / "edited.gguf"
+    with Gguf.open(demo_path) as gguf:
+        types = {key: (gguf.type(key), gguf.is_array(key)) for key in gguf}
+        for key in list(gguf):
+            value = gguf[key]
+            if isinstance(value, bool):
+                gguf[key] = np.bool_(value)
+            elif isinstance(value, (int, float)):
+                gguf[key] = (np.int64 if isinstance(value, int) else np.float64)(value)
+            elif isinstance(value, np.ndarray) and value.dtype.kind in "iuf":
+                gguf[key] = value.astype(np.float64 if value.dtype.kind == "f" else np.int64)
+        assert {key: (gguf.type(key), gguf.is_array(key)) for key in gguf} == types
+        gguf.write(path)
+    assert path.stat().st_size == demo_path.stat().st_size
+    Model(path, n_gpu_layers=0).close()
+
+
+def test_other_values_for_a_key_that_has_a_type(gguf):
     gguf.set("n", 1, type="u8")
     gguf["n"] = 255
     assert gguf.type("n") == GgufType.UINT8
-    gguf["n"] = 256
-    assert gguf.type("n") == GgufType.UINT32
     gguf.set("f", 1, type="f64")
     gguf["f"] = 3
     assert (gguf.type("f"), gguf["f"]) == (GgufType.FLOAT64, 3.0)
@@ -112,9 +178,13 @@ def test_a_key_keeps_its_type_if_that_holds_the_value(gguf):
     gguf["a"] = [3, 4]
     assert gguf.type("a") == GgufType.INT64
     gguf["a"] = 3
-    assert (gguf.type("a"), gguf["a"]) == (GgufType.UINT32, 3)
-    gguf["a"] = "text"
-    assert gguf["a"] == "text"
+    assert (gguf.type("a"), gguf["a"], gguf.is_array("a")) == (GgufType.INT64, 3, False)
+    gguf.set("a", "text", type="str")
+    gguf["a"] = ["more", "text"]
+    assert gguf["a"] == ["more", "text"]
+    del gguf["a"]
+    gguf["a"] = 1
+    assert gguf.type("a") == GgufType.UINT32
 
 
 @pytest.mark.parametrize("type_", list(NUMBERS))
@@ -321,9 +391,13 @@ def test_any_edits_are_what_is_written(steps):
     for what, name, value in steps:
         match what:
             case "set":
-                gguf[name] = value
+                try:
+                    gguf[name] = value
+                except GgufError:  # the key has a type that does not hold it
+                    assert name in values
+                    continue
                 values.pop(name, None)
-                values[name] = value.item()
+                values[name] = NUMBERS[gguf.type(name)].type(value).item()
             case "del" if name in values:
                 del gguf[name], values[name]
             case "align":

@@ -24,7 +24,7 @@ _hints _path_hints
 _handle _callbacks _views _text _tokens _params _atomic _files
 _checks _sampling.gbnf_rules
 _sampling.gbnf samplers
-_gguf.types _gguf.values
+_gguf.types _gguf.values _gguf.kept
 _gguf.metadata _gguf.tensors
 _gguf.files
 gguf

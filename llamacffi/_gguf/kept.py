@@ -1,0 +1,105 @@
+"""Values for keys of GGUF metadata that have a type already, which they keep.
+
+llama.cpp looks for a key by its type too: one that is stored with another is not found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .._generated.enums import GgufType
+from ..errors import GgufError
+from .values import (
+    NUMBERS,
+    SHORT,
+    Typed,
+    holds,
+    typed,
+    typed_array,
+)
+
+
+def kept(key: str, value: Any, old: Typed) -> Typed:
+    """Return what to store for ``value`` under a key that has the type ``old``.
+
+    A value of another kind, as text for a number, is stored as under a new key.  One value may take
+    the place of an array, and an array that of one value.
+
+    Raises:
+        TypeError: GGUF has nothing like the value.
+        GgufError: It is a number that the type does not hold.
+    """
+    if isinstance(value, np.ndarray) and not value.ndim:
+        value = value[()]
+    if isinstance(value, (bool, int, float, str, bytes, np.generic)):
+        return _scalar(key, value, old.type)
+    if isinstance(value, (np.ndarray, Sequence)):
+        return _array(key, value, old)
+    return typed(key, value, None)  # raises
+
+
+def _scalar(key: str, value: Any, type_: GgufType) -> Typed:
+    kind = _kind(type_)
+    if kind == "f" and isinstance(value, int) and not isinstance(value, bool):
+        try:  # of more than 64 bits, too
+            value = float(value)
+        except OverflowError:
+            raise _not_held(key, type_, repr(value)) from None
+    new = typed(key, value, None)
+    number = new.value
+    if kind == "b" and _kind(new.type) in "iuf" and number in (0, 1):
+        return Typed(type_, bool(number))
+    if not _both_numbers(type_, new.type):
+        return new
+    if isinstance(value, (float, np.floating)):
+        number = float(value)  # not rounded
+    if kind == "f":
+        fits = not math.isfinite(number) or abs(number) <= float(np.finfo(NUMBERS[type_]).max)
+        number = float(number) if fits else number
+    else:
+        fits = math.isfinite(number) and int(number) == number
+        fits = fits and holds(type_, int(number), int(number))
+        number = int(number) if fits else number
+    if not fits:
+        raise _not_held(key, type_, repr(number))
+    return Typed(type_, number)
+
+
+def _array(key: str, value: Any, old: Typed) -> Typed:
+    new = typed_array(key, value, None, old)
+    array, type_ = new.value, old.type
+    if _kind(type_) == "b" and _kind(new.type) in "iuf" and np.isin(array, (0, 1)).all():
+        return Typed(type_, array.astype(bool), True)
+    if not _both_numbers(type_, new.type):
+        return new
+    dtype, finite = NUMBERS[type_], array[np.isfinite(array)]
+    if dtype.kind == "f":
+        fits = not finite.size or np.abs(finite.astype(np.float64)).max() <= float(
+            np.finfo(dtype).max
+        )
+    else:
+        fits = len(finite) == len(array) and bool((np.trunc(array) == array).all())
+        fits = fits and (not array.size or holds(type_, int(array.min()), int(array.max())))
+    if not fits:
+        raise _not_held(key, type_, f"an array from {array.min()} to {array.max()}")
+    return Typed(type_, np.ascontiguousarray(array, dtype), True)
+
+
+def _kind(type_: GgufType) -> str:
+    """Return what numpy calls the kind of a type, and ``"S"`` for text."""
+    return "S" if type_ == GgufType.STRING else NUMBERS[type_].kind
+
+
+def _both_numbers(one: GgufType, other: GgufType) -> bool:
+    return _kind(one) in "iuf" and _kind(other) in "iuf"
+
+
+def _not_held(key: str, type_: GgufType, what: str) -> GgufError:
+    return GgufError(
+        f"{key!r} is of type {SHORT[type_]}, which cannot hold {what}: to give it another type, "
+        "which llama.cpp may not read, use set(key, value, type=...)"
+    )
