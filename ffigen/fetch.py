@@ -83,7 +83,7 @@ def download_package(name: str, version: str, sha256: str | None, directory: Pat
         pinned = f" --hash=sha256:{sha256}\n--require-hashes" if sha256 else ""
         requirements.write_text(f"{name}=={version}{pinned}\n", encoding="utf-8")
         out = Path(scratch, "out")
-        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+        command = [sys.executable, "-I", "-m", "pip", "download", "--disable-pip-version-check"]
         command += ["--no-input", "--no-deps", "--no-binary", name, "--progress-bar", "off"]
         done = run(*command, "-r", str(requirements), "-d", str(out))
         if sha256 and "DO NOT MATCH THE HASHES" in done.stderr:

@@ -73,7 +73,7 @@ def available_versions(root: Path) -> list[str]:
         VendorError: It cannot be asked.
     """
     pin = read_pin(root)
-    asked = run(sys.executable, "-m", "pip", "index", "versions", pin.package, "--no-input")
+    asked = run(sys.executable, "-I", "-m", "pip", "index", "versions", pin.package, "--no-input")
     found = re.search(r"^Available versions: (.+)$", asked.stdout, re.MULTILINE)
     if asked.returncode or not found:
         raise VendorError(

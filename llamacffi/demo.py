@@ -11,8 +11,10 @@ The bigrams are counted in the text below.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import stat
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -49,6 +51,10 @@ N_CTX = 2048
 HEAD = 32  # the width of an attention head
 EPSILON = 1e-5  # of the normalisation
 VERSION = 1  # of the file: raise it when the model changes
+# Of the file, but where other logarithms are rounded otherwise.
+SHA256 = "d9301666f737f4f3644106cb8471c7c24cac844f4a7de2826be946c05bb252b2"
+MOST_BYTES = 2**22  # more than it has
+O_BINARY: int = getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True)
@@ -65,17 +71,19 @@ class Entry:
 def path() -> Path:
     """Return the file of the model, in the user's cache; it is written on first use.
 
-    Its name has its size, so that a damaged file is not taken, but written anew.
+    A file there that is damaged, or another, is replaced.
 
     Raises:
         LoadError: The cache cannot be written.
     """
     directory = cache_dir()
-    for file in directory.glob(f"demo-v{VERSION}-*.gguf"):
-        if file.stem.endswith(f"-{file.stat().st_size}"):
-            return file
+    file = directory / f"demo-v{VERSION}.gguf"
+    cached = _read(file)
+    if cached is not None and hashlib.sha256(cached).hexdigest() == SHA256:
+        return file
     content = to_bytes()
-    file = directory / f"demo-v{VERSION}-{len(content)}.gguf"
+    if cached == content:  # on a machine whose logarithms are rounded otherwise
+        return file
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part:
@@ -84,6 +92,20 @@ def path() -> Path:
         reason = f"cannot keep the built-in model in the cache: {error.strerror}"
         raise LoadError(error.errno, reason, os.fspath(directory)) from error
     return file
+
+
+def _read(file: Path) -> bytes | None:
+    """Return what is in a regular file that is not too long; else None."""
+    try:
+        # Else opening a pipe waits for somebody who writes to it.
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | O_BINARY)
+        with open(descriptor, "rb") as stream:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES:
+                return stream.read(MOST_BYTES)
+    except OSError:
+        pass
+    return None
 
 
 def cache_dir() -> Path:

@@ -4,14 +4,19 @@ A server lends its devices: `RpcServer` starts one here, `add_server` makes thos
 known.  Models use them as they use a GPU.
 
 The protocol has no authentication and no encryption, and a server trusts its clients with its
-memory: whoever can reach the port can take over the process.  Keep it to 127.0.0.1 or to a network
-that is yours alone.
+memory.  Whoever can reach the port can read what other clients have left on the devices, fill the
+memory and the ``cache_dir``, end the process, and with a message of the right shape take it over,
+with all that its user may do.  Whoever can reach the cable reads prompts, answers and weights, and
+can change them.  A server is trusted likewise by its clients.  So servers listen at 127.0.0.1
+unless they are told otherwise; let them listen elsewhere only in a network that is yours alone, and
+lead other connections through a tunnel, as of ``ssh -L``.
 
 A server serves one client at a time, a process being one client.  If it ends while a model is on
 it, llama.cpp ends this process too (SIGABRT): the connection belongs to a thread of its own, whose
 failures nobody can catch.  So free the models first.
 
-``python -m llamacffi.rpc --help`` starts a server from the command line.
+``python -I -m llamacffi.rpc`` starts a server from the command line (``-I`` keeps Python from
+running files of the current directory); ``--help`` tells more.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ from ._devices import Device, new_device
 from ._ffi import ffi, lib
 from ._handle import live_objects
 from ._params import integer
+from ._subprocess import python_command
 from ._unique import Unique
 from .errors import (
     ArgumentError,
@@ -44,7 +50,7 @@ from .errors import (
     NativeError,
     UnsupportedError,
 )
-from .log import drain, with_log
+from .log import drain, logger, with_log
 from .threads import check_n_threads
 
 if TYPE_CHECKING:
@@ -53,6 +59,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+# Where a server from the command line listens by default: the port is that of llama.cpp's own.
+DEFAULT_ENDPOINT = "127.0.0.1:50052"
 # The servers that this process is a client of.
 _added: set[str] = set()
 
@@ -125,7 +133,8 @@ class RpcServer(Unique):
         """Start the server, and wait until it listens.
 
         Args:
-            endpoint: An IPv4 address of this machine and a port; port 0 is any that is free.
+            endpoint: An IPv4 address of this machine and a port; port 0 is any that is free.  Any
+                address but 127.0.0.1 lets other machines take over the process: the log warns.
             devices: What it lends, as devices or their names; without them the GPUs, or if there
                 are none, the CPU.
             n_threads: How many threads compute on the CPU; one for each physical core if omitted.
@@ -143,9 +152,11 @@ class RpcServer(Unique):
         _check_timeout(timeout)
         settings = _check(endpoint, devices, n_threads, cache_dir)
         self.endpoint = settings.endpoint
+        if warning := _exposure(self.endpoint):
+            logger.warning("%s", warning)
         output = tempfile.TemporaryFile()  # noqa: SIM115  `_end` closes it; a pipe could fill up
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, "--until-eof", *settings.options()],
+            python_command(__name__, "--until-eof", *settings.options()),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -278,6 +289,17 @@ def _check(
     return Settings(_free_endpoint(endpoint), lent, n_threads, cache_dir)
 
 
+def _exposure(endpoint: str) -> str | None:
+    """Return what to warn of if other machines can reach an endpoint."""
+    host, _ = _parse(endpoint)
+    if ipaddress.IPv4Address(host).is_loopback:
+        return None
+    return (
+        f"other machines can reach the RPC server at {endpoint}, and whoever reaches it can take "
+        "over its process: see the documentation of llamacffi.rpc"
+    )
+
+
 def _free_endpoint(endpoint: str) -> str:
     """Return an endpoint of this machine that nobody listens at."""
     host, port = _parse(endpoint)
@@ -337,11 +359,17 @@ def _end(process: subprocess.Popen[bytes], output: IO[bytes], pid: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Be a server, until the process is ended."""
     parser = argparse.ArgumentParser(
-        prog="python -m llamacffi.rpc",
+        prog="python -I -m llamacffi.rpc",
         description="Lend devices of this machine to llama.cpp's RPC clients, without any "
         "authentication: only for a network that is yours alone.",
     )
-    parser.add_argument("endpoint", help="the IPv4 address and port to listen at, as host:port")
+    parser.add_argument(
+        "endpoint",
+        nargs="?",
+        default=DEFAULT_ENDPOINT,
+        help=f"the IPv4 address and port to listen at, as host:port (default: {DEFAULT_ENDPOINT}, "
+        "which only this machine can reach)",
+    )
     parser.add_argument("--device", action="append", help="a device to lend; may be repeated")
     parser.add_argument("--threads", type=int, help="how many threads compute on the CPU")
     parser.add_argument("--cache", metavar="DIRECTORY", help="keep large tensors there")
@@ -354,6 +382,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the C function does not come back for Python's
     if args.until_eof:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
+    if not args.until_eof and (warning := _exposure(settings.endpoint)):
+        print(f"warning: {warning}", file=sys.stderr)
     lib.llama_log_set(ffi.NULL, ffi.NULL)  # nobody will drain ours
     settings.serve()
     sys.exit(f"cannot serve at {settings.endpoint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -102,6 +103,38 @@ def test_a_damaged_file_in_the_cache_is_written_anew(tmp_path, monkeypatch):
     good = demo.path()
     content = good.read_bytes()
     good.write_bytes(content[:-1])
+    assert demo.path().read_bytes() == content
+
+
+def test_another_file_of_the_same_size_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    good = demo.path()
+    content = good.read_bytes()
+    other = bytearray(content)
+    other[-5] ^= 1
+    good.write_bytes(other)
+    with open(good, "rb") as reader:
+        assert demo.path() == good
+        assert good.read_bytes() == content
+        assert reader.read() == other  # who had it open keeps what was there
+    good.write_bytes(bytes(len(content)))
+    assert demo.path().read_bytes() == content
+    assert [file.name for file in good.parent.iterdir()] == [good.name]
+
+
+def test_the_hash_is_that_of_the_model(demo_path):
+    assert hashlib.sha256(demo_path.read_bytes()).hexdigest() == demo.SHA256
+
+
+def test_a_model_with_another_hash_is_compared(tmp_path, monkeypatch):
+    """Where logarithms are rounded otherwise."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(demo, "SHA256", "of another machine")
+    good = demo.path()
+    content, status = good.read_bytes(), good.stat()
+    assert demo.path() == good
+    assert good.stat() == status
+    good.write_bytes(content + b"x")
     assert demo.path().read_bytes() == content
 
 

@@ -204,7 +204,7 @@ def test_endpoints_where_nobody_is():
         ({"endpoint": "192.0.2.1:50052"}, BackendUnavailableError, "cannot listen"),
         ({"n_threads": 0}, ArgumentError, "n_threads=0 is not in 1 to 512"),
         ({"n_threads": 513}, ArgumentError, "n_threads=513"),
-        ({"n_threads": "1"}, TypeError, "str"),
+        ({"n_threads": "1"}, TypeError, "n_threads must be an integer"),
         ({"devices": []}, ArgumentError, "at least one"),
         ({"devices": "abacus"}, BackendUnavailableError, "no device 'abacus'; there are CPU"),
         ({"cache_dir": "/no/such/directory"}, ArgumentError, "is no directory"),
@@ -293,3 +293,29 @@ def wait_for(address):
         except OSError:
             time.sleep(0.05)
     raise AssertionError("nobody listens")
+
+
+def test_no_file_that_lies_around_is_run(tmp_path, monkeypatch):
+    """As modules that a server imports: of Python, of packages, and of this package itself."""
+    marker = tmp_path / "ran"
+    for name in ("socket", "argparse", "json", "signal", "cffi", "_cffi_backend", "numpy", "os"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    (tmp_path / "llamacffi").mkdir()
+    for name in ("__init__", "rpc"):
+        (tmp_path / "llamacffi" / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with RpcServer(devices=["CPU"], n_threads=1) as server:
+        assert not server.closed
+    assert not marker.exists()
+
+
+def test_other_machines_are_warned_of(caplog):
+    assert rpc.DEFAULT_ENDPOINT.startswith("127.0.0.1:")
+    with RpcServer(n_threads=1), RpcServer("127.0.0.1:0", n_threads=1):
+        assert not caplog.records
+    with RpcServer("0.0.0.0:0", n_threads=1) as server:
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert f"other machines can reach the RPC server at {server.endpoint}" in record.message

@@ -20,7 +20,7 @@ _ffi
 _types
 log
 _generated
-_hints _path_hints
+_hints _path_hints _subprocess
 _handle _callbacks _views _text _tokens _params _atomic _files
 _checks _sampling.gbnf_rules
 _sampling.gbnf samplers
