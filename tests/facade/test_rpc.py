@@ -229,8 +229,8 @@ def test_a_port_has_one_server():
 
 def test_a_server_that_cannot_start(monkeypatch):
     """Its own words are in the error."""
-    monkeypatch.setenv("PYTHONHOME", "/no/such/directory")
-    words = "exit code 1, and these words: (?s:.)*encod"
+    monkeypatch.setenv("LLAMACFFI_LIBRARY_DIR", "/no/such/directory")
+    words = "exit code 1, and these words: (?s:.)*/no/such/directory"
     with pytest.raises(BackendUnavailableError, match=words):
         RpcServer(n_threads=1)
 
