@@ -250,6 +250,10 @@ int32_t llamacffi_detokenize(const struct llama_vocab *vocab, const int32_t *tok
 /* The index of the first token that is not in the vocabulary, or -1. */
 int64_t llamacffi_token_outside(const struct llama_vocab *vocab, const int32_t *tokens, int64_t n_tokens);
 
+/* Copy the tokens that have no text where a model generates them: control tokens, unknown ones, and those
+ * that end a generation.  `tokens` has room for the whole vocabulary.  Returns how many they are. */
+int32_t llamacffi_textless_tokens(const struct llama_vocab *vocab, int32_t *tokens);
+
 /* Sequences of tokens, or of bytes. */
 struct llamacffi_sequences;
 

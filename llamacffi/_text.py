@@ -124,7 +124,12 @@ class StopFinder:
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.match: str | None = None
+        """What was found: not empty."""
+
+    @property
+    def found(self) -> str | None:
         """The string that was found."""
+        return self.match
 
     def __bool__(self) -> bool:
         """Whether there is any string to be found."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,9 @@ from ._checks import check_object
 from ._ffi import lib
 from ._frames import is_inside
 from ._generation.loop import FinishReason, Logprobs, Loop, Token
+from ._generation.stops import stop_finder
 from ._hints import hinting
 from ._params import elements, integer
-from ._text import StopFinder
 from ._unique import Unique
 from .context import Context
 from .errors import ArgumentError, BusyError, UnsupportedError
@@ -122,14 +122,14 @@ class Generation(Unique, Iterator[Token]):
     def finish_reason(self) -> FinishReason | None:
         """Why it ended; None while it goes on.
 
-        ``"stop"`` is a stop string or ``stop_when``, ``"eog"`` the model's own end, ``"length"``
-        max_tokens, and ``"context"`` a full memory.
+        ``"stop"`` is a stop string, a stop token or ``stop_when``; ``"eog"`` the model's own end,
+        ``"length"`` max_tokens, and ``"context"`` a full memory.
         """
         return self._loop.finish_reason
 
     @property
     def stop_match(self) -> str | None:
-        """The stop string that was found."""
+        """The stop string that was found, or the text of the stop token."""
         return self._loop.stop_match
 
     @property
@@ -205,6 +205,7 @@ def generate(
     sampler: SamplerChain | None = None,
     max_tokens: int | None = None,
     stop: str | Sequence[str] | None = (),
+    stop_tokens: Iterable[int] = (),
     stop_when: Callable[[Sequence[int]], object] | None = None,
     seq_id: int = 0,
     parse_special: bool = True,
@@ -231,7 +232,9 @@ def generate(
             where it recommends nothing, that chooses as `SamplerChain.default` does.
         max_tokens: Stop after so many; None goes on until the model ends or memory is full.
         stop: Stop where one of these strings appears; neither it nor what follows is in the text.
-            None is no string.
+            The text of a special token in it, such as ``<|im_end|>``, stands for that token too,
+            which the model generates without text.  None is no string.
+        stop_tokens: Stop at one of these tokens, whose text is left out too.
         stop_when: Called with the tokens so far, after each: a true result stops.  It may read
             ``context.logits()``, from which the last was chosen, but must not decode.
         seq_id: The sequence.
@@ -283,7 +286,8 @@ def generate(
             "makes one"
         )
     loop = Loop(context, tokens, start, seq_id, chain)
-    loop.max_tokens, loop.stops, loop.stop_when = max_tokens, StopFinder(stops), stop_when
+    loop.stops, loop.marks = stop_finder(context.model.vocab, stops, stop_tokens)
+    loop.max_tokens, loop.stop_when = max_tokens, stop_when
     loop.overflow, loop.place = overflow, place
     if logprobs or top_logprobs:
         loop.logprobs = Logprobs(n_vocab, top_logprobs)

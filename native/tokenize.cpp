@@ -238,6 +238,21 @@ int64_t llamacffi_token_outside(const llama_vocab *vocab, const llama_token *tok
            tokens;
 }
 
+int32_t llamacffi_textless_tokens(const llama_vocab *vocab, llama_token *tokens) {
+    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        return 0;
+    }
+    const llama_token *const first = tokens;
+    const int32_t size = llama_vocab_n_tokens(vocab);
+    for (llama_token i = 0; i < size; ++i) {
+        const int hidden = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN;
+        if ((llama_vocab_get_attr(vocab, i) & hidden) || llama_vocab_is_eog(vocab, i)) {
+            *tokens++ = i;
+        }
+    }
+    return static_cast<int32_t>(tokens - first);
+}
+
 size_t llamacffi_stack_per_byte(const llama_vocab *vocab) {
     if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_BPE) {
         return 0; // only this one uses regular expressions

@@ -71,6 +71,7 @@ class Loop:
         self.tokens: list[int] = []
         self.max_tokens: int | None = None
         self.stops: StopFinder = StopFinder(())
+        self.marks: dict[int, str] = {}
         self.utf8: Utf8Stream = Utf8Stream()
         self.stop_when: Callable[[Sequence[int]], object] | None = None
         self.overflow: Overflow | None = None
@@ -84,7 +85,7 @@ class Loop:
         self.start()
         self.prompt_seconds = clock() - began
         context, tokens, stops = self.context, self.tokens, self.stops
-        utf8, texts, find = self.utf8, Texts(self.vocab), stops.feed if stops else None
+        utf8, texts, find = self.utf8, Texts(self.vocab, self.marks), stops.feed if stops else None
         step, logprobs, limit = self.step(), self.logprobs, self.limit()
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
@@ -97,7 +98,7 @@ class Loop:
             tokens.append(token)
             text = texts[token]
             if utf8.waits or text is None:
-                text = utf8.feed(texts.pieces[token])
+                text = texts.continued(token, utf8)
             if find is not None:
                 text = find(text)
             is_eog = token in texts.ends
@@ -130,7 +131,7 @@ class Loop:
         rest = "" if self.stops.match else self.stops.feed(self.utf8.finish())
         if self.stops.match is None:
             return rest + self.stops.finish()
-        self.stop_match, self.finish_reason = self.stops.match, "stop"
+        self.stop_match, self.finish_reason = self.stops.found, "stop"
         return rest
 
     def limit(self) -> int | None:
@@ -232,11 +233,17 @@ class Loop:
 
 
 class Texts(dict[int, "str | None"]):
-    """The texts of tokens, as they are asked for; None for those that are no whole characters."""
+    """The texts of tokens, as they are asked for; None for those that are no whole characters.
 
-    def __init__(self, vocab: Vocab) -> None:
+    Args:
+        vocab: Of the model.
+        marks: What is to stand for some tokens instead.
+    """
+
+    def __init__(self, vocab: Vocab, marks: dict[int, str]) -> None:
         super().__init__()
         self._vocab = vocab
+        self._marks = marks
         self.pieces: dict[int, bytes] = {}
         self.ends: set[int] = set()
         """Those that end a generation, which have no text."""
@@ -247,11 +254,19 @@ class Texts(dict[int, "str | None"]):
             self.ends.add(token)
         else:
             piece = self._vocab.piece(token, special=False)
-        text: str | None = None
+        text: str | None = self._marks.get(token)
+        if text is not None:
+            self.pieces[token], self[token] = b"", text
+            return text
         with contextlib.suppress(UnicodeDecodeError):
             text = piece.decode()
         self.pieces[token], self[token] = piece, text
         return text
+
+    def continued(self, token: int, utf8: Utf8Stream) -> str:
+        """Return the text of a token with what waits in a stream."""
+        mark = self._marks.get(token)
+        return utf8.feed(self.pieces[token]) if mark is None else utf8.finish() + mark
 
 
 class Logprobs:

@@ -144,6 +144,18 @@ class Entries(Pointer):
         vocab, is_eog = self._vocab, lib.llama_vocab_is_eog
         return tuple(token for token in range(self._size) if is_eog(vocab, token))
 
+    @cached_property
+    def _textless(self) -> dict[str, list[int]]:
+        """Tokens that have no text where they are generated, by the texts that stand for them."""
+        tokens = new_uncleared("llama_token[]", self._size)
+        n = self._call(lib.llamacffi_textless_tokens, tokens)
+        found: dict[str, list[int]] = {}
+        for token in ffi.unpack(tokens, n) if n else ():
+            text = self.piece(token).decode(errors="replace")
+            if text:
+                found.setdefault(text, []).append(token)
+        return found
+
     @property
     def suppress_tokens(self) -> tuple[int, ...]:
         """The tokens that the model's metadata wants never to be generated.

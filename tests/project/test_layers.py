@@ -70,7 +70,7 @@ _context.params
 _context.computation
 _context.perf
 context
-_generation.step
+_generation.step _generation.stops
 _generation.loop
 generation
 imatrix
