@@ -254,6 +254,12 @@ int64_t llamacffi_token_outside(const struct llama_vocab *vocab, const int32_t *
  * that end a generation.  `tokens` has room for the whole vocabulary.  Returns how many they are. */
 int32_t llamacffi_textless_tokens(const struct llama_vocab *vocab, int32_t *tokens);
 
+/* Look at the vocabulary in a file's metadata, of this kind (tokenizer.ggml.model), for what llama.cpp could
+ * not read: it would not come to an end, or end the process.  `n_dummies` is how many tokens a model without
+ * a vocabulary is to have.  Writes what is wrong, and returns the length of that; 0 if nothing is. */
+int32_t llamacffi_vocab_fault(const struct gguf_context *gguf, const char *kind, uint64_t n_dummies, char *text,
+                              size_t size);
+
 /* Sequences of tokens, or of bytes. */
 struct llamacffi_sequences;
 

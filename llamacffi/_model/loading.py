@@ -20,6 +20,7 @@ from .._text import c_path, checked_path
 from ..errors import ArgumentError, LoadError, ModelNotFoundError, NativeError
 from . import load_mode
 from .overrides import fit_kv_overrides
+from .vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -104,10 +105,9 @@ def load(
     Raises:
         LoadError: llama.cpp cannot load it; the lines of its log are in the notes.
     """
-    if read is not None:
-        _fit(struct, read)
+    is_aligned = read is None or _look(struct, read, name)
     ptr, failure = _call(call, struct, name, progress)
-    if failure is not None and read is not None and not _is_aligned(read):
+    if failure is not None and not is_aligned:
         if load_mode.is_auto(struct):
             load_mode.read(struct)
             ptr, failure = _call(call, struct, name, progress)
@@ -241,18 +241,22 @@ def _metadata(call: Callable[[Any], Any]) -> Any:
     return None if ptr == ffi.NULL else own(ptr, lib.gguf_free)
 
 
-def _fit(struct: Any, read: Callable[[Any], Any]) -> None:
-    """Fit the overrides of metadata to the file, if there are any."""
-    if struct.kv_overrides != ffi.NULL:
-        gguf = _metadata(read)
-        if gguf is not None:  # else the load itself will say what is wrong
-            fit_kv_overrides(struct, gguf)
+def _look(struct: Any, read: Callable[[Any], Any], name: str) -> bool:
+    """Look at the metadata in a file, and fit the overrides of it.
 
+    Returns:
+        Whether tensors can be used where they are in the file.
 
-def _is_aligned(read: Callable[[Any], Any]) -> bool:
-    """Return whether tensors can be used where they are in the file; True if nobody knows."""
+    Raises:
+        LoadError: It has a vocabulary that llama.cpp could not read.
+    """
     gguf = _metadata(read)
-    return gguf is None or lib.gguf_get_data_offset(gguf) % _alignment() == 0
+    if gguf is None:  # the load itself will say what is wrong
+        return True
+    if struct.kv_overrides != ffi.NULL:
+        fit_kv_overrides(struct, gguf)
+    check_vocabulary(struct, gguf, name)
+    return bool(lib.gguf_get_data_offset(gguf) % _alignment() == 0)
 
 
 def _alignment() -> int:

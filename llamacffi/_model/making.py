@@ -14,6 +14,7 @@ from . import load_mode
 from .info import shape_of
 from .loading import load, load_file
 from .overrides import fit_kv_overrides
+from .vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -64,6 +65,7 @@ def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) ->
 
     metadata = _metadata_of(gguf)
     fit_kv_overrides(struct, metadata)
+    check_vocabulary(struct, metadata, "<metadata>")
     return load(call, struct, "<metadata>", None)
 
 

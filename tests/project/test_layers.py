@@ -46,7 +46,7 @@ token_samplers
 grammar_sampler _sampling.plan
 _sampling.chain _sampling.recommended
 sampling
-_model.overrides
+_model.overrides _model.vocabulary
 _model.load_mode
 _model.loading _model.info _model.params
 _model.making _model.saving hub
