@@ -116,7 +116,7 @@ def test_stop_tokens_that_are_none(write):
         ([-1], ArgumentError, "token -1 is not in the vocabulary"),
         (["<s>"], TypeError, "a token is an integer, not str"),
         ("<s>", TypeError, "tokens are integers, not text"),
-        (5, TypeError, "tokens must be a sequence, not int"),
+        (5, TypeError, "tokens must be a sequence of integers, not 5"),
     ):
         with pytest.raises(error, match=message):
             write([A], stop_tokens=wrong)
