@@ -116,14 +116,17 @@ FILE *llamacffi_file_open(int32_t descriptor, int64_t offset, bool writable);
 /* Close what llamacffi_file_open() opened.  Returns 0, or -1 and sets errno. */
 int32_t llamacffi_file_close(FILE *file);
 
-#ifndef LLAMACFFI_WITHOUT_GRAPH
 /* What the graph of a context shows, and no function of llama.h tells. */
 struct llamacffi_graph {
     bool has_logits;     /* it computes logits: the getter returns a pointer even where it does not */
     int64_t n_pooled;    /* the width of the pooled embedding of a sequence; 0 if it pools none */
     int64_t n_positions; /* the rows of a table of learned positions, which end there; 0 without one */
+    bool mixes_some;     /* some keys go into the cache multiplied by a Hadamard matrix, */
+    bool mixes_all;      /* or all of them */
+    bool turns_all;      /* the keys are turned by their positions, just as llama.cpp turns them again */
 };
 
+#ifndef LLAMACFFI_WITHOUT_GRAPH
 /* Build the graph for so many tokens, sequences and outputs, and look at it.  It is built as when the
  * context was created, and computes nothing. */
 void llamacffi_graph_describe(struct llama_context *context, uint32_t n_tokens, uint32_t n_seqs,
@@ -140,6 +143,20 @@ void llamacffi_reserve(struct llama_context *context);
 void llamacffi_memory_update(struct llama_context *context);
 #endif /* LLAMACFFI_WITHOUT_PENDING */
 
+#ifndef LLAMACFFI_WITHOUT_TURNING
+/* What becomes of keys that are turned to other positions. */
+#define LLAMACFFI_TURNS 0
+#define LLAMACFFI_TURNS_AND_SCALES 1 /* each turn also makes them longer or shorter */
+#define LLAMACFFI_TURNS_NOT 2        /* some device cannot, or does it wrongly: see `reason` */
+#define LLAMACFFI_TURNS_OTHERS 3     /* also those that the model has not turned so (turns_all) */
+
+/* Turn keys like those of a context on the devices that hold them, in memory of their own and on one
+ * thread, and look at the result.  `type` is the enum ggml_type of the keys, `offload` whether they are on the
+ * devices of their layers, and `graph` that of the context. */
+int32_t llamacffi_try_turning(const struct llama_context *context, int32_t type, bool offload,
+                              const struct llamacffi_graph *graph, char *reason, size_t size);
+#endif /* LLAMACFFI_WITHOUT_TURNING */
+
 #ifndef LLAMACFFI_WITHOUT_MODEL
 /* The devices of a model, as llama.cpp has chosen them; NULL for an `i` that there is not. */
 int32_t llamacffi_model_n_devices(const struct llama_model *model);
@@ -149,6 +166,9 @@ struct ggml_backend_device *llamacffi_model_device(const struct llama_model *mod
  * used in two places may be there twice. */
 int32_t llamacffi_model_n_tensors(const struct llama_model *model);
 const struct ggml_tensor *llamacffi_model_tensor(const struct llama_model *model, int32_t i);
+
+/* The largest number that divides the width of a head in all layers: of its keys, or of its values. */
+int32_t llamacffi_model_head_unit(const struct llama_model *model, bool values);
 
 /* Whether the data of a tensor can be read back: some buffers keep it in a layout of their own. */
 bool llamacffi_tensor_readable(const struct ggml_tensor *tensor);

@@ -150,6 +150,7 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         ranks = lib.llama_pooling_type(ptr) == lib.LLAMA_POOLING_TYPE_RANK
         looks = self._embeddings or ranks  # a classifier is in the graph only with embeddings
         graph = describe(ptr, self._n_outputs_max, embeddings=looks, keep=self._embeddings)
+        self._graph, self._turning = graph, None
         self._has_logits, self._n_positions = graph.has_logits, graph.n_positions
         if looks:
             check_widths(ptr, graph, model)

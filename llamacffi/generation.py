@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ._checks import check_object
+from ._context.held_memory import HeldMemory
 from ._ffi import lib
 from ._frames import is_inside
 from ._generation.loop import FinishReason, Logprobs, Loop, Token
@@ -69,9 +70,11 @@ class ContextShift:
                 "a recurrent model cannot forget a part of a sequence; its state needs no more "
                 "room for a longer one: raise n_ctx"
             )
-        if not context.memory.can_shift:
+        with context.exclusive:
+            reason = HeldMemory(context).why_not_shift()
+        if reason is not None:
             raise UnsupportedError(
-                "this model's positions cannot be moved (see Memory.can_shift): raise n_ctx"
+                f"the positions of this context cannot be moved: {reason}; or raise n_ctx"
             )
 
     def make_room(self, context: Context, seq_id: int, pos: int, n: int) -> int:

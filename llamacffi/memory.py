@@ -43,13 +43,23 @@ class Memory(Pointer):
     def can_shift(self) -> bool:
         """Whether positions can be changed, by `shift` and `divide`.
 
-        They cannot with M-RoPE, nor with a sliding window that is stored apart
-        (``swa_full=False``) or beside a recurrent state.
+        They cannot
 
-        Source: ``llama_memory_can_shift``.
+        * with M-RoPE, nor with a sliding window that is stored apart (``swa_full=False``) or beside
+          a recurrent state;
+        * where the device that holds the keys cannot turn those of ``type_k``: the processor has no
+          code for ``"bf16"``, nor for a quantized type if the model turns only a part of each head;
+        * with YaRN or an attention factor, where each turn would also scale the keys;
+        * where llama.cpp would turn keys that the model does not, as in layers without positions,
+          or in another way than the model.
+
+        The last three are tried on a few keys at the first use, which takes less than a millisecond
+        on a processor.
+
+        Source: ``llama_memory_can_shift``, ``llamacffi_try_turning``.
         """
         with self._context.exclusive:
-            return HeldMemory(self._context).can_shift
+            return HeldMemory(self._context).why_not_shift() is None
 
     def clear(self, *, data: bool = True) -> None:
         """Forget all sequences.

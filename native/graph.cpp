@@ -3,6 +3,7 @@
 #include "guard.hpp"
 #include "llama-ext.h" // llama_graph_reserve: exported, but not in llama.h yet
 #include "llamacffi.h"
+#include "native.hpp"
 
 #include <cstring>
 #include <stdexcept>
@@ -53,6 +54,9 @@ void llamacffi_graph_describe(llama_context *context, uint32_t n_tokens, uint32_
             throw std::runtime_error("no memory for the graph");
         }
         *graph = describe(reserved, llama_vocab_n_tokens(vocab));
+#ifndef LLAMACFFI_WITHOUT_TURNING
+        llamacffi::look_at_keys(*context, reserved, *graph);
+#endif
     } catch (const std::exception &error) {
         llamacffi::set_failure("llamacffi_graph_describe", error.what());
     }

@@ -43,6 +43,7 @@ class ContextBase(Handle):
         "_encoded",
         "_exports",
         "_feeds_decoder",
+        "_graph",
         "_has",
         "_has_logits",
         "_lineage",
@@ -57,6 +58,7 @@ class ContextBase(Handle):
         "_sizes",
         "_snapshots",
         "_special",
+        "_turning",
         "_vocab",
         "exclusive",
         "kv_unified",
@@ -96,6 +98,10 @@ class ContextBase(Handle):
     _n_positions: int
     # Whether its batches need more checks than others.
     _special: bool
+    # What its graph shows, the struct llamacffi_graph.
+    _graph: Any
+    # Why its keys cannot be turned; empty if they can, None if nobody has asked.
+    _turning: str | None
     # Who sees its graphs.
     _observer: Observer | None
     # To be held while C computes: the lock of the context whose memory or weights it uses.

@@ -9,6 +9,7 @@ from .._params import integer
 from ..errors import ArgumentError, UnsupportedError
 from .lineage import END
 from .newer import is_draft
+from .turning import why_not
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -35,11 +36,28 @@ class HeldMemory:
         recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
         mtp = is_draft(context._params)
         self.has_state: bool = recurrent and not mtp
+        # Whether tokens are there that the first position of a sequence does not tell of.
+        self.has_more: bool = self.n_swa > 0 or (
+            self.has_state and not lib.llama_model_is_recurrent(model)
+        )
+        self._owner = context
+
+    def why_not_shift(self) -> str | None:
+        """Return why positions cannot be moved, in words; None if they can."""
         # Beside a state, there may be no layer with a window, or none without: llama.cpp would then
         # turn the keys in a buffer that is not there.
-        self.can_shift: bool = lib.llama_memory_can_shift(self.ptr) and not (
-            self.n_swa and self.has_state
-        )
+        if not lib.llama_memory_can_shift(self.ptr) or (self.n_swa and self.has_state):
+            return (
+                "they have several parts (M-RoPE), or the model's sliding windows are stored apart "
+                "(create the Context with swa_full=True), or it has a recurrent state besides them"
+            )
+        return why_not(self._owner)
+
+    def check_shift(self) -> None:
+        """Raise UnsupportedError unless positions can be moved."""
+        reason = self.why_not_shift()
+        if reason is not None:
+            raise UnsupportedError(f"the positions of this context cannot be moved: {reason}")
 
     def check(self, seq_id: int, name: str = "seq_id") -> int:
         """Return the number of a sequence, the argument ``name``; raise unless it exists."""
@@ -119,15 +137,11 @@ class HeldMemory:
     def movable(self, seq_id: int, start: int, end: int) -> tuple[int, int] | None:
         """Return the first and last position of a range that can be moved; None if it is empty."""
         number = self.check(seq_id)
-        if not self.can_shift:
-            raise UnsupportedError(
-                "the positions of this model cannot be moved: they have several parts (M-RoPE), or "
-                "its sliding windows are stored apart (create the Context with swa_full=True), or "
-                "it has a recurrent state besides them"
-            )
+        self.check_shift()
         last = self.pos_max(number)
-        # What a window has lost is still there for the layers without one.
-        least = start if self.n_swa else max(start, self.pos_min(number))
+        # What a window has lost is still there for the layers without one; and a state, which is at
+        # the last position, says nothing of the tokens beside it.
+        least = start if self.has_more else max(start, self.pos_min(number))
         most = min(end - 1, last)
         if least > most:
             return None

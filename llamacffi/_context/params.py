@@ -223,7 +223,22 @@ def check_model(struct: Any, model: Model, given: set[str]) -> None:
             raise UnsupportedError(
                 "the decoder of this model has one buffer for all sequences: give kv_unified=True"
             )
+    _check_blocks(struct, model)
     _check_rope(struct, model, given)
+
+
+def _check_blocks(struct: Any, model: Model) -> None:
+    """Check that each head fills whole blocks of a quantized type: else C reads beyond them."""
+    for name, values in (("type_k", False), ("type_v", True)):
+        number = getattr(struct, name)
+        block = lib.ggml_blck_size(number)
+        unit = lib.llamacffi_model_head_unit(model.ptr, values) if block > 1 else 0
+        if unit % block:
+            kind = ffi.string(lib.ggml_type_name(number)).decode()
+            raise ArgumentError(
+                f"{name}={kind!r} stores blocks of {block} numbers, and the heads of this model "
+                f"have widths that are only multiples of {unit}: give another type"
+            )
 
 
 def _check_rope(struct: Any, model: Model, given: set[str]) -> None:

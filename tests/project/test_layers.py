@@ -54,7 +54,7 @@ model
 _batch.ext _batch.input
 _batch.arrays
 batch _context.known_tokens
-_context.lineage
+_context.lineage _context.turning
 _context.held_memory
 memory
 _lora
