@@ -328,9 +328,10 @@ class Model(ModelInfo):
     def save(self, path: Path) -> None:
         """Write the model to a GGUF file, at once or not at all.
 
-        The file has the weights as they are now, and what llama.cpp computes with; also the chat
-        templates, the recommended sampling and other texts of the metadata.  Arrays beyond those of
-        the vocabulary are not kept: to edit a file as it is, use `Gguf`.
+        The file has the weights as they are now, and what llama.cpp computes with; its tokens have
+        the attributes of the model's; also the chat templates, the recommended sampling, and what
+        else the metadata say of the vocabulary and the architecture, and texts.  Arrays beyond
+        those of the vocabulary are not kept: to edit a file as it is, use `Gguf`.
 
         Args:
             path: The file; one that is there is replaced.

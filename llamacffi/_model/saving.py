@@ -16,14 +16,12 @@ from ..errors import NativeError, UnsupportedError
 from ..gguf import Gguf
 from ..log import drain, recent, with_log
 from .info import CHAT_TEMPLATE, shape_of, typed, weights
+from .token_types import restore_token_types
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..model import Model
-
-# The flags of a token beside its type: llama.cpp takes a token with one for one without a type.
-EXTRA_ATTRS = "NORMALIZED", "LSTRIP", "RSTRIP", "SINGLE_WORD"
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
@@ -45,9 +43,9 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
             for name, tensor in tensors.items():
                 if name not in saved.tensors:  # as the embeddings of a model without an output
                     _add_tensor(saved, name, tensor)
-            saved.update(_token_types(model, saved))
-            for key, value in _left_out(model.metadata):
+            for key, value in _left_out(model):
                 saved.setdefault(key, value)
+            restore_token_types(model, saved)
             saved.write(path)
     drain()
 
@@ -92,41 +90,25 @@ def _add_tensor(saved: Gguf, name: str, tensor: Any) -> None:
     saved.add_tensor(name, array_of(buffer, type_, shape_of(tensor)), type=type_)
 
 
-def _left_out(metadata: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """Yield what llama.cpp does not compute with and so does not save, as far as it is known.
+def _left_out(model: Model) -> Iterator[tuple[str, Any]]:
+    """Yield what llama.cpp does not save, as far as it is known.
 
     Only the text of the values is known, not their types, so only those are taken of which it can
-    be told.
+    be told: how the vocabulary and the architecture are, and texts.
     """
-    for key, value in metadata.items():
+    for key, value in model.metadata.items():
+        number = typed(value)
         if key == CHAT_TEMPLATE or key.startswith(f"{CHAT_TEMPLATE}."):
             yield key, value
+        elif "\N{REPLACEMENT CHARACTER}" in value:  # it was no UTF-8
+            continue
+        elif key.startswith((f"{model.architecture}.", "tokenizer.")):
+            yield key, value == "true" if value in BOOLS else number
         elif ".sampling." in key or key in NUMBERS:
-            yield key, typed(value)
-        elif key.startswith("general.") and isinstance(typed(value), str) and value not in BOOLS:
+            yield key, number
+        elif key.startswith("general.") and isinstance(number, str) and value not in BOOLS:
             yield key, value
 
 
 NUMBERS = "general.file_type", "general.quantization_version"
 BOOLS = "true", "false"
-
-
-def _token_types(model: Model, saved: Gguf) -> dict[str, Any]:
-    """Return the types of the tokens, if llama.cpp has not written all of them."""
-    import numpy as np
-
-    from .._generated.enums import TokenAttr, TokenType
-
-    vocab = model.vocab.ptr
-    if lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
-        return {}
-    flags = sum(TokenAttr[name] for name in EXTRA_ATTRS)
-    attrs = np.array([lib.llama_vocab_get_attr(vocab, i) for i in range(len(model.vocab))])
-    if not (attrs & flags).any():
-        return {}
-    types = np.full(len(attrs), TokenType.UNDEFINED, np.int32)
-    # The control type first: llama.cpp adds it to the type of a token that should have it.
-    for name in ("CONTROL", *(name for name in TokenType.__members__ if name != "CONTROL")):
-        if TokenAttr[name]:
-            types[attrs & TokenAttr[name] != 0] = TokenType[name]
-    return {"tokenizer.ggml.token_type": types}

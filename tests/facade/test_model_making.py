@@ -25,6 +25,7 @@ from llamacffi import (
     lib,
 )
 from llamacffi._handle import live_objects
+from tests.facade.vocabularies import BYTES, write_vocab
 
 KINDS = ["llama", "gpt2", "mamba", "bert", "bert+classifier", "mimo2", "qwen2vl", "lfm2"]
 
@@ -379,29 +380,129 @@ def test_the_overridden_is_saved(demo_path, tmp_path):
         assert saved.metadata["llama.context_length"] == "99"
 
 
-def test_tokens_keep_their_types(random_path, llama_cpp, tmp_path):
-    """llama.cpp writes no type for a token that strips what is around it, as those of Phi-3."""
-    vocabulary = Gguf.open(llama_cpp / "models" / "ggml-vocab-phi-3.gguf")
+def with_vocabulary(gguf, vocabulary, path):
+    """Write a model that has the vocabulary of another."""
+    for key in list(gguf):
+        if key.startswith("tokenizer.") or key.endswith("vocab_size"):
+            del gguf[key]
+    for key in vocabulary:
+        if key.startswith("tokenizer.") or key == "general.name":
+            gguf.set(key, vocabulary[key], type=vocabulary.type(key))
+    n = len(vocabulary["tokenizer.ggml.tokens"])
+    for name in ("token_embd.weight", "output.weight"):
+        width = gguf.tensors[name].shape[1]
+        gguf.replace_tensor(name, np.zeros((n, width), np.float16))
+    gguf.write(path)
+    return path
+
+
+def described(vocab):
+    """Return all that a vocabulary says of its tokens, and of itself."""
+    n = len(vocab)
+    names = [
+        "bos",
+        "eos",
+        "eot",
+        "sep",
+        "nl",
+        "pad",
+        "mask",
+        "fim_pre",
+        "fim_suf",
+        "fim_mid",
+        "fim_pad",
+        "fim_rep",
+        "fim_sep",
+    ]
+    flags = ["add_bos", "add_eos", "add_sep", "type"]
+    return {
+        "attributes": [lib.llama_vocab_get_attr(vocab.ptr, i) for i in range(n)],
+        "scores": [lib.llama_vocab_get_score(vocab.ptr, i) for i in range(n)],
+        "end": [i for i in range(n) if lib.llama_vocab_is_eog(vocab.ptr, i)],
+        "special": {name: getattr(vocab, name) for name in names},
+        "flags": {name: getattr(vocab, name) for name in flags},
+        "tokens": vocab.tokenize(
+            "Été: A <mask> token\n\n<unused7> 1234</s><|end|> b.", parse_special=True
+        ),
+    }
+
+
+SAMPLE = "Été: A <mask> token\n\n<unused7> 1234</s> <|end|> b. <|fim_prefix|>"
+
+
+def check_saved_vocabulary(path, target):
+    with Model(path, use_extra_bufts=False) as model:
+        model.save(target)
+        with Model(target, vocab_only=True) as saved:
+            expected, got = described(model.vocab), described(saved.vocab)
+            for name in expected:
+                assert got[name] == expected[name], name
+
+
+VOCABULARIES = ("bert-bge", "deepseek-llm", "falcon", "llama-spm", "phi-3", "starcoder")
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_tokens_keep_their_types(name, random_path, llama_cpp, tmp_path):
+    """llama.cpp writes no type for a token with two attributes, as those of Gemma and Phi-3."""
+    vocabulary = Gguf.open(llama_cpp / "models" / f"ggml-vocab-{name}.gguf")
     with vocabulary, Gguf.open(random_path("llama")) as gguf:
-        for key in list(gguf):
-            if key.startswith("tokenizer.") or key.endswith("vocab_size"):
-                del gguf[key]
-        for key in vocabulary:
-            if key.startswith("tokenizer.") or key == "general.name":
-                gguf.set(key, vocabulary[key], type=vocabulary.type(key))
-        n = len(vocabulary["tokenizer.ggml.tokens"])
-        for name in ("token_embd.weight", "output.weight"):
-            width = gguf.tensors[name].shape[1]
-            gguf.replace_tensor(name, np.zeros((n, width), np.float32))
-        gguf.write(tmp_path / "phi.gguf")
-    with Model(tmp_path / "phi.gguf") as model:
-        flags = enums.TokenAttr.RSTRIP | enums.TokenAttr.LSTRIP
-        flagged = [i for i in range(n) if model.vocab.attr(i) & flags]
-        assert flagged
+        path = with_vocabulary(gguf, vocabulary, tmp_path / "model.gguf")
+    check_saved_vocabulary(path, tmp_path / "saved.gguf")
+
+
+TEXTS = (
+    *("plain", "<mask>", "<unused7>", "[unused7]", "unused", "</s>", "<|im_end|>", "<|eot_id|>"),
+    *("<|end|>", "<|return|>", "<|call|>", "<|channel|>", "<|message|>", "<eos>", "<s>", "<unk>"),
+    *("<|endoftext|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<pad>", "<|eom_id|>"),
+    *(
+        "<unused_end_of_turn>",
+        "<|fim_pad|>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<0x41>",
+        "a",
+        "b",
+    ),
+)
+
+
+@pytest.mark.parametrize("shift", range(5))
+@pytest.mark.parametrize("name", ["a model", "phi-3 mini"])
+def test_tokens_of_any_type_keep_it(random_path, tmp_path, shift, name):
+    """Each text, to some of which llama.cpp adds attributes, with each type."""
+    types = [
+        enums.TokenType[one] for one in ("NORMAL", "UNKNOWN", "CONTROL", "USER_DEFINED", "UNUSED")
+    ]
+    entries = [(text, types[(i + shift) % 5]) for i, text in enumerate(TEXTS)]
+    entries += [(one, 6) for one, _ in BYTES if one not in TEXTS]
+    write_vocab(
+        tmp_path / "vocab.gguf", "llama", entries,
+        bos_token_id=14, eos_token_id=5, mask_token_id=1, unknown_token_id=15, add_bos_token=True,
+        add_space_prefix=False,
+    )  # fmt: skip
+    with Gguf.open(tmp_path / "vocab.gguf") as vocabulary, Gguf.open(random_path("llama")) as gguf:
+        vocabulary["general.name"] = name
+        path = with_vocabulary(gguf, vocabulary, tmp_path / "model.gguf")
+    check_saved_vocabulary(path, tmp_path / "saved.gguf")
+
+
+def test_what_llama_cpp_does_not_write_of_a_model(demo_path, tmp_path):
+    extra = {
+        "llama.rope.scaling.alpha": 1.5,
+        "llama.attention.shared_kv_layers": 1,
+        "tokenizer.ggml.mask_token_id": 7,
+        "tokenizer.ggml.normalizer.lowercase": True,
+        "tokenizer.huggingface.json": "{}",
+    }
+    with Gguf.open(demo_path) as gguf:
+        gguf.update(extra)
+        gguf.write(tmp_path / "rich.gguf")
+    with Model(tmp_path / "rich.gguf") as model:
         model.save(tmp_path / "saved.gguf")
-        with Model(tmp_path / "saved.gguf", vocab_only=True) as saved:
-            for i in range(n):
-                assert saved.vocab.attr(i) == model.vocab.attr(i), i
+    with Gguf.open(tmp_path / "rich.gguf") as rich, Gguf.open(tmp_path / "saved.gguf") as saved:
+        for key in extra:
+            assert (saved[key], saved.type(key)) == (rich[key], rich.type(key))
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ sampling
 _model.overrides _model.vocabulary
 _model.load_mode
 _model.loading _model.info _model.params
-_model.making _model.saving hub
+_model.making _model.token_types _model.saving hub
 model
 _batch.ext _batch.input
 _batch.arrays
