@@ -124,6 +124,7 @@ struct llamacffi_graph {
     bool mixes_some;     /* some keys go into the cache multiplied by a Hadamard matrix, */
     bool mixes_all;      /* or all of them */
     bool turns_all;      /* the keys are turned by their positions, just as llama.cpp turns them again */
+    char problem[256];   /* what the processor would fail at, or never end with; empty if nothing */
 };
 
 #ifndef LLAMACFFI_WITHOUT_GRAPH

@@ -1,10 +1,13 @@
 // What only the graph of a context shows.
+#include "ggml-backend.h"
 #include "ggml.h"
 #include "guard.hpp"
 #include "llama-ext.h" // llama_graph_reserve: exported, but not in llama.h yet
 #include "llamacffi.h"
 #include "native.hpp"
 
+#include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <stdexcept>
 
@@ -27,10 +30,117 @@ bool reads_positions(const ggml_tensor *node) {
     return node->op == GGML_OP_GET_ROWS && is_called(node->src[1], "inp_pos");
 }
 
+int32_t integer(const ggml_tensor *node, int i) { return node->op_params[i]; }
+
+float number(const ggml_tensor *node, int i) {
+    float value;
+    std::memcpy(&value, node->op_params + i, sizeof(value));
+    return value;
+}
+
+// Says what is wrong with a node, in words; an empty text if nothing is.
+class Problem {
+  public:
+    explicit Problem(char (&text)[256]) : text(text) {}
+
+    void check(const ggml_tensor *node) {
+        switch (node->op) {
+        case GGML_OP_NORM:
+        case GGML_OP_RMS_NORM:
+        case GGML_OP_L2_NORM:
+            check_epsilon(node, number(node, 0));
+            break;
+        case GGML_OP_GROUP_NORM:
+            check_epsilon(node, number(node, 1));
+            if (integer(node, 0) < 1 || integer(node, 0) > node->ne[2]) {
+                say(node, "normalizes %lld channels in %d groups", (long long)node->ne[2], integer(node, 0));
+            }
+            break;
+        case GGML_OP_ROPE:
+            check_rope(node);
+            break;
+        case GGML_OP_SCALE:
+            check_finite(node, number(node, 0), "a scale");
+            break;
+        case GGML_OP_SOFT_MAX:
+        case GGML_OP_FLASH_ATTN_EXT:
+            check_finite(node, number(node, 0), "a scale");
+            check_finite(node, number(node, 1), "an ALiBi bias");
+            break;
+        default:
+            break;
+        }
+        check_types(node);
+    }
+
+  private:
+    template <typename... Values> void say(const ggml_tensor *node, const char *format, Values... values) {
+        if (text[0]) {
+            return;
+        }
+        const int n = std::snprintf(text, sizeof(text), "%s (%s) ", node->name, ggml_op_name(node->op));
+        std::snprintf(text + n, sizeof(text) - n, format, values...);
+    }
+
+    void check_epsilon(const ggml_tensor *node, float epsilon) {
+        if (!(epsilon >= 0) || std::isinf(epsilon)) {
+            say(node, "normalizes with an epsilon of %g, which must be 0 or more", epsilon);
+        }
+    }
+
+    void check_finite(const ggml_tensor *node, float value, const char *what) {
+        if (!std::isfinite(value)) {
+            say(node, "computes with %s of %g", what, value);
+        }
+    }
+
+    // With no dimension to rotate, the kernel never ends.
+    void check_rope(const ggml_tensor *node) {
+        const int n_dims = integer(node, 1), first = integer(node, 15);
+        const bool vision = integer(node, 2) == GGML_ROPE_TYPE_VISION;
+        if (n_dims < 2 || n_dims % 2 || n_dims > node->ne[0] - first || (vision && n_dims != node->ne[0] / 2)) {
+            say(node, "rotates %d of %lld dimensions: it must be an even number of them, and 2 or more", n_dims,
+                (long long)node->ne[0]);
+        }
+        const bool sections = integer(node, 2) & GGML_ROPE_TYPE_MROPE;
+        if (sections && integer(node, 11) <= 0 && integer(node, 12) <= 0 && integer(node, 13) <= 0) {
+            say(node, "rotates by positions of several parts, whose sections are empty");
+        }
+        if (!(number(node, 5) > 0) || std::isinf(number(node, 5))) {
+            say(node, "rotates with a base frequency of %g, which must be above 0", number(node, 5));
+        }
+        for (int i : {6, 7, 8, 9, 10}) {
+            check_finite(node, number(node, i), "a parameter of its frequencies");
+        }
+        const ggml_tensor *factors = node->src[2];
+        if (factors && (factors->type != GGML_TYPE_F32 || factors->ne[0] < n_dims / 2)) {
+            say(node, "rotates %d dimensions with %lld factors of type %s", n_dims, (long long)factors->ne[0],
+                ggml_type_name(factors->type));
+        }
+    }
+
+    // Element by element, the processor computes with float32 only, if the first is one.
+    void check_types(const ggml_tensor *node) {
+        const bool elements = node->op == GGML_OP_ADD || node->op == GGML_OP_MUL || node->op == GGML_OP_SUB ||
+                              node->op == GGML_OP_DIV;
+        if (!elements || node->src[0]->type != GGML_TYPE_F32 || node->src[1]->type == GGML_TYPE_F32) {
+            return;
+        }
+        const ggml_backend_buffer_t buffer = node->src[1]->buffer;
+        if (buffer && ggml_backend_buffer_is_host(buffer)) {
+            say(node, "reads %s, which is %s", node->src[1]->name, ggml_type_name(node->src[1]->type));
+        }
+    }
+
+    char (&text)[256];
+};
+
 llamacffi_graph describe(ggml_cgraph *graph, int64_t n_vocab) {
     llamacffi_graph found = {};
+    Problem problem(found.problem);
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         const ggml_tensor *node = ggml_graph_node(graph, i);
+        problem.check(node);
         if (is_called(node, "result_embd_pooled")) {
             found.n_pooled = node->ne[0];
         } else if (is_logits(node, n_vocab)) {

@@ -25,7 +25,7 @@ def describe(ptr: Any, n_outputs_max: int, *, embeddings: bool, keep: bool) -> A
         The ``struct llamacffi_graph``.
 
     Raises:
-        ContextError: llama.cpp cannot build it.
+        ContextError: llama.cpp cannot build it, or the processor could not compute it.
 
     Source: ``llamacffi_graph_describe``.
     """
@@ -40,6 +40,10 @@ def describe(ptr: Any, n_outputs_max: int, *, embeddings: bool, keep: bool) -> A
         raise with_log(ContextError(f"llama.cpp cannot build the graph: {error}")) from error
     finally:
         lib.llama_set_embeddings(ptr, keep)
+    if problem := ffi.string(graph.problem).decode(errors="replace"):
+        raise ContextError(
+            f"cannot create a context: {problem}; the metadata of the file, or kv_overrides, say so"
+        )
     return graph
 
 

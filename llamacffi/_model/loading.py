@@ -19,6 +19,7 @@ from .._path_hints import no_file
 from .._text import c_path, checked_path
 from ..errors import ArgumentError, LoadError, ModelNotFoundError, NativeError
 from . import load_mode
+from .hyperparameters import check_hyperparameters
 from .overrides import fit_kv_overrides
 from .vocabulary import check_vocabulary
 
@@ -248,13 +249,14 @@ def _look(struct: Any, read: Callable[[Any], Any], name: str) -> bool:
         Whether tensors can be used where they are in the file.
 
     Raises:
-        LoadError: It has a vocabulary that llama.cpp could not read.
+        LoadError: It has numbers, or a vocabulary, that llama.cpp could not read.
     """
     gguf = _metadata(read)
     if gguf is None:  # the load itself will say what is wrong
         return True
     if struct.kv_overrides != ffi.NULL:
         fit_kv_overrides(struct, gguf)
+    check_hyperparameters(struct, gguf, name)
     check_vocabulary(struct, gguf, name)
     return bool(lib.gguf_get_data_offset(gguf) % _alignment() == 0)
 

@@ -11,6 +11,7 @@ from .._files import anonymous_file
 from ..errors import ArgumentError
 from ..gguf import Gguf
 from . import load_mode
+from .hyperparameters import check_hyperparameters
 from .info import shape_of
 from .loading import load, load_file
 from .overrides import fit_kv_overrides
@@ -66,6 +67,7 @@ def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) ->
     metadata = _metadata_of(gguf)
     fit_kv_overrides(struct, metadata)
     check_vocabulary(struct, metadata, "<metadata>")
+    check_hyperparameters(struct, metadata, "<metadata>")
     return load(call, struct, "<metadata>", None)
 
 

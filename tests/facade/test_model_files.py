@@ -391,7 +391,7 @@ DAMAGES = {
         "key llama.context_length has wrong type str but expected type u32",
     ),
     "an assertion": (
-        lambda d: edited(d, lambda g: g.set("llama.block_count", 0)),
+        lambda d: edited(d, lambda g: g.set("llama.block_count", 513)),
         r"GGML_ASSERT\(hparams.n_layer_all > 0",
     ),
 }
