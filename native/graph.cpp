@@ -165,7 +165,9 @@ void llamacffi_graph_describe(llama_context *context, uint32_t n_tokens, uint32_
         }
         *graph = describe(reserved, llama_vocab_n_tokens(vocab));
 #ifndef LLAMACFFI_WITHOUT_TURNING
-        llamacffi::look_at_keys(*context, reserved, *graph);
+        if (!graph->problem[0]) {
+            llamacffi::look_at_keys(*context, reserved, *graph);
+        }
 #endif
     } catch (const std::exception &error) {
         llamacffi::set_failure("llamacffi_graph_describe", error.what());
