@@ -187,23 +187,12 @@ void llamacffi_check_regex(const char *pattern);
 #define LLAMACFFI_SAMPLE_FAILED (-6)    /* a sampler written in Python raised */
 #define LLAMACFFI_SAMPLE_GRAMMAR (-7)   /* a grammar does not allow the token */
 #define LLAMACFFI_SAMPLE_TRIGGER (-8)   /* the text that triggers a grammar does not begin it */
-#define LLAMACFFI_SAMPLE_WAITED (-9)    /* the text without a trigger is too long to be searched */
+#define LLAMACFFI_SAMPLE_STEPS (-9)     /* a grammar is so ambiguous that it takes too many steps */
 #define LLAMACFFI_SAMPLE_GRAPH (-10)    /* the graph has sampled it with another chain, or not at all */
-
-/* A sampler of a chain that is a grammar. */
-struct llamacffi_grammar {
-    struct llama_sampler *sampler;
-    const struct llama_vocab *vocab;
-    bool lazy;
-    int32_t n_waited;     /* how many bytes of text a lazy one has searched for its trigger */
-    int32_t n_waited_max; /* from here on the search could need more stack than there is */
-};
 
 /* A chain, and what choosing with it needs.  Memory of the caller. */
 struct llamacffi_chain {
-    struct llama_sampler *sampler;      /* the chain */
-    struct llamacffi_grammar *grammars; /* those of its samplers, in order */
-    int32_t n_grammars;
+    struct llama_sampler *sampler; /* the chain */
     bool grammar_first;            /* false: choose without the grammars, and ask them then */
     bool in_graph;                 /* a context samples with it in its graph */
     bool failed;                   /* a callback sets it to say that it raised */
@@ -237,6 +226,56 @@ int32_t llamacffi_chain_accept(struct llamacffi_chain *chain, int32_t token);
 /* Tell the samplers of the tokens before the first that is chosen; grammars and the count of
  * llamacffi_sampler_init_min_tokens() leave these out. */
 void llamacffi_chain_accept_prompt(struct llamacffi_chain *chain, const int32_t *tokens, int32_t n_tokens);
+
+/* The rules of a grammar, in arrays. */
+struct llamacffi_grammar_rules {
+    const int32_t *slots; /* three numbers for each symbol: LLAMACFFI_SLOT_... and what goes with it */
+    int32_t n_slots;
+    const int32_t *alternatives; /* the slots in which alternatives begin, rule by rule */
+    int32_t n_alternatives;
+    const int32_t *first; /* the first alternative of each rule, and at last the number of all */
+    int32_t n_rules;
+    const uint32_t *ranges; /* two numbers for each: the first character and the last */
+    int32_t n_ranges;
+    int32_t root; /* the rule to begin with */
+};
+#define LLAMACFFI_SLOT_END 0       /* of an alternative */
+#define LLAMACFFI_SLOT_CHARS 1     /* a character: the first of its ranges, in order, and how many */
+#define LLAMACFFI_SLOT_RULE 2      /* a rule: its number */
+#define LLAMACFFI_SLOT_TOKEN 3     /* a token: its place among those that are given */
+#define LLAMACFFI_SLOT_NOT_TOKEN 4 /* any other token */
+
+/* A regular expression, as a program that is run over each character once. */
+struct llamacffi_pattern {
+    const int32_t *steps; /* three numbers for each: LLAMACFFI_PATTERN_... and what goes with it */
+    int32_t n_steps;
+    const uint32_t *ranges; /* as above */
+    int32_t n_ranges;
+    int32_t n_saved; /* positions: two for the match, and two for each group */
+};
+#define LLAMACFFI_PATTERN_MATCH 0
+#define LLAMACFFI_PATTERN_SET 1    /* a character: the first of its ranges, in order, and how many */
+#define LLAMACFFI_PATTERN_JUMP 2   /* go on at another step */
+#define LLAMACFFI_PATTERN_SPLIT 3  /* go on at one of two steps, the first if that matches */
+#define LLAMACFFI_PATTERN_SAVE 4   /* the position, under a number */
+#define LLAMACFFI_PATTERN_BEGIN 5  /* only where the text begins */
+#define LLAMACFFI_PATTERN_END 6    /* only where it ends */
+#define LLAMACFFI_PATTERN_WORD 7   /* only where a word begins or ends */
+#define LLAMACFFI_PATTERN_INSIDE 8 /* only elsewhere */
+
+/* The texts of a vocabulary's tokens, which grammars share; they outlive the vocabulary. */
+struct llamacffi_pieces;
+struct llamacffi_pieces *llamacffi_pieces_init(const struct llama_vocab *vocab);
+void llamacffi_pieces_free(struct llamacffi_pieces *pieces);
+
+/* As llama_sampler_init_grammar(), and with patterns or triggers as llama_sampler_init_grammar_lazy_patterns(),
+ * of rules that were read and checked before: the numbers in the arrays are taken on trust.  What a token
+ * costs does not depend on how many ways there are to read the text.  The arrays are copied. */
+struct llama_sampler *llamacffi_sampler_init_grammar(const struct llamacffi_grammar_rules *rules,
+                                                     const int32_t *tokens,
+                                                     const struct llamacffi_pattern *patterns, int32_t n_patterns,
+                                                     const int32_t *triggers, int32_t n_triggers,
+                                                     const struct llamacffi_pieces *pieces);
 
 /* A sampler that rules out the tokens that end a generation, until `n` tokens were accepted. */
 struct llama_sampler *llamacffi_sampler_init_min_tokens(const int32_t *ends, int32_t n_ends, int32_t n);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,20 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ._checks import INT32_MAX, check_int, check_text
 from ._ffi import ffi, lib
 from ._params import elements
-from ._sampling.gbnf import TokenReference, parse
+from ._sampling.gbnf import TokenReference, parse, place
+from ._sampling.gbnf_rules import Program
+from ._sampling.trigger import Trigger, trigger
 from .errors import ArgumentError, GrammarError, NativeError, TokenizeError, UnsupportedError
 from .log import with_log
-from .token_samplers import TokenSampler, c_strings, check_texts
+from .token_samplers import TokenSampler, check_texts
 
 if TYPE_CHECKING:
     from .vocab import Vocab
 
 MAX_PATTERN = 4096
-# The search for a pattern with a repetition needs stack for each character of the text: at about
-# 45 KB of text there was an end to 8 MB of it.
-MAX_SEARCHED = 16 * 1024
-# A repetition without end; or a brace, which may be one.
-_REPETITION = re.compile(r"(?<!\\)(?:\\\\)*[*+{]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +34,10 @@ class Grammar(TokenSampler):
     is such an error.  Over a large vocabulary it takes longer than all other samplers together:
     see ``grammar_first`` of `SamplerChain`.
 
-    ``.`` and ``[^...]`` match whatever the bytes of tokens spell, also what is no Unicode.
+    What a token costs does not depend on how many ways there are to read the text: llama.cpp's own
+    sampler of grammars follows each, and may never come back.  Where a grammar is so ambiguous, or
+    so large, that a token takes over 100 million steps (about a second), that is a `GrammarError`.
+    ``.`` and ``[^...]`` match characters of Unicode, and no bytes that are none.
 
     With triggers it is lazy: everything is allowed until one of them appears, and the grammar must
     match the text from there on.
@@ -48,21 +47,24 @@ class Grammar(TokenSampler):
         root: The rule to begin with.
         trigger_patterns: Regular expressions (ECMAScript) that are searched in the text accepted
             so far.  The grammar begins with the first group that is not empty, or else with the
-            whole match.  Avoid ``.*`` and the like: llama.cpp's search takes long with it, and
-            after 16 KB of text it is an error.
+            whole match.  Each character is looked at once, so there is no ``(?=...)``, ``(?!...)``
+            nor ``\\1``, and a pattern unfolds to 5,000 steps at most.
         trigger_tokens: Tokens that begin the grammar, and belong to it.
 
     Raises:
         GrammarError: It has a mistake; the message has its place.
 
-    Source: ``llama_sampler_init_grammar``, ``llama_sampler_init_grammar_lazy_patterns``.
+    Source: ``llamacffi_sampler_init_grammar``, as ``llama_sampler_init_grammar`` and
+        ``llama_sampler_init_grammar_lazy_patterns``.
     """
 
     grammar: str
     root: str = "root"
     trigger_patterns: Sequence[str] = field(default=(), kw_only=True)
     trigger_tokens: Sequence[int] = field(default=(), kw_only=True)
+    _program: Program = field(init=False, repr=False, compare=False)
     _tokens: tuple[TokenReference, ...] = field(init=False, repr=False, compare=False)
+    _triggers: tuple[Trigger, ...] = field(init=False, repr=False, compare=False)
 
     disorders: ClassVar[bool] = True
 
@@ -73,26 +75,21 @@ class Grammar(TokenSampler):
             except ArgumentError as error:
                 raise GrammarError(str(error)) from None
         patterns = check_texts("trigger_patterns", self.trigger_patterns)
-        for pattern in patterns:
-            _check_pattern(pattern)
+        object.__setattr__(self, "_triggers", tuple(map(_trigger, patterns)))
         object.__setattr__(self, "trigger_patterns", patterns)
         object.__setattr__(
             self, "trigger_tokens", tuple(elements("trigger_tokens", self.trigger_tokens, "tokens"))
         )
         for token in self.trigger_tokens:
             check_int("trigger_tokens", token, 0, INT32_MAX)
-        object.__setattr__(self, "_tokens", parse(self.grammar, self.root))
+        program, tokens = parse(self.grammar, self.root)
+        object.__setattr__(self, "_program", program)
+        object.__setattr__(self, "_tokens", tokens)
 
     @property
     def lazy(self) -> bool:
         """Whether it waits for a trigger."""
         return bool(self.trigger_patterns or self.trigger_tokens)
-
-    @property
-    def n_searched(self) -> int:
-        """How many bytes of text may pass until a trigger is found."""
-        repeats = any(map(_REPETITION.search, self.trigger_patterns))
-        return MAX_SEARCHED if repeats else INT32_MAX
 
     def make_for(self, vocab: Vocab) -> Any:
         """Make it in C.
@@ -104,58 +101,54 @@ class Grammar(TokenSampler):
         """
         if not lib.llama_vocab_type(vocab.ptr):
             raise UnsupportedError("the model has no vocabulary whose texts a grammar could allow")
-        for reference in self._tokens:
-            _check_reference(reference, vocab)
+        tokens = [_token(one, vocab, self.grammar) for one in self._tokens]
         for token in self.trigger_tokens:
             vocab.check_one(token)
-        text, root = self.grammar.encode(), self.root.encode()
+        rules, kept = self._program.struct()
+        patterns = ffi.new("struct llamacffi_pattern[]", len(self._triggers))
+        for struct, one in zip(patterns, self._triggers, strict=True):
+            kept += one.fill(struct)
+        triggers = list(self.trigger_tokens)
         try:
-            if self.lazy:
-                patterns, _kept = c_strings(self.trigger_patterns)
-                tokens = ffi.new("llama_token[]", list(self.trigger_tokens))
-                n_patterns, n_tokens = len(patterns), len(tokens)
-                sampler = lib.llama_sampler_init_grammar_lazy_patterns(
-                    vocab.ptr, text, root, patterns, n_patterns, tokens, n_tokens
-                )
-            else:
-                sampler = lib.llama_sampler_init_grammar(vocab.ptr, text, root)
+            return lib.llamacffi_sampler_init_grammar(
+                rules,
+                tokens,
+                *(patterns, len(patterns)),
+                *(triggers, len(triggers)),
+                vocab._pieces,
+            )
         except NativeError as error:
-            raise with_log(GrammarError(f"llama.cpp refuses the grammar: {error}")) from error
-        if sampler == ffi.NULL:
-            raise with_log(GrammarError("llama.cpp cannot parse the grammar"))
-        return sampler
+            raise with_log(GrammarError(f"the grammar cannot be used: {error}")) from error
 
 
-def _check_pattern(pattern: str) -> None:
+def _trigger(pattern: str) -> Trigger:
     check_text("trigger_patterns", pattern)
     if not 1 <= len(pattern) <= MAX_PATTERN:
         n = len(pattern)
         raise ArgumentError(f"a trigger pattern has {n} characters, not 1 to {MAX_PATTERN}")
     try:
-        lib.llamacffi_check_regex(pattern.encode())
-    except NativeError as error:
+        return trigger(pattern)
+    except ArgumentError as error:
         reason = f"the trigger pattern {pattern!r} is no regular expression: {error}"
         raise ArgumentError(reason) from None
 
 
-def _check_reference(reference: TokenReference, vocab: Vocab) -> None:
-    """Check that a token of the grammar is one of the vocabulary."""
+def _token(reference: TokenReference, vocab: Vocab, grammar: str) -> int:
+    """Return the number of a token of the grammar."""
+    text = reference.text
     if reference.id is not None:
-        if reference.id >= len(vocab):
-            raise GrammarError(
-                f"{reference.place}: the token {reference.text} is not in the vocabulary of "
-                f"{len(vocab)} tokens"
-            )
-        return
+        if reference.id < len(vocab):
+            return reference.id
+        reason = f"the token {text} is not in the vocabulary of {len(vocab)} tokens"
+        raise GrammarError(f"{place(grammar, reference.position)}: {reason}")
     try:
-        tokens = vocab.tokenize(reference.text, add_special=False, parse_special=True)
+        tokens = vocab.tokenize(text, add_special=False, parse_special=True)
+        if len(tokens) == 1:
+            return tokens[0]
+        reason = f"{text} is not one token of the vocabulary, but {len(tokens)}"
     except TokenizeError as error:
-        raise GrammarError(f"{reference.place}: {reference.text} is no token: {error}") from error
-    if len(tokens) != 1:
-        raise GrammarError(
-            f"{reference.place}: {reference.text} is not one token of the vocabulary, but "
-            f"{len(tokens)}"
-        )
+        reason = f"{text} is no token: {error}"
+    raise GrammarError(f"{place(grammar, reference.position)}: {reason}")
 
 
 def grammar_failure(code: int, token: int | None, vocab: Vocab | None) -> GrammarError | None:
@@ -167,9 +160,9 @@ def grammar_failure(code: int, token: int | None, vocab: Vocab | None) -> Gramma
         return GrammarError(
             "the text that triggers the lazy grammar does not begin as the grammar demands"
         )
-    if code == lib.LLAMACFFI_SAMPLE_WAITED:
+    if code == lib.LLAMACFFI_SAMPLE_STEPS:
         return GrammarError(
-            "the text has become too long to search for the trigger of a lazy grammar: use a "
-            "trigger pattern without repetitions such as .*, or a trigger token"
+            "the grammar is too ambiguous or too large here: a token takes over 100 million steps; "
+            "let its alternatives begin differently, and repeat nothing that may be empty"
         )
     return None

@@ -238,8 +238,6 @@ class SamplerChain(ChainBase):
         with self._exclusive:
             if self._owner is not None or self._closed:  # nothing to forget before the first use
                 lib.llama_sampler_reset(self._ready())
-                for grammar in self._grammars or ():
-                    grammar.n_waited = 0
         self._raise_stored()
 
     def clone(self) -> Self:

@@ -1,5 +1,6 @@
 // Choosing a token with a chain of samplers so that grammars fail closed, and two small samplers.
 #include "compat.hpp"
+#include "grammar.hpp"
 #include "guard.hpp"
 #include "llama.h"
 #include "llamacffi.h"
@@ -89,84 +90,37 @@ int32_t chosen(const llamacffi_chain &chain, const Candidates &candidates, int32
 
 // --- Grammars ------------------------------------------------------------------------------------
 
-bool allows(const llamacffi_grammar &grammar, llama_token token) {
-    llama_token_data one = {token, 0.0f, 0.0f};
-    Candidates candidates = {&one, 1, -1, false};
-    llama_sampler_apply(grammar.sampler, &candidates);
-    return one.logit == 0.0f;
-}
-
-// Whether a lazy grammar still lets everything pass.  No function tells; but one that works asks for
-// the text of each candidate, and this one has none.
-bool waits(const llamacffi_grammar &grammar) {
-    if (!grammar.lazy) {
-        return false;
+// The samplers of a chain that are grammars.
+template <typename Use> int32_t each_grammar(const llamacffi_chain &chain, Use use) {
+    const int32_t n = llama_sampler_chain_n(chain.sampler);
+    for (int32_t k = 0; k < n; ++k) {
+        llama_sampler *sampler = llama_sampler_chain_get(chain.sampler, k);
+        if (llamacffi::is_grammar(sampler)) {
+            if (const int32_t wrong = use(sampler)) {
+                return wrong;
+            }
+        }
     }
-    try {
-        allows(grammar, LLAMA_TOKEN_NULL);
-        return true;
-    } catch (const std::out_of_range &) {
-        return false;
-    }
-}
-
-struct Free {
-    void operator()(llama_sampler *sampler) const { llama_sampler_free(sampler); }
-};
-
-// A token may complete the trigger of a lazy grammar, which then reads the text from there on and
-// throws if it does not begin as the grammar demands.  So a copy reads it first.
-bool can_trigger(const llamacffi_grammar &grammar, llama_token token) {
-    std::unique_ptr<llama_sampler, Free> copy(llama_sampler_clone(grammar.sampler));
-    try {
-        llama_sampler_accept(copy.get(), token);
-        return true;
-    } catch (const std::exception &) {
-        return false;
-    }
-}
-
-// How many bytes of text a token adds to those that a waiting grammar searches.
-int32_t text_size(const llamacffi_grammar &grammar, llama_token token) {
-    return std::abs(llama_token_to_piece(grammar.vocab, token, nullptr, 0, 0, true));
-}
-
-// Whether a lazy grammar that waits can take the token.
-int32_t check_waiting(llamacffi_grammar &grammar, llama_token token) {
-    const int32_t n = text_size(grammar, token);
-    if (n > grammar.n_waited_max - grammar.n_waited) {
-        return LLAMACFFI_SAMPLE_WAITED;
-    }
-    if (!can_trigger(grammar, token)) {
-        return LLAMACFFI_SAMPLE_TRIGGER;
-    }
-    grammar.n_waited += n;
     return 0;
 }
 
-// `asked`: the grammars that do not wait have seen the token among the candidates.
-int32_t accept(llamacffi_chain &chain, llama_token token, bool asked) {
-    for (int32_t k = 0; k < chain.n_grammars; ++k) {
-        llamacffi_grammar &grammar = chain.grammars[k];
-        if (waits(grammar)) {
-            if (const int32_t wrong = check_waiting(grammar, token)) {
-                return wrong;
-            }
-        } else if (!asked && !allows(grammar, token)) {
-            return LLAMACFFI_SAMPLE_GRAMMAR;
-        }
+int32_t accept(llamacffi_chain &chain, llama_token token) {
+    const int32_t wrong =
+        each_grammar(chain, [&](llama_sampler *one) { return llamacffi::grammar_prepare(one, token); });
+    if (wrong) {
+        return wrong;
     }
     llama_sampler_accept(chain.sampler, token);
     return chain.failed ? LLAMACFFI_SAMPLE_FAILED : 0;
 }
 
-bool is_grammar(const llamacffi_chain &chain, const llama_sampler *sampler) {
-    for (int32_t k = 0; k < chain.n_grammars; ++k) {
-        if (chain.grammars[k].sampler == sampler) {
-            return true;
-        }
+// Returns what `body` does, or that a grammar takes too many steps.
+template <typename Body> int32_t limited(Body body) {
+    try {
+        return body();
+    } catch (const llamacffi::TooAmbiguous &) {
+        return LLAMACFFI_SAMPLE_STEPS;
     }
-    return false;
 }
 
 // --- Choosing ------------------------------------------------------------------------------------
@@ -177,22 +131,24 @@ int32_t try_without_grammars(llamacffi_chain &chain, Candidates &candidates) {
     const int32_t n = llama_sampler_chain_n(chain.sampler);
     for (int32_t k = 0; k < n; ++k) {
         llama_sampler *sampler = llama_sampler_chain_get(chain.sampler, k);
-        if (!is_grammar(chain, sampler)) {
+        if (!llamacffi::is_grammar(sampler)) {
             llama_sampler_apply(sampler, &candidates);
         }
     }
     int32_t token = chosen(chain, candidates, chain.n_data);
-    for (int32_t k = 0; token >= 0 && k < chain.n_grammars; ++k) {
-        if (!allows(chain.grammars[k], token)) {
-            token = LLAMACFFI_SAMPLE_GRAMMAR;
-        }
+    if (token >= 0) {
+        const int32_t wrong = each_grammar(chain, [&](llama_sampler *one) {
+            return llamacffi::grammar_allows(one, token) ? 0 : LLAMACFFI_SAMPLE_GRAMMAR;
+        });
+        token = wrong ? wrong : token;
     }
     chain.t_sample_us += chain.timed ? llama_time_us() - start : 0;
     return token;
 }
 
 int32_t choose(llamacffi_chain &chain, llama_context *context, int32_t i) {
-    const bool attempt = !chain.grammar_first && chain.n_grammars > 0 && !chain.in_graph;
+    const bool grammars = !chain.grammar_first && each_grammar(chain, [](llama_sampler *) { return 1; });
+    const bool attempt = grammars && !chain.in_graph;
     for (int32_t round = attempt ? 0 : 1; round < 2; ++round) {
         const int32_t n = fill(context, i, chain.data);
         if (n < 0) {
@@ -226,7 +182,7 @@ int32_t sample(llamacffi_chain &chain, llama_context *context, int32_t i) {
     if (token < 0) {
         return token;
     }
-    const int32_t status = accept(chain, token, true);
+    const int32_t status = accept(chain, token);
     return status < 0 ? status : token;
 }
 
@@ -300,17 +256,21 @@ int32_t llamacffi_candidates_check(const Candidates *candidates, int32_t n_vocab
 }
 
 int32_t llamacffi_chain_sample(llamacffi_chain *chain, llama_context *context, int32_t i) {
-    return guarded("llamacffi_chain_sample", [&] { return sample(*chain, context, i); });
+    return guarded("llamacffi_chain_sample", [&] {
+        return limited([&] { return sample(*chain, context, i); });
+    });
 }
 
 int32_t llamacffi_chain_apply(llamacffi_chain *chain, Candidates *candidates) {
-    return guarded("llamacffi_chain_apply", [&] { return apply(*chain, *candidates); });
+    return guarded("llamacffi_chain_apply", [&] {
+        return limited([&] { return apply(*chain, *candidates); });
+    });
 }
 
 int32_t llamacffi_chain_accept(llamacffi_chain *chain, int32_t token) {
     return guarded("llamacffi_chain_accept", [&] {
         chain->failed = false;
-        return accept(*chain, token, false);
+        return limited([&] { return accept(*chain, token); });
     });
 }
 
@@ -320,7 +280,7 @@ void llamacffi_chain_accept_prompt(llamacffi_chain *chain, const int32_t *tokens
         const int32_t n = llama_sampler_chain_n(chain->sampler);
         for (int32_t k = 0; k < n; ++k) {
             llama_sampler *sampler = llama_sampler_chain_get(chain->sampler, k);
-            if (is_grammar(*chain, sampler) || sampler->iface == &min_tokens) {
+            if (llamacffi::is_grammar(sampler) || sampler->iface == &min_tokens) {
                 continue;
             }
             for (int32_t t = 0; t < n_tokens && !chain->failed; ++t) {

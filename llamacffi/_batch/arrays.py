@@ -119,7 +119,7 @@ class BatchArrays(Pointer):
         counts, rows = self._n_seq_id[: len(self)], self._seq_id[: len(self)]
         return [ids[:n] for n, ids in zip(counts.tolist(), rows.tolist(), strict=True)]
 
-    def known(self) -> tuple[list[int], list[int], int | list[list[int]]]:
+    def _known(self) -> tuple[list[int], list[int], int | list[list[int]]]:
         """Return the tokens, which embeddings alone lack, their positions and their sequences.
 
         Of a batch for one sequence it is the number of that; else it is `seq_ids`.

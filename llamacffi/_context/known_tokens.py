@@ -58,7 +58,7 @@ class KnownTokens:
         """Note the tokens of a batch."""
         if batch._single is not None:  # the fast way, for a loop over tokens
             return self.one(batch._single, batch._first_pos[0], batch._first_token[0])
-        tokens, positions, seq_ids = batch.known()
+        tokens, positions, seq_ids = batch._known()
         if not tokens:  # embeddings alone
             return
         if isinstance(seq_ids, int):

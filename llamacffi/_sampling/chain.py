@@ -45,7 +45,6 @@ class ChainBase(Handle):
         "_closed",
         "_exclusive",
         "_grammar_first",
-        "_grammars",
         "_handles",
         "_needy",
         "_no_perf",
@@ -83,7 +82,6 @@ class ChainBase(Handle):
         # For whose vocabulary there is room.
         self._prepared: Callable[[], Vocab | None] = _nobody
         self._struct = ffi.new("struct llamacffi_chain *")
-        self._grammars: Any = None
         self._room: Any = None
         self._runs: list[Running] = []
         # What leads C to those; as long as the chain in C.
@@ -170,20 +168,11 @@ class ChainBase(Handle):
 
     def _bind(self, chain: Any, handles: list[Any]) -> None:
         """Become the chain ``chain``, which is whole."""
-        struct, parts = self._struct, parts_of(chain)
+        struct = self._struct
         self._handles, self._runs = handles, [ffi.from_handle(one) for one in handles]
         for run in self._runs:
             run.chain = struct
-        grammars = [
-            (part, one) for part, one in zip(parts, self._plan, strict=True) if type(one) is Grammar
-        ]
-        self._grammars = ffi.new("struct llamacffi_grammar[]", len(grammars))
-        for entry, (part, grammar) in zip(self._grammars, grammars, strict=True):
-            assert self._vocab is not None, "a grammar has one"
-            entry.sampler, entry.vocab = part, self._vocab.ptr
-            entry.lazy, entry.n_waited_max = grammar.lazy, grammar.n_searched
         struct.sampler, struct.timed = chain, not self._no_perf
-        struct.grammars, struct.n_grammars = self._grammars, len(grammars)
         struct.grammar_first = self._grammar_first
         struct.n_vocab = len(self._vocab) if self._vocab is not None and self._needy else INT32_MAX
         self._owner = chain  # not before it is whole
@@ -261,10 +250,7 @@ class ChainBase(Handle):
         counted = lib.llama_perf_sampler(old)
         self._struct.n_sample += counted.n_sample
         self._struct.t_sample_us += int(counted.t_sample_ms * 1000)
-        waited = [entry.n_waited for entry in self._grammars]
         self._bind(chain, self._handles)
-        for entry, n in zip(self._grammars, waited, strict=True):
-            entry.n_waited = n
 
     def _take_clone(self, source: ChainBase) -> None:
         """Become a clone of a chain that exists in C; who calls holds its lock."""
@@ -305,8 +291,6 @@ class ChainBase(Handle):
 
     def _become_of(self, source: ChainBase) -> None:
         """Copy what the clone of a chain in C lacks, and make safe what it should not have."""
-        for entry, other in zip(self._grammars, source._grammars, strict=True):
-            entry.n_waited = other.n_waited
         for part, sampler in zip(parts_of(self._owner), self._plan, strict=True):
             if isinstance(sampler, AdaptiveP):
                 # It copies the token that waits to be accepted, but not the probabilities, which it

@@ -1,8 +1,8 @@
-"""Checks the text of a grammar (GBNF) before llama.cpp reads it.
+"""Reads the text of a grammar (GBNF), as llama.cpp does.
 
-llama.cpp says on stderr alone why it cannot parse a grammar.  Of those that it can parse, some it
-never finishes, some end the process, and some mean less than they say, so that a bound is no bound:
-each of these is an error here, with its place in the text.
+llama.cpp says on stderr alone why it cannot parse a grammar.  Of those that it can parse, some mean
+less than they say, so that a bound is no bound: each of these is an error here, with its place in
+the text.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ..errors import GrammarError
-from .gbnf_rules import TERMINAL, Rule, check_recursion
+from .gbnf_rules import ANY, Program, Rule, Terminals, check_recursion, lower
 
 # MAX_REPETITION_THRESHOLD of llama-grammar.cpp.  A larger maximum it takes as "without end".
 MAX_REPETITIONS = 2000
-# llama.cpp's parser calls itself for each level, on a stack that may be small.
+MAX_TEXT = 2_000_000  # characters
+# The parser calls itself for each level, as llama.cpp's does.
 MAX_NESTING = 200
-# What repetitions may unfold to, in llama.cpp's elements of 8 bytes, which it has in two copies.
-MAX_ELEMENTS = 4_000_000
+# What repetitions may unfold to, in symbols of 12 bytes.
+MAX_ELEMENTS = 1_000_000
+MAX_DIGITS = 9
 
 _BLANKS = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _SPACE = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
@@ -38,18 +40,23 @@ _REPEAT = re.compile(r"\*|\+|\?|\{")
 class TokenReference:
     """A token in a grammar, ``<[7]>`` or ``<think>``, to be looked up in a vocabulary."""
 
-    place: str
+    position: int
+    """Where it is first, see `place`."""
     id: int | None
     text: str
     """As it is written, with its angle brackets."""
+    number: int
+    """Which of those in the grammar it is."""
 
 
-def parse(text: str, root: str) -> tuple[TokenReference, ...]:
-    """Check a grammar, and return the tokens that it names.
+def parse(text: str, root: str) -> tuple[Program, tuple[TokenReference, ...]]:
+    """Return what a grammar is for C, and the tokens that it names.
 
     Raises:
-        GrammarError: It has a mistake, or something that llama.cpp cannot work with.
+        GrammarError: It has a mistake, or it is too large.
     """
+    if len(text) > MAX_TEXT:
+        raise GrammarError(f"the grammar has {len(text)} characters; {MAX_TEXT} is the limit")
     parser = _Parser(text)
     parser.run()
     if not parser.rules:
@@ -61,7 +68,15 @@ def parse(text: str, root: str) -> tuple[TokenReference, ...]:
         if name not in parser.defined:
             parser.fail(f"the rule {name!r} is not defined", position)
     check_recursion(parser.rules)
-    return tuple(parser.tokens)
+    program = lower(parser.rules, parser.ids[root], parser.terminals)
+    return program, tuple(parser.tokens.values())
+
+
+def place(text: str, position: int) -> str:
+    """Return a position as a reader counts."""
+    line = text.count("\n", 0, position) + 1
+    column = position - (text.rfind("\n", 0, position) + 1) + 1
+    return f"line {line}, column {column}"
 
 
 @dataclass(slots=True)
@@ -88,7 +103,8 @@ class _Parser:
         self.rules: dict[int, Rule] = {}
         self.defined: dict[str, int] = {}  # name -> where
         self.used: dict[str, int] = {}
-        self.tokens: list[TokenReference] = []
+        self.tokens: dict[str, TokenReference] = {}
+        self.terminals = Terminals()
         self.n_elements = 0
         self.nesting = 0
 
@@ -99,10 +115,7 @@ class _Parser:
             self.rule()
 
     def place(self, position: int) -> str:
-        """Return a position as a reader counts."""
-        line = self.text.count("\n", 0, position) + 1
-        column = position - (self.text.rfind("\n", 0, position) + 1) + 1
-        return f"line {line}, column {column}"
+        return place(self.text, position)
 
     def fail(self, reason: str, position: int | None = None) -> NoReturn:
         """Raise `GrammarError`."""
@@ -157,14 +170,13 @@ class _Parser:
         while char := self.peek():
             if char == '"':
                 items.begin()
-                items.symbols += [TERMINAL] * self.literal()
+                items.symbols += self.literal()
             elif char == "[":
                 items.begin()
-                items.symbols += [TERMINAL] * self.char_class()
+                items.symbols.append(self.char_class())
             elif char in "<!":
                 items.begin()
-                self.token()
-                items.symbols.append(TERMINAL)
+                items.symbols.append(self.token())
             elif _NAME.match(char):
                 items.begin()
                 items.symbols.append(self.reference())
@@ -175,7 +187,7 @@ class _Parser:
                 items.symbols.append(group)
             elif char == ".":
                 items.begin()
-                items.symbols.append(TERMINAL)
+                items.symbols.append(self.terminals.chars([(0, ANY)]))
                 self.pos += 1
             elif _REPEAT.match(char):
                 self.repeat(name, items, space)
@@ -184,32 +196,33 @@ class _Parser:
             self.skip(space)
         return items.symbols
 
-    def literal(self) -> int:
-        """Read ``"text"``, and return how many characters it has."""
+    def literal(self) -> list[int]:
+        """Read ``"text"``, and return its characters."""
         match = _LITERAL.match(self.text, self.pos)
         if match is None:
             self.fail_in_quotes('"')
         self.pos = match.end()
-        content = match[1]
-        return len(content) if "\\" not in content else len(_ONE.findall(content))
+        codes = map(_code_point, _ONE.findall(match[1]))
+        return [self.terminals.chars([(code, code)]) for code in codes]
 
     def char_class(self) -> int:
-        """Read ``[a-z]``, and return how many elements llama.cpp has for it."""
+        """Read ``[a-z]``."""
         start = self.pos
         match = _CLASS.match(self.text, self.pos)
         if match is None:
             self.fail_in_quotes("]")
         if not match[2]:  # llama.cpp takes it for an empty text
             self.fail(f"{match[0]} has no characters; any character is written '.'")
-        n = 0
+        ranges: list[tuple[int, int]] = []
         for low, high in _RANGE.findall(match[2]):
-            n += 2 if high else 1
-            if high and _code_point(low) > _code_point(high):
+            ranges.append((_code_point(low), _code_point(high or low)))
+            if ranges[-1][0] > ranges[-1][1]:
                 self.fail(
                     f"the range {low}-{high} is empty: its end is before its beginning", start
                 )
         self.pos = match.end()
-        return n
+        self.count(len(ranges), start)
+        return self.terminals.chars(ranges, negated=bool(match[1]))
 
     def fail_in_quotes(self, end: str) -> NoReturn:
         """Raise for what begins here and does not come to its ``end``."""
@@ -222,12 +235,18 @@ class _Parser:
             position = match.end()
         self.fail(f"there is no {end} to end what begins here", start)
 
-    def token(self) -> None:
+    def token(self) -> int:
         start = self.pos
         match = self.take(_TOKEN, "a token such as <[7]> or <think>")
-        number = None if match[1] is None else int(match[1])
+        number = None if match[1] is None else self.number(match[1])
         text = match[0].removeprefix("!")
-        self.tokens.append(TokenReference(self.place(start), number, text))
+        self.tokens.setdefault(text, TokenReference(start, number, text, len(self.tokens)))
+        return self.terminals.token(self.tokens[text].number, negated=match[0].startswith("!"))
+
+    def number(self, digits: str) -> int:
+        """Return a number; of one that is beyond every limit some other that is too."""
+        significant = digits.lstrip("0")
+        return int(significant or "0") if len(significant) <= MAX_DIGITS else 10**MAX_DIGITS
 
     def reference(self) -> int:
         start = self.pos
@@ -285,14 +304,14 @@ class _Parser:
         if char != "{":
             return {"*": (0, None), "+": (1, None), "?": (0, 1)}[char]
         self.skip(space)
-        least = int(self.take(_DIGITS, "a number after '{'").group())
+        least = self.number(self.take(_DIGITS, "a number after '{'").group())
         most: int | None = least
         self.skip(space)
         if self.peek() == ",":
             self.pos += 1
             self.skip(space)
             match = _DIGITS.match(self.text, self.pos)
-            most = None if match is None else int(match.group())
+            most = None if match is None else self.number(match.group())
             self.pos = self.pos if match is None else match.end()
             self.skip(space)
         if self.peek() != "}":

@@ -70,9 +70,8 @@ MISTAKES = {
     'root ::= root "a" | "b"': "'root' is left recursive",
     'root ::= x root "b" | "a"\nx ::= y\ny ::= ""': "'root' is left recursive",
     'a ::= b "x" | "x"\nb ::= c\nc ::= "z"? a\nroot ::= a': "left recursive",
-    "\n".join(f'a{i} ::= a{i + 1} | a{i + 1} "x"' for i in range(30))
-    + '\na30 ::= "z"\nroot ::= a0': "begin in more ways",
-    "\n".join(f"a{i} ::= a{i + 1}" for i in range(3000)) + '\na3000 ::= "z"\nroot ::= a0': "ways",
+    'root ::= "a"{' + "9" * 5000 + "}": "at most 2000 times",
+    'root ::= "a" # ' + "x" * 2_000_000: "2000015 characters; 2000000 is the limit",
     'root ::= "\0"': "zero character",
     "root ::= " + " ".join(f'"{"x" * 100}"{{2000}}' for _ in range(30)): "unfolds",
 }
@@ -109,15 +108,16 @@ PIECES = st.sampled_from(
     ]
 )
 # What llama.cpp takes, and should not; or what it never comes to an end with.
-STRICTER = re.compile("second time|begins? in|left recursive|more than at most|is empty|characters")
+STRICTER = re.compile("second time|left recursive|more than at most|is empty|characters")
 
 
 @given(st.lists(PIECES, max_size=14).map("".join))
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_what_is_a_grammar(model, text):
+def test_what_is_a_grammar(model, caplog, text):
     """The same as for llama.cpp, which says why not on stderr alone."""
+    caplog.clear()
     try:
         Grammar(text)
         reason = ""
@@ -128,7 +128,9 @@ def test_what_is_a_grammar(model, text):
     sampler = lib.llama_sampler_init_grammar(model.vocab.ptr, text.encode(), b"root")
     made = sampler != ffi.NULL and bool(text)
     lib.llama_sampler_free(sampler)
-    assert (made, text, reason) == (not reason, text, reason)
+    # It takes a rule that may be nothing but itself for left recursion.
+    refused = any("left recursion" in record.message for record in caplog.records)
+    assert (made or refused, text, reason) == (not reason, text, reason)
 
 
 def generate(context, chain, start=THE, n=60):
@@ -154,8 +156,8 @@ GENERATED = {
         r"\[(0|[1-9]\d{0,2})(,(0|[1-9]\d{0,2})){0,3}\]"
     ),
     'root ::= [à-ü]{3} "é"': "[à-ü]{3}é",
-    # Without the second half, bytes could spell what is no Unicode.
-    r'root ::= [^ -~é\uD800-\uDFFF\U00010000-\UFFFFFFFF]{2} "x"': r"[^ -~é]{2}x",
+    'root ::= [^ -~é]{2} "x"': r"[^ -~é]{2}x",
+    'root ::= .{3} "é"': r"(?s:...)é",
     'root ::= "a"? "b"+ "c"{2}': "a?b+c{2}",
 }
 
@@ -385,30 +387,14 @@ def test_a_trigger_that_the_grammar_does_not_begin_with(context, chain):
         biased.sample(after(context, THE))
 
 
-def test_the_search_for_a_trigger_has_an_end(model, chain):
-    """llama.cpp needs stack for each character where a pattern repeats."""
-    long = token(" morning")
-    simple = chain(Grammar('root ::= "x"', trigger_patterns=["<go>"]), Greedy(), vocab=model.vocab)
-    repeating = chain(
-        Grammar('root ::= "x"', trigger_patterns=["<go>[^>]*(>)"]), Greedy(), vocab=model.vocab
-    )
-    n = 16 * 1024 // len(model.vocab.piece(long))
-    for _ in range(n):
-        simple.accept(long)
-        repeating.accept(long)
-    with repeating.clone() as other:
-        for one in (repeating, other):
-            with pytest.raises(GrammarError, match="too long to search"):
-                one.accept(long)
-    simple.accept(long)
-    repeating.reset()
-    repeating.accept(long)
-
-
 def test_triggers(model, chain):
     for options, error, message in (
         ({"trigger_patterns": ["("]}, ArgumentError, "no regular expression"),
         ({"trigger_patterns": ["[z-a]"]}, ArgumentError, "no regular expression"),
+        ({"trigger_patterns": ["(a)\\1"]}, ArgumentError, "looks at the text more than once"),
+        ({"trigger_patterns": ["a(?=b)"]}, ArgumentError, "looks at the text more than once"),
+        ({"trigger_patterns": ["(a{99}){99}"]}, ArgumentError, "more than 5000 steps"),
+        ({"trigger_patterns": ["(" * 2000]}, ArgumentError, "in each other"),
         ({"trigger_patterns": [""]}, ArgumentError, "0 characters"),
         ({"trigger_patterns": ["a" * 5000]}, ArgumentError, "5000 characters"),
         ({"trigger_patterns": ["a\0"]}, ArgumentError, "zero"),

@@ -22,8 +22,8 @@ log
 _generated
 _hints _path_hints _subprocess
 _handle _callbacks _views _text _tokens _params _atomic _files
-_checks _sampling.gbnf_rules
-_sampling.gbnf samplers
+_checks _regex _sampling.gbnf_rules
+_sampling.gbnf _sampling.trigger samplers
 _gguf.types _gguf.values _gguf.kept
 _gguf.metadata _gguf.tensors
 _gguf.files

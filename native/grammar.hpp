@@ -1,0 +1,166 @@
+// Grammars that cost what they should: how a text is matched, and the sampler that allows only such text.
+#pragma once
+
+#include "llama.h"
+#include "pattern.hpp"
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace llamacffi {
+
+// The texts of a vocabulary's tokens, in the order of their bytes.
+class Pieces {
+  public:
+    explicit Pieces(const llama_vocab *vocab);
+
+    struct Piece {
+        size_t start, size;
+        llama_token id;
+        uint32_t shared; // so many bytes with the piece before it in the order
+    };
+
+    const char *text(const Piece &one) const { return bytes.data() + one.start; }
+    const Piece &of(llama_token id) const { return sorted[place[id]]; }
+    bool has(llama_token id) const { return 0 <= id && static_cast<size_t>(id) < place.size(); }
+
+    std::vector<Piece> sorted;
+    std::vector<char> ends; // by token: whether it ends a generation
+
+  private:
+    std::string bytes;
+    std::vector<uint32_t> place;
+};
+
+// What a symbol of a rule is.
+enum SlotKind : int32_t { SLOT_END, SLOT_CHARS, SLOT_RULE, SLOT_TOKEN, SLOT_NOT_TOKEN };
+
+struct Slot {
+    int32_t kind;
+    int32_t a, b; // the first of its ranges and how many; or a rule; or a token
+};
+
+// The rules of a grammar, which its samplers share.
+struct Rules {
+    std::vector<Slot> slots;           // alternatives one after the other, each with its end
+    std::vector<int32_t> alternatives; // where they begin
+    std::vector<int32_t> first;        // by rule: its first alternative; one more at the end
+    std::vector<Range> ranges;
+    int32_t root;
+    std::vector<Pattern> patterns; // of a lazy grammar
+    std::vector<llama_token> triggers;
+    std::shared_ptr<const Pieces> pieces;
+};
+
+// Thrown where a grammar is too ambiguous to go on.
+struct TooAmbiguous : std::runtime_error {
+    TooAmbiguous() : std::runtime_error("the grammar is too ambiguous: it takes too many steps") {}
+};
+
+// A map from numbers, emptied in no time.
+class Table {
+  public:
+    void clear() { ++round, used = 0; }
+    // Returns the value of a key, and whether it is new there; then it is `value`.
+    std::pair<int32_t, bool> insert(uint64_t key, int32_t value);
+
+    size_t size() const { return used; }
+
+  private:
+    struct Entry {
+        uint64_t key;
+        uint32_t round;
+        int32_t value;
+    };
+    void grow();
+    std::vector<Entry> entries = std::vector<Entry>(64, Entry{0, 0, 0});
+    uint32_t round = 1;
+    size_t used = 0;
+};
+
+// Where in the rules a text may be.  All ways to read it are followed at once, by the algorithm for
+// generalised LL parsing: stacks that end alike are stored once, so their number does not matter.
+class Reader {
+  public:
+    explicit Reader(std::shared_ptr<const Rules> rules);
+
+    // Begin anew.
+    void reset();
+    // Whether the text may end here.
+    bool complete() const { return top.complete; }
+    // Whether a token may come next.
+    bool allows(llama_token id);
+    // For each token whether it may come next; valid until the next call.
+    const std::vector<char> &allowed();
+    // Get ready to read a token, or a part of one; false if it may not come.
+    bool prepare(llama_token id, const char *text, size_t size, bool whole);
+    // Read what was prepared, which cannot fail.
+    void commit();
+
+  private:
+    struct Node {
+        int32_t slot; // where to go on
+        int32_t edge; // the first of the stacks below, -1 without
+        bool popped;
+    };
+    struct Edge {
+        int32_t node, next;
+    };
+    struct Place {
+        int32_t slot, node;
+    };
+    // After some text: the places where a character or a token is expected, in `places`.
+    struct Level {
+        size_t begin, end;
+        size_t n_nodes, n_edges, n_places; // how much there was of each, to go back to
+        bool complete;
+        Utf8 partial;
+        bool alive() const { return begin < end || complete; }
+    };
+
+    void spend(int64_t n);
+    void push(int32_t slot, int32_t node);
+    void push_rule(int32_t rule, int32_t node);
+    void call(const Place &place, int32_t rule);
+    void leave(int32_t node);
+    void close(Level &level);
+    Level begin_level();
+    void go_back(const Level &level);
+    bool expects(const Level &level, uint32_t low, uint32_t high);
+    Level next(const Level &level, unsigned char byte);
+    bool follow(const char *text, size_t size, Level &level);
+    bool expects_token(llama_token id, bool act);
+    bool is_text(const Pieces::Piece &piece) const;
+    void mark_texts();
+    void mark_tokens();
+    void compact();
+
+    std::shared_ptr<const Rules> rules;
+    std::vector<Node> nodes;
+    std::vector<Edge> edges;
+    std::vector<Place> places;
+    Level top;   // where the text is
+    Level ready; // and where it is behind the token that was prepared
+    bool tokens_expected = false;
+
+    std::vector<Place> todo; // of `close`
+    Table seen;
+    size_t first_node = 0; // of the level that is being computed
+    int64_t left = 0;
+    size_t compacted = 0;
+    std::vector<char> marks;
+    bool marked = false;
+};
+
+// Whether the sampler is a grammar.
+bool is_grammar(const llama_sampler *sampler);
+// Whether a grammar lets a token pass.
+bool grammar_allows(llama_sampler *sampler, llama_token token);
+// Returns 0 if a grammar can accept a token, and else what is wrong; nothing has changed then.
+int32_t grammar_prepare(llama_sampler *sampler, llama_token token);
+
+} // namespace llamacffi

@@ -1,0 +1,450 @@
+"""Grammars and their triggers take a time that is bounded, and read as they should."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llamacffi import (
+    ArgumentError,
+    Candidates,
+    Grammar,
+    GrammarError,
+    Greedy,
+    Model,
+    NativeError,
+    SamplerChain,
+    ffi,
+    lib,
+)
+from tests.facade.oracle import END, IDS
+
+WITHOUT_LOAD = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+A, B, BANG = (IDS[f"<0x{ord(char):02X}>"] for char in "ab!")
+
+
+class Cpu:
+    """Measures the processor time of a block."""
+
+    def __enter__(self):
+        self.start = time.process_time()
+        return self
+
+    def __exit__(self, *_error):
+        self.seconds = time.process_time() - self.start
+
+
+def doubling(n, end):
+    rules = [f"r{i} ::= r{i + 1} r{i + 1}" for i in range(n)]
+    return "\n".join(["root ::= r0", *rules, f"r{n} ::= {end}"])
+
+
+def choosing(n):
+    rules = [f'r{i} ::= r{i + 1} | r{i + 1} "x"' for i in range(n)]
+    return "\n".join(["root ::= r0", *rules, f'r{n} ::= "a"'])
+
+
+BOMBS = {
+    "2^30 stacks": doubling(30, '"a" | ""'),
+    "2^90 stacks": doubling(90, '"a"? "b"?'),
+    "2^30 ways to begin": choosing(30),
+    "3000 rules deep": "\n".join(f"r{i} ::= r{i + 1}" for i in range(3000))
+    + '\nr3000 ::= "a"+\nroot ::= r0',
+    "options in a row": "root ::= " + '"a"? ' * 64,
+    "repeated options": "root ::= " + '("a"? "b"?)* ' * 64,
+    "two ways for each character": 'root ::= ("a" | "a")* "x"',
+    "classes that overlap": "root ::= ([a-c] | [a-d] | . | [^x])* [x]",
+    "an empty repetition": 'root ::= ("" | "a")* "b"',
+    "an empty repetition of such": 'root ::= (("a"*)* ("a"?)+)* "b"',
+    "nothing but itself": 'root ::= root | "a" root | "b"',
+    "nested on both sides": 'root ::= s "x"\ns ::= "a" s "b" | "a" s "c" | ""',
+    "a sum": 'root ::= s\ns ::= "a" | "a" s | "a" s s | "a" s s s',
+    "long repetitions": 'root ::= ("a"{0,40} "b"?){0,40}',
+    "many alternatives": "root ::= " + " | ".join(f'"a{i}"' for i in range(20_000)),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_token_takes_a_bounded_time(model, chain, kind):
+    """Each call at most a second or two, whatever the grammar; then it is an error."""
+    one = chain(Grammar(BOMBS[kind]), Greedy(), vocab=model.vocab)
+    whole, worst = time.process_time(), 0.0
+    candidates = Candidates(np.zeros(len(model.vocab)))
+    for _ in range(100):
+        candidates.logit[:] = 0
+        with Cpu() as cpu:
+            try:
+                one.apply(candidates)
+                one.accept(A)
+            except GrammarError:
+                break
+        worst = max(worst, cpu.seconds)
+        if time.process_time() - whole > 1:
+            break
+    assert worst < 4
+
+
+def test_a_token_that_takes_too_many_steps_is_an_error(model, chain):
+    text = "root ::= s+\ns ::= " + " | ".join(f'"a" (s){{{i}}} "b"?' for i in range(1, 60))
+    one = chain(Grammar(text), Greedy(), vocab=model.vocab)
+
+    def accept_many():
+        for _ in range(10**6):
+            one.accept(A)
+
+    with Cpu() as cpu, pytest.raises(GrammarError, match="too ambiguous or too large"):
+        accept_many()
+    assert cpu.seconds < 60
+    with pytest.raises(GrammarError, match="too ambiguous or too large"):
+        one.accept(A)
+    with pytest.raises(GrammarError, match="does not allow"):
+        one.accept(BANG)
+    one.reset()
+    one.accept(A)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("root ::= " + "(" * 200_000 + '"a"' + ")" * 200_000, "parentheses"),
+        ('root ::= "a"{5,3}', "at least 5 times is more than at most 3"),
+        ('root ::= "a"{2000}{2000}', "at most 2000"),
+        ('x ::= "a"{2000}\n' + "root ::= " + "((x{1999} x){1999} x){1999} " * 200, "unfolds|2000"),
+        ("root ::= <[" + "9" * 5000 + "]>", None),
+        ("root ::= " + "<[5]> | " * 200_000 + "<[6]>", None),
+        ("root ::= " + "[a-z]" * 400_000, "2000009|unfolds"),
+    ],
+)
+def test_what_is_too_large_is_refused_at_once(text, message):
+    with Cpu() as cpu:
+        if message is None:
+            Grammar(text)
+        else:
+            with pytest.raises(GrammarError, match=message):
+                Grammar(text)
+    assert cpu.seconds < 5
+
+
+SCHEMAS = {
+    "a long string": r"""root ::= "\"" char{0,2000} "\""
+char ::= [^"\\\x7F\x00-\x1F] | [\\] (["\\bfnrt] | "u" [0-9a-fA-F]{4})""",
+    "many items": r"""root ::= "[" space (item ("," space item){0,499})? "]" space
+item ::= "\"" [^"]{0,20} "\"" space
+space ::= | " " | "\n"{1,2} [ \t]{0,20}""",
+    "many properties": "root ::= "
+    + ' "," '.join(f'("\\"key{i}\\"" ":" value)?' for i in range(300))
+    + '\nvalue ::= [0-9]{1,15} | "true"',
+}
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_what_is_made_of_schemas_works(model, chain, kind):
+    with Cpu() as cpu:
+        one = chain(Grammar(SCHEMAS[kind]), Greedy(), vocab=model.vocab)
+        candidates = Candidates(np.zeros(len(model.vocab)))
+        one.apply(candidates)
+    assert candidates.logit.max() == 0
+    assert cpu.seconds < 2
+
+
+def whole_characters(piece):
+    """Whether the bytes of a token are characters, the last too."""
+    try:
+        return bool(piece.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+@pytest.fixture
+def large_vocab(llama_cpp):
+    """The vocabulary of GPT-2."""
+    with Model(llama_cpp / "models/ggml-vocab-gpt-2.gguf", vocab_only=True) as model:
+        yield model.vocab
+
+
+def test_upstream_s_grammars_allow_what_upstream_allows(llama_cpp, large_vocab):
+    """Token by token, over a large vocabulary."""
+    vocab = large_vocab
+    texts = {
+        "json": '{"The old tree": [1, 2.5e3, {"a": null}, "é\\n"], "b": true}',
+        "json_arr": '[1, {"a": "b"}]',
+        "list": "- one\n- two\n",
+        "arithmetic": "12+x*(3)=7\n",
+        "chess": "1. e4 e5\n2. Nf3 Nc6\n",
+        "japanese": "日本 語",
+        "c": "int main() { x = 5; }",
+        "english": "The old tree.",
+    }
+    assert len(texts) >= 8
+    for name, text in texts.items():
+        grammar = (llama_cpp / f"grammars/{name}.gbnf").read_text()
+        with SamplerChain(Grammar(grammar), Greedy(), vocab=vocab) as one:
+            upstream = lib.llama_sampler_init_grammar(vocab.ptr, grammar.encode(), b"root")
+            n = 0
+            for token in vocab.tokenize(text, add_special=False):
+                ours, theirs = Candidates(np.zeros(len(vocab))), Candidates(np.zeros(len(vocab)))
+                one.apply(ours)
+                lib.llama_sampler_apply(upstream, theirs.ptr)
+                ours, theirs = set(ours.id[ours.logit == 0]), set(theirs.id[theirs.logit == 0])
+                # It takes bytes for characters that Unicode does not have, and where `[^...]` is
+                # to come, it refuses the beginnings of those that are allowed.
+                assert all(vocab.piece(int(k))[0] >= 0xF5 for k in theirs - ours)
+                assert not any(whole_characters(vocab.piece(int(k))) for k in ours - theirs)
+                if token not in ours:
+                    break
+                one.accept(token)
+                lib.llama_sampler_accept(upstream, token)
+                n += 1
+            lib.llama_sampler_free(upstream)
+            assert n > 0, name
+
+
+# --- Against a reader that tries everything ---
+
+NAMES = ("root", "x", "y")
+symbols = st.one_of(
+    st.sampled_from([("char", "a"), ("char", "b"), ("char", "ab")]),
+    st.sampled_from([("rule", name) for name in NAMES]),
+)
+repeats = st.sampled_from(["", "", "", "*", "+", "?", "{2}", "{0,2}", "{1,}"])
+items = st.recursive(
+    st.tuples(symbols, repeats),
+    lambda inner: st.tuples(
+        st.tuples(st.just("group"), st.lists(st.lists(inner, max_size=2), min_size=1, max_size=2)),
+        repeats,
+    ),
+    max_leaves=3,
+)
+grammars = st.fixed_dictionaries(
+    {name: st.lists(st.lists(items, max_size=3), min_size=1, max_size=3) for name in NAMES}
+)
+
+
+def written(alternatives):
+    return " | ".join(" ".join(map(item_text, one)) or '""' for one in alternatives)
+
+
+def item_text(item):
+    (kind, content), repeat = item
+    text = {"char": f'"{content}"', "rule": content}.get(kind) or f"({written(content)})"
+    return text + repeat
+
+
+BOUNDS = {"": (1, 1), "*": (0, 9), "+": (1, 9), "?": (0, 1), "{2}": (2, 2), "{0,2}": (0, 2)}
+BOUNDS["{1,}"] = BOUNDS["+"]
+
+
+def accepts(grammar, text):
+    """Whether a text is one of the grammar's: what is known grows until nothing is new."""
+    known = {(name, i): set() for name in NAMES for i in range(len(text) + 1)}
+
+    def ends(alternatives, i):
+        return set().union(*(sequence(one, {i}) for one in alternatives))
+
+    def sequence(one, starts):
+        for item in one:
+            starts = set().union(*(repeated(item, i) for i in starts)) if starts else set()
+        return starts
+
+    def repeated(item, i):
+        least, most = BOUNDS[item[1]]
+        here, found = {i}, {i} if not least else set()
+        for n in range(1, most + 1):
+            here = set().union(*(single(item[0], k) for k in here)) if here else set()
+            found |= here if n >= least else set()
+        return found
+
+    def single(symbol, i):
+        kind, content = symbol
+        if kind == "char":
+            return {i + len(content)} if text.startswith(content, i) else set()
+        return known[content, i] if kind == "rule" else ends(content, i)
+
+    while True:
+        new = {(name, i): ends(grammar[name], i) for name, i in known}
+        if new == known:
+            return len(text) in known["root", 0]
+        known = new
+
+
+@given(grammars)
+@WITHOUT_LOAD
+def test_the_same_texts_as_by_trying_everything(model, grammar):
+    text = "\n".join(f"{name} ::= {written(grammar[name])}" for name in NAMES)
+    try:
+        described = Grammar(text)
+    except GrammarError as error:
+        assert "left recursive" in str(error)  # noqa: PT017
+        return
+    with SamplerChain(described, Greedy(), vocab=model.vocab) as one:
+        for n in range(6):
+            for chars in itertools.product("ab", repeat=n):
+                one.reset()
+                try:
+                    for char in chars:
+                        one.accept(A if char == "a" else B)
+                    one.accept(END)
+                    taken = True
+                except GrammarError:
+                    taken = False
+                assert taken == accepts(grammar, "".join(chars)), (text, chars)
+
+
+@given(grammars, st.lists(st.sampled_from(["a", "b", "ab", "aab", "abba"]), max_size=4))
+@WITHOUT_LOAD
+def test_what_is_among_the_candidates_can_be_accepted(model, grammar, words):
+    """Whether all are looked at at once, or few, or one that is accepted."""
+    text = "\n".join(f"{name} ::= {written(grammar[name])}" for name in NAMES)
+    try:
+        described = Grammar(text)
+    except GrammarError:
+        return
+    vocab = model.vocab
+    sample = range(0, len(vocab), 7)
+    with SamplerChain(described, Greedy(), vocab=vocab) as one:
+        for char in "".join(words):
+            every = Candidates(np.zeros(len(vocab)))
+            one.apply(every)
+            allowed = set(every.id[every.logit > -math.inf].tolist())
+            few = Candidates(np.zeros(7), ids=[A, B, END, *sample[:4]])
+            with one.clone() as other:
+                other.accept(A) if A in allowed else None
+            with one.clone() as other:
+                other.apply(few)
+                left = set(few.id[few.logit > -math.inf].tolist())
+                assert left == allowed & {A, B, END, *sample[:4]}
+                for token in sample:
+                    if token in allowed:
+                        continue
+                    with pytest.raises(GrammarError):
+                        other.accept(token)
+            token = A if char == "a" else B
+            if token not in allowed:
+                return
+            one.accept(token)
+
+
+# --- Triggers ---
+
+atoms = st.sampled_from(
+    ["a", "b", "ab", ".", "[ab]", "[^a]", r"\w", r"\s", "(a)", "(b|c)", "(?:ab)"]
+)
+patterns = st.recursive(
+    atoms,
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["*", "+", "?", "*?", "+?", "{2}", "{0,2}", "{1,}?"])).map(
+            lambda pair: f"(?:{pair[0]}){pair[1]}"
+        ),
+        st.lists(inner, min_size=2, max_size=3).map("".join),
+        st.lists(inner, min_size=2, max_size=2).map(lambda both: f"(?:{'|'.join(both)})"),
+        inner.map(lambda one: f"({one})"),
+    ),
+    max_leaves=5,
+)
+anchored = st.tuples(
+    st.sampled_from(["", "", "^", r"\b"]), patterns, st.sampled_from(["", "", "$"])
+)
+
+
+def found(pattern, text):
+    """Where Python finds it: the first group that is not empty, or the whole."""
+    match = re.search(pattern, text, re.ASCII)
+    if match is None:
+        return None
+    for group in range(1, match.re.groups + 1):
+        if match.end(group) > match.start(group) >= 0:
+            return match.start(group)
+    return match.start()
+
+
+@given(anchored.map("".join), st.text("abc ", min_size=1, max_size=10))
+@WITHOUT_LOAD
+def test_triggers_are_found_where_python_finds_them(model, pattern, text):
+    n = next((n for n in range(1, len(text) + 1) if found(pattern, text[:n]) is not None), None)
+    rest = "" if n is None else text[found(pattern, text[:n]) : n]
+    lazy = Grammar(f'root ::= "{rest}" "!"', trigger_patterns=[pattern])
+    tokens = [IDS[f"<0x{ord(char):02X}>"] if char != " " else IDS["<0x20>"] for char in text]
+    with SamplerChain(lazy, Greedy(), vocab=model.vocab) as one:
+        for token in tokens[:n]:
+            one.accept(token)
+        if n is not None:  # else it still waits
+            with pytest.raises(GrammarError):
+                one.accept(A)
+            one.accept(BANG)
+            one.accept(END)
+
+
+CATASTROPHES = {
+    "(a?){30}a{30}": "ab" * 2000,
+    "(a*)*c": "a" * 4000,
+    "(?:a|a)*c": "a" * 4000,
+    "(?:.*a){20}c": "a" * 4000,
+    "(a|aa)+$c": "a" * 4000,
+    r"^(\w+\s?)*!$": "ab " * 1500,
+}
+
+
+@pytest.mark.parametrize("pattern", CATASTROPHES)
+def test_no_trigger_takes_long(model, chain, pattern):
+    lazy = Grammar('root ::= "x"', trigger_patterns=[pattern])
+    one = chain(lazy, Greedy(), vocab=model.vocab)
+    tokens = [IDS[f"<0x{ord(char):02X}>"] for char in CATASTROPHES[pattern]]
+    with Cpu() as cpu:
+        for token in tokens:
+            one.accept(token)
+    assert cpu.seconds < 4
+
+
+def test_the_search_for_a_trigger_costs_the_same_anywhere(model, chain):
+    """After 100,000 tokens as at the beginning; nothing is searched a second time."""
+    lazy = Grammar('root ::= "x"', trigger_patterns=["<go>[^>]*(>)", "a.*b.*c"])
+    one = chain(lazy, Greedy(), vocab=model.vocab)
+    parts = []
+    for _ in range(10):
+        with Cpu() as cpu:
+            for _ in range(10_000):
+                one.accept(A)
+        parts.append(cpu.seconds)
+    assert min(parts[5:]) < 3 * min(parts[:5])
+    for char in "<go>":
+        one.accept(IDS[f"<0x{ord(char):02X}>"])
+    with pytest.raises(GrammarError, match="does not begin"):
+        one.accept(IDS["<0x3E>"])
+
+
+def test_a_trigger_of_several_bytes(model, chain):
+    """Patterns are of characters, and may end in the middle of a token."""
+    lazy = Grammar('root ::= "é" "!"', trigger_patterns=["[ß-ê]"])
+    one = chain(lazy, Greedy(), vocab=model.vocab)
+    one.accept(A)
+    one.accept(IDS["<0xFF>"])  # no character
+    one.accept(IDS["<0xC3>"])
+    one.accept(IDS["<0xA9>"])
+    with pytest.raises(GrammarError):
+        one.accept(A)
+    one.accept(BANG)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(", ")", "a{", "a{2", "*", "a{3,2}", "[", "[b-a]", "\\", "[[:no:]]", "(?<a>b)"]
+)
+def test_what_is_no_pattern(pattern):
+    with pytest.raises(ArgumentError, match="is no regular expression"):
+        Grammar('root ::= "a"', trigger_patterns=[pattern])
+    with pytest.raises(NativeError):  # as C++ says
+        lib.llamacffi_check_regex(pattern.encode())
+
+
+def test_a_grammar_outlives_the_model_s_vocabulary(demo_path):
+    model = Model(demo_path)
+    chain = SamplerChain(Grammar('root ::= "a"'), Greedy(), vocab=model.vocab)
+    assert chain.ptr != ffi.NULL
+    model.close()
+    assert chain.closed or chain._owner is None
