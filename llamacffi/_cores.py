@@ -6,8 +6,13 @@ import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+# How often to look at what runs, and how many seconds to let pass between: what runs at each look
+# is there to stay.
+LOOKS, PAUSE = 3, 0.0005
 
 
 def physical_cores() -> int:
@@ -24,6 +29,48 @@ def physical_cores() -> int:
     # Elsewhere nobody tells: most x86 cores have two hardware threads, others one.
     per_core = 2 if platform.machine().lower() in ("x86_64", "amd64") else 1
     return max(1, (os.cpu_count() or 1) // per_core)
+
+
+def processors() -> int:
+    """Count the processors that this process may use, hardware threads among them; at least 1."""
+    if sys.platform == "linux":
+        allowed = len(os.sched_getaffinity(0))
+        return max(1, math.ceil(min([allowed, *_quotas(Path("/"))])))
+    return os.cpu_count() or 1
+
+
+def free_cores() -> int:
+    """Count the physical cores that other work leaves to this process; at least 1.
+
+    Threads that spin for each other need a processor each: if there is one too few, all wait for
+    the one that waits.  What counts as other work is what runs now, in this process too; the load
+    average would also tell of what has ended a minute ago.  Only Linux tells.
+    """
+    return left(physical_cores(), os.cpu_count() or 1, _running())
+
+
+def left(cores: int, online: int, running: int) -> int:
+    """Return how many of ``cores`` there are for threads that spin; at least 1.
+
+    Args:
+        cores: The physical cores that may be used.
+        online: All processors of the machine, hardware threads among them.
+        running: How many threads of all programs use one.
+    """
+    return max(1, min(cores, online - running))
+
+
+def _running() -> int:
+    """Return how many threads of the machine use a processor, besides this one; 0 if unknown."""
+    found = []
+    for look in range(LOOKS):
+        if look:
+            time.sleep(PAUSE)
+        # "0.20 0.18 0.12 1/80 11206": the load, what runs of all, and the last process.
+        fields = _read(Path("/proc/loadavg")).split()
+        running = fields[3].partition("/")[0] if len(fields) > 3 else ""
+        found.append(int(running) - 1 if running.isdigit() else 0)
+    return max(0, min(found))
 
 
 def _siblings(cpu: int) -> str:

@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from ._context.adapters import Adapters
+from ._context.contention import Contention
 from ._context.graph import check_widths, describe
 from ._context.lineage import Lineage
 from ._context.newer import asked, is_draft, n_rs_seq
@@ -59,8 +60,9 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         Args:
             model: The model.
             **params: Fields of ``llama_context_params``; llama.cpp's defaults for the others, but
-                for ``n_threads`` and ``n_threads_batch``: the number of physical cores, since
-                llama.cpp's default does not know the machine; and for ``n_ctx``: the length that
+                for ``n_threads`` and ``n_threads_batch``: the number of physical cores that other
+                work leaves now, or 1 if all layers and the cache are on a GPU, since llama.cpp's
+                default knows neither the machine nor the model; and for ``n_ctx``: the length that
                 the model was trained with for each sequence, but at most 4096 in all, since
                 llama.cpp's default of 512 is too short for a conversation, and the full length may
                 need more memory than there is.  ``n_ctx=0`` is the full length.  ``cb_eval`` is a
@@ -112,6 +114,7 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         self._vocab = model.vocab
         self._outputs: bytes | None = None
         self._has = False, False
+        self._contention = Contention()
         self._perf_offset = None
         try:
             for seq_id, chain in request.chains.items():

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import backend
 from ._checks import checked_indices
+from ._cores import free_cores, processors
 from ._ffi import ffi, lib
 from ._handle import Exclusive, Handle, own
 from ._params import enum_number, fill
 from .errors import ArgumentError, BackendUnavailableError, NativeError, UnsupportedError
-from .log import drain, with_log
+from .log import drain, logger, with_log
 
 if TYPE_CHECKING:
     from ._generated.enums import GgmlSchedPriority
@@ -30,6 +31,8 @@ MAX_POLL = 100
 # is as fast as ggml's own 50, and 0 is slower by a tenth; but after each graph 50 keeps the cores
 # busy for a tenth of a second or more, and this for some milliseconds.
 POLL = 1
+# How many threads of a graph are refused: more for each processor, and more at all.
+PER_PROCESSOR, MOST_THREADS = 4, 16
 
 
 class Threadpool(Handle):
@@ -70,7 +73,8 @@ class Threadpool(Handle):
         """Start the threads.
 
         Args:
-            n_threads: How many; one for each of ``cpus`` or, without them, for each physical core.
+            n_threads: How many; one for each of ``cpus`` or, without them, for each physical core
+                that other work leaves.
             cpus: The numbers of the processors to run on, each once; a mask is none.  Without
                 them, where the calling thread may run.
             priority: ``"low"``, ``"normal"``, ``"medium"``, ``"high"`` or ``"realtime"``; those
@@ -89,7 +93,7 @@ class Threadpool(Handle):
         """
         self.cpus = None if cpus is None else _cpu_numbers(cpus)
         if n_threads is None:
-            n_threads = backend.physical_cores() if self.cpus is None else len(self.cpus)
+            n_threads = free_cores() if self.cpus is None else len(self.cpus)
         prio = enum_number("GgmlSchedPriority", "priority", priority)
         params = {"n_threads": n_threads, "prio": prio, "poll": poll}
         params |= {"strict_cpu": strict_cpu, "paused": paused}
@@ -171,6 +175,28 @@ def check_n_threads(name: str, n_threads: int) -> None:
     """Raise ArgumentError unless ggml can have so many threads."""
     if not 1 <= n_threads <= lib.GGML_MAX_N_THREADS:
         raise ArgumentError(f"{name}={n_threads} is not in 1 to {lib.GGML_MAX_N_THREADS}")
+
+
+def check_computing(name: str, n_threads: int) -> None:
+    """Raise ArgumentError for more threads of a graph than can be of use to anybody.
+
+    Some more than there are processors are a warning in the log.
+    """
+    check_n_threads(name, n_threads)
+    there = processors()
+    most = max(MOST_THREADS, PER_PROCESSOR * there)
+    if n_threads > most:
+        raise ArgumentError(
+            f"{name}={n_threads} is more than {most}: this process may use {there} "
+            f"processor{'s'[: there > 1]}, and threads without one of their own keep the others "
+            f"waiting; give at most {name}={there}"
+        )
+    if n_threads > there:
+        logger.warning(
+            "%s=%d is more than the %d processors that this process may use: threads without one "
+            "of their own keep the others waiting, so fewer are faster",
+            *(name, n_threads, there),
+        )
 
 
 def _struct(params: dict[str, Any], cpus: frozenset[int] | None) -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..sampling import SamplerChain
     from ..tensor import Observer
     from ..vocab import Vocab
+    from .contention import Contention
     from .lineage import Lineage
     from .planning import Applied
     from .threads import Computing
@@ -38,6 +39,7 @@ class ContextBase(Handle):
         "_chain_owners",
         "_chains",
         "_computing",
+        "_contention",
         "_drafts",
         "_embeddings",
         "_encoded",
@@ -106,6 +108,8 @@ class ContextBase(Handle):
     _observer: Observer | None
     # To be held while C computes: the lock of the context whose memory or weights it uses.
     _other_context: Exclusive | None
+    # Whether its threads have the processors that they need.
+    _contention: Contention
     # What of the counters does not count.
     _perf_offset: ContextPerf | None
     # The struct llamacffi_abort_flag that C polls.

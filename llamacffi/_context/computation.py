@@ -20,7 +20,7 @@ from ..log import drain, with_log
 from .graph import check_widths, describe
 from .params import architecture
 from .settling import ends, roll_back, settle
-from .threads import Threads
+from .threads import Threads, n_threads_for
 
 if TYPE_CHECKING:
     from ..batch import Batch
@@ -72,7 +72,11 @@ class Computation(Threads):
                 self._check_several(ptr, n)
             if self._special:
                 self._check_special(ptr, batch, n)
-            self._run(ptr, batch, encode=False)
+            if n > 1 or self._contention.due():
+                with self._contention.of(n_threads_for(ptr, n)):
+                    self._run(ptr, batch, encode=False)
+            else:
+                self._run(ptr, batch, encode=False)
             embeddings = self._embeddings
             self._outputs = b"\1" * n if embeddings else batch.outputs()
             self._has = self._has_logits, embeddings
@@ -108,7 +112,8 @@ class Computation(Threads):
         with self.computing(n := length(batch)):
             self._check_batch(batch, n)
             self._check_encode(ptr, batch, n)
-            self._run(ptr, batch, encode=True)
+            with self._contention.of(n_threads_for(ptr, n)):
+                self._run(ptr, batch, encode=True)
             self._outputs = b"\1" * n
             feeds_decoder = self._feeds_decoder
             if feeds_decoder:

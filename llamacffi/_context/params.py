@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .. import backend
 from .._checks import check_object
+from .._cores import free_cores
 from .._ffi import ffi, lib
+from .._model.weights import is_elsewhere, places
 from .._params import fill
 from ..errors import ArgumentError, UnsupportedError
 from ..tensor import Observer
+from ..threads import check_computing
 from .base import ContextBase
 from .memory_size import check_memory
 from .newer import asked, is_draft
@@ -74,7 +76,8 @@ class ContextRequest:
         check_object("model", model, "Model")
         self.struct = struct = ffi.new("struct llama_context_params *")
         struct[0] = lib.llama_context_default_params()
-        struct.n_threads = min(backend.physical_cores(), lib.GGML_MAX_N_THREADS)
+        if "n_threads" not in params:
+            struct.n_threads = default_n_threads(model, bool(params.get("offload_kqv", True)))
         self.abort = ffi.new("struct llamacffi_abort_flag *")
         struct.abort_callback = lib.llamacffi_abort_requested
         struct.abort_callback_data = self.abort
@@ -135,6 +138,18 @@ def default_n_ctx(struct: Any, model: Model, other: ContextBase | None) -> int:
     return min(trained * max(1, int(struct.n_seq_max)), MODEST_CTX)
 
 
+def default_n_threads(model: Model, offload_kqv: bool) -> int:
+    """Return how many threads to compute with.
+
+    Args:
+        model: The model.
+        offload_kqv: Whether what is remembered goes where the layers are.
+    """
+    if offload_kqv and model.devices and is_elsewhere(places(model.ptr)):
+        return 1  # which is faster than several: it has next to nothing to compute
+    return min(free_cores(), lib.GGML_MAX_N_THREADS)
+
+
 def check_ranges(struct: Any, model: Model) -> None:
     """Check the numbers that llama.cpp would assert, adjust, or compute nonsense with."""
     for name, least, most in (
@@ -142,12 +157,13 @@ def check_ranges(struct: Any, model: Model) -> None:
         ("n_ubatch", 1, INT32_MAX),
         ("n_ctx", 0, INT32_MAX),
         ("n_seq_max", 1, lib.llama_max_parallel_sequences()),
-        ("n_threads", 1, lib.GGML_MAX_N_THREADS),
-        ("n_threads_batch", 1, lib.GGML_MAX_N_THREADS),
     ):
         value = getattr(struct, name)
         if not least <= value <= most:
             raise ArgumentError(f"{name}={value} is not in {least} to {most}")
+    for name in ("n_threads", "n_threads_batch"):
+        if name == "n_threads" or struct.n_threads_batch != struct.n_threads:
+            check_computing(name, getattr(struct, name))
     if not struct.n_ctx and not lib.llama_model_n_ctx_train(model.ptr):
         raise ArgumentError("n_ctx=0 is the model's own, which its file does not tell: give one")
     for name in ("rope_freq_base", "rope_freq_scale"):

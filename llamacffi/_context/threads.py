@@ -8,7 +8,7 @@ from .._ffi import lib
 from .._handle import Exclusive, Together
 from .._params import integer
 from ..errors import ArgumentError, ClosedError
-from ..threads import Placement, Threadpool, check_n_threads
+from ..threads import Placement, Threadpool, check_computing
 from .base import ContextBase
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Threads(ContextBase):
     def _set_n_threads(self, *numbers: int) -> None:
         numbers = tuple(integer(name, n) for name, n in zip(NAMES, numbers, strict=True))
         for name, n in zip(NAMES, numbers, strict=True):
-            check_n_threads(name, n)
+            check_computing(name, n)
         ptr, pools = self.ptr, self._pools
         with self.exclusive:
             if not pools.own:
@@ -147,6 +147,12 @@ def _check_sizes(numbers: tuple[int, ...], pools: tuple[Threadpool, Threadpool])
                 f"{name}={n} is more than the {pool.n_threads} of {pool!r}: lower it, or attach a "
                 "larger pool"
             )
+
+
+def n_threads_for(ptr: Any, n_tokens: int) -> int:
+    """Return how many threads compute so many tokens."""
+    get = lib.llama_n_threads if n_tokens == 1 else lib.llama_n_threads_batch
+    return int(get(ptr))
 
 
 class Pools:

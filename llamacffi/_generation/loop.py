@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
+from .._context.contention import EVERY
 from .._ffi import lib
 from .._text import StopFinder, Utf8Stream
 from ..batch import Batch
@@ -89,6 +90,7 @@ class Loop:
         step, logprobs, limit = self.step(), self.logprobs, self.limit()
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
+        contention = context._contention
         began = clock()
         # Right after the batch, as in `Step`: meanwhile another generation may use the context.
         token = self.sampler.sample(context)
@@ -110,7 +112,11 @@ class Loop:
                 return
             began = clock()
             try:
-                token = step(token, self.pos)
+                if len(tokens) % EVERY != 1 and not contention.slow:
+                    token = step(token, self.pos)
+                else:
+                    with contention.of(context.n_threads):
+                        token = step(token, self.pos)
             except InvalidBatchError as error:
                 if context.memory.next_pos(self.seq_id) == self.pos:
                     raise

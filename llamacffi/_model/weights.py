@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .._ffi import ffi, lib
@@ -11,6 +11,9 @@ from ..errors import NativeError
 
 # How much of a tensor goes into `weights_identity`, from each of several places.
 SAMPLE_BYTES, N_SAMPLES = 64, 4
+# The weights of which a few rows are read for each token, and those that the output is made with.
+ROWS = ("token_embd.weight", "per_layer_token_embd.weight")
+OUTPUTS = ("output.weight", "token_embd.weight")
 
 
 def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -59,6 +62,35 @@ def tensors(model: Any) -> Iterator[Any]:
     """Yield the tensors of a model; one that is used in two places may come twice."""
     for i in range(lib.llamacffi_model_n_tensors(model)):
         yield lib.llamacffi_model_tensor(model, i)
+
+
+def places(model: Any) -> Iterator[tuple[str, bool]]:
+    """Yield the name of each weight, and whether the processor computes with it."""
+    for tensor in tensors(model):
+        if tensor.buffer == ffi.NULL:
+            continue
+        device = lib.ggml_backend_buft_get_device(lib.ggml_backend_buffer_get_type(tensor.buffer))
+        here = lib.ggml_backend_buffer_is_host(tensor.buffer) or (
+            device != ffi.NULL
+            and lib.ggml_backend_dev_type(device) == lib.GGML_BACKEND_DEVICE_TYPE_CPU
+        )
+        yield ffi.string(tensor.name).decode(errors="replace"), bool(here)
+
+
+def is_elsewhere(weights: Iterable[tuple[str, bool]]) -> bool:
+    """Return whether all layers of a model are on other devices than the processor.
+
+    Args:
+        weights: As `places` has them.
+    """
+    # A matrix for the tokens is read row by row, which is nothing to compute, unless there is no
+    # other for the output: then it is there twice.
+    output = False
+    for name, here in weights:
+        if here and name not in ROWS:
+            return False
+        output = output or (not here and name in OUTPUTS)
+    return output
 
 
 def _sample(tensor: Any) -> bytes | None:

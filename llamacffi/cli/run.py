@@ -119,7 +119,7 @@ def _add_params(group: argparse._ArgumentGroup) -> None:
         *("-t", "--threads"),
         metavar="N",
         type=checked(int, functools.partial(whole_number, 1)),
-        help="threads (default: physical cores)",
+        help="threads (default: physical cores that other work leaves)",
     )
     group.add_argument(
         "--ngl",
@@ -245,6 +245,9 @@ def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Na
     finally:
         print(flush=True)
     if not args.quiet:
+        if (reason := context._contention.told) is not None:
+            remedy = "; try -t 1" if context.n_threads > 1 else ""
+            print(f"llamacffi: slow: {reason}{remedy}", file=sys.stderr)
         print(summary(generation, chain.seed), file=sys.stderr)
     return code
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,3 +145,23 @@ def test_it_samples_as_the_file_recommends(cli: Cli, demo_path: Path, tmp_path: 
     lively = cli(*args, "-m", path, "--temp", 1.5, "--seed", 3)
     assert lively.stdout != greedy.stdout
     assert lively.stdout == cli(*args, "-m", demo_path, "--temp", 1.5, "--seed", 3).stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nobody tells")
+@pytest.mark.no_asan
+def test_why_it_is_slow(cli: Cli) -> None:
+    code = "import time\nwhile time.process_time() < 20: pass"
+    busy = [
+        subprocess.Popen([sys.executable, "-I", "-c", code])
+        for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    try:
+        done = cli("run", "-t", 2, "-n", 50, "-c", 256, "--temp", 0, "The")
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    *_, reason, summary = done.stderr.splitlines()
+    assert reason.startswith("llamacffi: slow: other work has the processors: 2 threads computed ")
+    assert reason.endswith("fewer are much faster; try -t 1")
+    assert SUMMARY.fullmatch(summary)

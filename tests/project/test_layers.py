@@ -40,7 +40,7 @@ custom
 rpc
 _vocab.entries _vocab.sequences
 vocab
-_context.newer
+_context.newer _context.contention
 _context.base
 token_samplers
 grammar_sampler _sampling.plan

@@ -1,0 +1,167 @@
+"""Threads that wait for each other are few where other work has the processors, and are told of."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from llamacffi import ArgumentError, Context, Threadpool, _cores, lib
+from llamacffi._context.contention import Usage
+from llamacffi._model.weights import is_elsewhere, places
+from llamacffi.threads import MOST_THREADS, PER_PROCESSOR
+
+THERE = _cores.processors()
+
+
+@pytest.mark.parametrize(
+    ("n_threads", "usage", "lack"),
+    [
+        (2, Usage(1.0, 1.98, 0.99, 4), False),  # nothing else runs
+        (2, Usage(0.2, 0.1, 0.1, 99), False),  # too short to say
+        (2, Usage(1.0, 1.0, 0.5, 300), True),  # two others on two processors
+        (2, Usage(1.0, 1.3, 0.66, 300), True),  # one other
+        (32, Usage(1.0, 31.4, 1.0, 1000), True),  # one other among many
+        (32, Usage(1.0, 31.9, 1.0, 700), False),
+        (2, Usage(1.0, 2.0, 0.5, 300), True),  # two contexts that compute at once
+        (2, Usage(1.0, 0.2, 0.1, 1), False),  # waits for the disk
+        (16, Usage(1.0, 1.0, 1.0, 8), False),  # waits for a GPU
+        (1, Usage(1.0, 0.3, 0.3, 90), True),
+        (1, Usage(1.0, 0.7, 0.7, 90), False),
+    ],
+)
+def test_when_threads_lack_processors(n_threads, usage, lack):
+    assert bool(usage.lacking(n_threads)) == lack
+
+
+@pytest.mark.parametrize(
+    ("cores", "online", "running", "expected"),
+    [(2, 2, 0, 2), (2, 2, 1, 1), (2, 2, 5, 1), (8, 16, 5, 8), (8, 16, 10, 6), (4, 64, 30, 4)],
+)
+def test_how_many_cores_are_left(cores, online, running, expected):
+    assert _cores.left(cores, online, running) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "running"),
+    [("0.20 0.18 0.12 3/80 11206\n", 2), ("0.0 0.0 0.0 0/0 0\n", 0), ("", 0), ("what?", 0)],
+)
+def test_how_many_threads_run(monkeypatch, file, running):
+    monkeypatch.setattr(_cores, "_read", lambda _path: file)
+    assert _cores._running() == running
+
+
+def test_the_cores_that_are_left_are_some():
+    assert 1 <= _cores.free_cores() <= _cores.physical_cores() <= THERE
+
+
+@contextmanager
+def busy(n: int) -> Iterator[None]:
+    """Keep ``n`` processors busy meanwhile; not for ever, whatever becomes of this process."""
+    code = "import time\nwhile time.process_time() < 20: pass"
+    processes = [subprocess.Popen([sys.executable, "-I", "-c", code]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+SLOW = """
+import logging, sys, time
+from llamacffi import Batch, Context, Model
+logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stdout)
+with Model(sys.argv[1]) as model:
+    context = Context(model, n_ctx=256)
+    print("default", context.n_threads, context.n_threads_batch)
+    context = Context(model, n_ctx=256, n_threads=2)
+    batch, told = Batch(1), None
+    while time.process_time() < 3 and told is None:
+        context.memory.clear()
+        told = context._contention.told  # and another round after that
+        for pos in range(100):
+            batch.set_one(5, pos)
+            context.decode(batch)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what runs")
+@pytest.mark.skipif(_cores.physical_cores() < 2, reason="there is one core")
+@pytest.mark.no_asan
+def test_a_busy_machine(run_python, demo_path):
+    with busy(os.cpu_count() or 1):
+        result = run_python(SLOW, demo_path)
+    assert result.returncode == 0, result
+    default, *log = result.stdout.splitlines()
+    assert default == "default 1 1"
+    (line,) = log  # once
+    assert line.startswith("WARNING other work has the processors: 2 threads computed with ")
+    assert line.endswith("fewer are much faster; try n_threads=1")
+
+
+def test_one_thread_is_left_alone(model):
+    """Whatever else runs."""
+    with Context(model, n_ctx=64, n_threads=1) as context:
+        assert (context.n_threads, context.n_threads_batch) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["n_threads", "n_threads_batch"])
+def test_far_more_threads_than_processors(model, name):
+    most = max(MOST_THREADS, PER_PROCESSOR * THERE)
+    message = f"{name}={most + 1} is more than {most}: this process may use {THERE} processor"
+    with pytest.raises(ArgumentError, match=message):
+        Context(model, n_ctx=64, **{"n_threads": 1, name: most + 1})
+    with Context(model, n_ctx=64, n_threads=1) as context:
+        for n in (most + 1, lib.GGML_MAX_N_THREADS):
+            with pytest.raises(ArgumentError, match=rf"give at most {name}={THERE}"):
+                setattr(context, name, n)
+        assert (context.n_threads, context.n_threads_batch) == (1, 1)
+    with Threadpool(most + 1) as pool:  # which alone does nothing
+        assert pool.n_threads == most + 1
+
+
+def test_some_more_threads_than_processors(model, caplog):
+    with Context(model, n_ctx=64, n_threads=THERE) as context:
+        assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+        context.n_threads_batch = THERE + 1
+    (record,) = (one for one in caplog.records if one.levelno >= logging.WARNING)
+    assert f"n_threads_batch={THERE + 1} is more than the {THERE} processors" in record.message
+    caplog.clear()
+    Context(model, n_ctx=64, n_threads=THERE + 1).close()
+    assert [one.message.split(" ")[0] for one in caplog.records if one.levelno >= 30] == [
+        f"n_threads={THERE + 1}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("weights", "elsewhere"),
+    [
+        ({"token_embd.weight": True, "blk.0.w": False, "output.weight": False}, True),
+        ({"token_embd.weight": True, "blk.0.w": False, "output.weight": True}, False),
+        ({"token_embd.weight": True, "blk.0.w": True, "output.weight": False}, False),
+        ({"token_embd.weight": True, "blk.0.w": False}, False),  # it is the output's, too
+        ({"token_embd.weight": False, "blk.0.w": False}, True),
+        ({"per_layer_token_embd.weight": True, "blk.0.w": False, "output.weight": False}, True),
+        ({}, False),
+    ],
+)
+def test_when_all_layers_are_elsewhere(weights, elsewhere):
+    assert is_elsewhere(weights.items()) == elsewhere
+
+
+def test_a_matrix_that_is_there_twice_is_elsewhere_too():
+    twice = [("token_embd.weight", True), ("blk.0.w", False), ("token_embd.weight", False)]
+    assert is_elsewhere(twice)
+
+
+def test_this_model_is_here(model):
+    found = dict(places(model.ptr))
+    assert len(found) > 5
+    assert all(found.values())
+    assert not is_elsewhere(found.items())
