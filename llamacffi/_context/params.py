@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._checks import check_object
 from .._cores import free_cores
 from .._ffi import ffi, lib
-from .._model.weights import is_elsewhere, places
+from .._model.weights import is_elsewhere, places, tensors
 from .._params import fill
 from ..errors import ArgumentError, UnsupportedError
 from ..tensor import Observer
@@ -218,11 +219,8 @@ def check_model(struct: Any, model: Model, given: set[str]) -> None:
         ArgumentError: A parameter has no effect beside the others.
     """
     ptr = model.ptr
-    if is_draft(struct) and not lib.llama_model_n_layer_nextn(ptr):
-        raise UnsupportedError(
-            f"{model!r} has no layers for multi-token prediction: load one that has, with "
-            "load_mtp=True"
-        )
+    if is_draft(struct):
+        _check_draft(model)
     encodes = lib.llama_model_has_encoder(ptr)
     if encodes and asked(struct, "n_outputs_max"):
         raise UnsupportedError("an encoder has an output for each token: leave out n_outputs_max")
@@ -255,6 +253,25 @@ def _check_blocks(struct: Any, model: Model) -> None:
                 f"{name}={kind!r} stores blocks of {block} numbers, and the heads of this model "
                 f"have widths that are only multiples of {unit}: give another type"
             )
+
+
+def _check_draft(model: Model) -> None:
+    """Check that the layers that predict several tokens at once are there, and were loaded."""
+    if not lib.llama_model_n_layer_nextn(model.ptr):
+        raise UnsupportedError(
+            f"{model!r} has no layers for multi-token prediction: load one that has, with "
+            "load_mtp=True"
+        )
+    own = re.compile(r"\bblk\.(\d+)\.(nextn\.)?")
+    found = (
+        own.search(ffi.string(one.name).decode(errors="replace")) for one in tensors(model.ptr)
+    )
+    n_layer = lib.llama_model_n_layer(model.ptr)
+    if not any(one and (one[2] or int(one[1]) >= n_layer) for one in found):
+        raise UnsupportedError(
+            f"{model!r} was loaded without its layers for multi-token prediction: give "
+            "load_mtp=True to Model"
+        )
 
 
 def _check_rope(struct: Any, model: Model, given: set[str]) -> None:

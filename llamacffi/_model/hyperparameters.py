@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from .._ffi import ffi, lib
 from ..errors import LoadError
+from .file_kind import ARCHITECTURE, text_of
 
 Number: TypeAlias = "int | float"
 
@@ -58,7 +59,7 @@ def check_hyperparameters(struct: Any, gguf: Any, name: str) -> None:
     if struct.vocab_only:  # llama.cpp reads none of them
         return
     overridden = dict(_overrides(struct))
-    architecture = str(overridden.pop(ARCHITECTURE, None) or _text(gguf, ARCHITECTURE))
+    architecture = str(overridden.pop(ARCHITECTURE, None) or text_of(gguf, ARCHITECTURE))
     prefix = f"{architecture}."
     found = {key: values for key, values in _numbers(gguf, prefix) if key not in overridden}
     found.update((key, value) for key, value in overridden.items() if key.startswith(prefix))
@@ -140,13 +141,6 @@ def _numbers(gguf: Any, prefix: str) -> Iterator[tuple[str, Any]]:
                 )
 
 
-def _text(gguf: Any, key: str) -> str:
-    at = lib.gguf_find_key(gguf, key.encode())
-    if at < 0 or lib.gguf_get_kv_type(gguf, at) != lib.GGUF_TYPE_STRING:
-        return ""
-    return str(ffi.string(lib.gguf_get_val_str(gguf, at)).decode(errors="replace"))
-
-
 def _c_types() -> Mapping[int, str]:
     """Return the types of C of numbers in a GGUF."""
     return {
@@ -186,8 +180,6 @@ def _needs_first(types: list[Any]) -> str | None:
 def _needs_windows(pattern: list[Any]) -> str | None:
     return "at least one layer must slide" if pattern and not any(pattern) else None
 
-
-ARCHITECTURE = "general.architecture"
 
 # What has no attention at all, or need not have it.
 WITHOUT_HEADS = r"mamba2?|a?rwkv.*|wavtokenizer-dec"

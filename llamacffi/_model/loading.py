@@ -19,6 +19,7 @@ from .._path_hints import no_file
 from .._text import c_path, checked_path
 from ..errors import ArgumentError, LoadError, ModelNotFoundError, NativeError
 from . import load_mode
+from .file_kind import check_kind
 from .hyperparameters import check_hyperparameters
 from .overrides import fit_kv_overrides
 from .vocabulary import check_vocabulary
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 NO_REASON = re.compile(r"failed to load model( from .*)?$")
 # What stands before it: names of functions, and what we say ourselves.
 BEFORE_REASON = re.compile(r"^(\w+: |error loading model: )+")
+
+# What it says of a tensor that ends behind the file.
+CUT_OFF = re.compile(r" data is not within the file bounds.*$")
 
 
 def load_path(path: Path, struct: Any, progress: Progress | None) -> Any:
@@ -165,7 +169,9 @@ def _reason() -> str:
         if reason.startswith("unknown model architecture"):
             version = ffi.string(lib.llama_version()).decode()
             return f"{reason}; this is llama.cpp {version}, and a newer one may know it"
-        if reason.startswith("failed to read "):
+        if CUT_OFF.search(reason):
+            return f"{CUT_OFF.sub('', reason)} is not all in the file, which is cut off"
+        if reason.startswith("failed to read ") or "remaining file size" in reason:
             return f"{reason}; the file is damaged or cut off"
         return reason
     return "llama.cpp gives no reason"
@@ -249,11 +255,12 @@ def _look(struct: Any, read: Callable[[Any], Any], name: str) -> bool:
         Whether tensors can be used where they are in the file.
 
     Raises:
-        LoadError: It has numbers, or a vocabulary, that llama.cpp could not read.
+        LoadError: It is no model, or has numbers or a vocabulary that llama.cpp could not read.
     """
     gguf = _metadata(read)
     if gguf is None:  # the load itself will say what is wrong
         return True
+    check_kind(gguf, name)
     if struct.kv_overrides != ffi.NULL:
         fit_kv_overrides(struct, gguf)
     check_hyperparameters(struct, gguf, name)

@@ -11,6 +11,7 @@ from .._files import anonymous_file
 from ..errors import ArgumentError
 from ..gguf import Gguf
 from . import load_mode
+from .file_kind import check_kind
 from .hyperparameters import check_hyperparameters
 from .info import shape_of
 from .loading import load, load_file
@@ -65,6 +66,7 @@ def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) ->
         return ptr
 
     metadata = _metadata_of(gguf)
+    check_kind(metadata, "<metadata>")
     fit_kv_overrides(struct, metadata)
     check_vocabulary(struct, metadata, "<metadata>")
     check_hyperparameters(struct, metadata, "<metadata>")

@@ -41,7 +41,7 @@ class Failures(logging.Handler):
             # Where exceptions have no notes, the log is in further lines of the message.
             text = str(error).split("\n", 1)[0]
             cause = self._cause(error)
-            text = text if cause is None or cause in text else f"{text}: {cause}"
+            text = text if cause is None or _reason(cause) in text else f"{text}: {cause}"
         else:
             text = f"internal error: {type(error).__name__}: {error} (--traceback tells more)"
         return " ".join(text.split())
@@ -57,3 +57,10 @@ class Failures(logging.Handler):
         texts = [str(error), *getattr(error, "__notes__", ())]
         carried = {line.strip() for text in texts for line in text.splitlines()}
         return next((line for line in self._errors if line.strip() in carried), None)
+
+
+def _reason(line: str) -> str:
+    """Return a line of the log without the functions that have said so."""
+    from .._model.loading import BEFORE_REASON, CUT_OFF
+
+    return CUT_OFF.sub("", BEFORE_REASON.sub("", line.strip()))

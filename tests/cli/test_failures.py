@@ -137,6 +137,16 @@ def test_the_traceback_is_for_those_who_ask(cli: Cli, tmp_path: Path) -> None:
     assert "Traceback (most recent call last)" in done.stderr
 
 
+@pytest.mark.parametrize("left", [100, 1000, 300_000])
+def test_a_file_that_is_cut_off_says_so_once(cli: Cli, demo_path: Path, left: int) -> None:
+    path = demo_path.with_name("cut.gguf")
+    path.write_bytes(demo_path.read_bytes()[:left])
+    done = cli("run", "-m", str(path), "hi")
+    assert_one_line(done, 1, "cut off")
+    for words in ("tensor '", "failed to read", "remaining file size", "within the file"):
+        assert done.stderr.count(words) <= 1, done.stderr
+
+
 @pytest.fixture
 def failures() -> Iterator[Failures]:
     failures = Failures()

@@ -162,3 +162,9 @@ def test_a_target_that_does_not_fit(random_context, new_context):
     for value in (0, "x", object()):
         with pytest.raises(TypeError, match="ctx_other must be a Context"):
             random_context("eagle3", ctx_other=value)
+
+
+def test_a_model_without_its_layers_for_it_says_how_to_load_them(random_path):
+    path = random_path("mimo2")
+    with Model(path) as model, pytest.raises(UnsupportedError, match="give load_mtp=True to Model"):
+        Context(model, ctx_type="mtp")

@@ -507,3 +507,31 @@ def test_contexts_share_the_weights(run_python, tmp_path):
     """
     result = run_python(code, tmp_path / "large.gguf")
     assert (result.returncode, result.stdout) == (0, "ok\n"), result
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"general.type": "adapter"}, r"a LoRA adapter: .* Adapter\(model, path\)"),
+        ({"general.architecture": "controlvector"}, "a control vector: .* ControlVector"),
+        ({"general.type": "imatrix"}, "an importance matrix: .* Imatrix"),
+        ({"general.architecture": "clip", "general.type": "mmproj"}, "a projector of images"),
+    ],
+)
+def test_files_that_are_no_models_say_what_they_are(tmp_path, metadata, message):
+    path = tmp_path / "other.gguf"
+    with Gguf.new() as gguf:
+        gguf["general.architecture"] = "llama"
+        gguf.update(metadata)
+        gguf.add_tensor("blk.0.attn_q.weight.lora_a", np.ones((4, 4), np.float32))
+        gguf.write(path)
+        for load in (
+            lambda: Model(path),
+            lambda: Model(path, vocab_only=True),
+            lambda: Model.from_file(path.read_bytes()),
+            lambda: Model.from_splits([path]),
+            lambda: Model.from_gguf(gguf),
+            lambda: Model.from_gguf(gguf, lambda _name, _array: None),
+        ):
+            with pytest.raises(LoadError, match=f"as a model: it is {message}"):
+                load()

@@ -47,7 +47,8 @@ grammar_sampler _sampling.plan
 _sampling.chain _sampling.recommended
 sampling
 _model.overrides _model.vocabulary
-_model.load_mode _model.hyperparameters
+_model.load_mode _model.file_kind
+_model.hyperparameters
 _model.loading _model.info _model.params
 _model.making _model.token_types _model.saving hub
 model
