@@ -180,6 +180,14 @@ def decode(model: Any, context: Any) -> str | None:
     return None if finite else "logits are not finite"
 
 
+def as_it_is(path: Path) -> set[str]:
+    """Return what is found with a model that nothing is changed in."""
+    with Gguf.open(path, metadata_only=True) as gguf:
+        key = f"{gguf['general.architecture']}.block_count"
+        same = [Case(path, key, gguf[key], way, 1) for way in ("fill", "override")]
+    return {found for _, found in run(same)}
+
+
 def child(some: list[Case], directory: Path, report: Any) -> None:
     """Run cases, and tell of each when it begins and what is found."""
     devnull = os.open(os.devnull, os.O_WRONLY)
@@ -236,15 +244,19 @@ def main() -> int:
     os.environ["GGML_NO_BACKTRACE"] = "1"
     backend.load()
     pick = random.Random(options.seed)
+    import llamacffi._model.making  # noqa: F401  now, and not while someone changes it
+
     n_cases = n_found = 0
     for path in sorted(options.directory.glob("*.gguf")):
         if options.only in path.stem:
             todo = [case for case in cases(path) if options.key in case.key]
             todo = [case for case in todo if pick.random() < options.share]
             n_cases += len(todo)
+            excused = as_it_is(path)
             for case, found in run(todo):
-                n_found += 1
-                print(f"{case}: {found}", flush=True)
+                if found not in excused:
+                    n_found += 1
+                    print(f"{case}: {found}", flush=True)
     print(f"{n_cases} cases, {n_found} findings")
     return int(n_found > 0)
 
