@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -37,6 +38,30 @@ void on_abort(const char *message) {
     // A thread of ggml's own, or a call that came around the guard: nobody can catch there.
     std::fprintf(stderr, "%s\n", message);
     std::fflush(stderr);
+}
+
+// A std::terminate_handler in place of ggml's own, which starts a debugger on this process.
+[[noreturn]] void on_terminate() {
+    const char *reason = "no exception is active";
+    try {
+        if (const std::exception_ptr current = std::current_exception()) {
+            reason = "an exception of unknown type";
+            std::rethrow_exception(current);
+        }
+    } catch (const std::exception &error) {
+        std::fprintf(stderr, "C++ code cannot go on: %s\n", error.what());
+        std::abort();
+    } catch (...) {
+    }
+    std::fprintf(stderr, "C++ code cannot go on: %s\n", reason);
+    std::abort();
+}
+
+// Returns whether a function is in the library of ggml that this module uses.
+bool is_of_ggml(const void *function) {
+    Dl_info one, other;
+    return function && dladdr(function, &one) && dladdr(reinterpret_cast<const void *>(&ggml_abort), &other) &&
+           one.dli_fbase == other.dli_fbase;
 }
 
 // Returns the function if the library at `path` is one of ggml's and has it.
@@ -107,6 +132,10 @@ void install_abort_callback() {
 #else
     (void)on_abort;
 #endif
+    // The handlers that others have set since are theirs, and a debugger may be wanted.
+    if (is_of_ggml(reinterpret_cast<const void *>(std::get_terminate())) && !std::getenv("LLAMACFFI_BACKTRACE")) {
+        std::set_terminate(on_terminate);
+    }
 }
 
 } // namespace llamacffi

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import textwrap
 import timeit
 from concurrent.futures import ThreadPoolExecutor
 
@@ -269,3 +272,37 @@ def test_a_libffi_callback_is_no_gap_in_the_guard(run_python, demo_path):
         demo_path,
     )
     assert (result.returncode, result.stdout) == (0, "alive\n"), result.stderr
+
+
+ENDS = {
+    "an assertion that comes around the guard": """
+        library = next(llamacffi.library_dir().glob("libggml-base*"))
+        ctypes.CDLL(str(library)).ggml_abort(b"x.cpp", 1, b"the reason")
+    """,
+    "std::terminate": """
+        llamacffi.Model(sys.argv[1])  # backends are loaded, too
+        ctypes.CDLL("libstdc++.so.6")._ZSt9terminatev()
+    """,
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of libraries are Linux's")
+@pytest.mark.parametrize("wanted", [False, True], ids=["by default", "wanted"])
+@pytest.mark.parametrize("end", ENDS)
+def test_no_debugger_is_started(run_python, demo_path, tmp_path, end, wanted):
+    """On what ends the process; ggml looks for gdb and lldb."""
+    for name in ("gdb", "lldb"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho a debugger > {tmp_path}/started\n")
+        (tmp_path / name).chmod(0o755)
+    env = {key: value for key, value in os.environ.items() if key != "GGML_NO_BACKTRACE"}
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
+    if wanted:
+        env["LLAMACFFI_BACKTRACE"] = "1"
+    code = f"import ctypes, sys, llamacffi\n{textwrap.dedent(ENDS[end])}"
+    result = run_python(code, demo_path, env=env)
+    assert result.returncode == -signal.SIGABRT, result
+    assert "the reason" in result.stderr or "C++ code cannot go on" in result.stderr or wanted
+    assert (tmp_path / "started").exists() == (wanted and end == "std::terminate")
+    if not wanted:
+        frames = [line for line in result.stderr.splitlines() if "(+0x" in line or "bt -" in line]
+        assert not frames
