@@ -1,4 +1,4 @@
-# make build test asan lint docs bench demo fuzz history bump
+# make build test asan lint docs bench demo fuzz fuzz-files history bump
 #
 # All of it runs in .venv, made by $(PYTHON) on first use.  llama.cpp is fetched and built once, in
 # build/; after that a change of a header, a template or native/ compiles only what depends on it, and a
@@ -7,7 +7,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: build reference test asan lint fuzz history bump docs bench demo clean
+.PHONY: build reference test asan lint fuzz fuzz-files history bump docs bench demo clean
 
 SOURCES := pyproject.toml CMakeLists.txt build_ffi.py vendor/llama.toml llamacffi/_layout.py \
   $(wildcard cmake/* ffigen/*.py headers/* headers/*/* native/*)
@@ -69,6 +69,11 @@ bench: build
 # Every function of the raw layer with bad values; writes docs/raw_unsafe.toml and the page of it.
 fuzz: build
 	$(PY) -m tests.fuzz.raw --jobs 2
+
+# 20,000 damaged and hostile files of every kind, for ten minutes; another SEED makes others.
+SEED ?= 0
+fuzz-files: build
+	$(PY) -m tests.fuzz.files --jobs 2 --minutes 10 --count 20000 --seed $(SEED)
 
 # The generator with the llama.cpp of the past: all versions, three of them built whole and tested.
 VERSIONS ?= all
