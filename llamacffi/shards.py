@@ -63,8 +63,8 @@ def split(
     with ExitStack() as stack:
         if not isinstance(source, Gguf):
             source = stack.enter_context(Gguf.open(source))
-        if source.get(COUNT, 1) != 1:
-            raise GgufError(f"it is a part of a model of {source[COUNT]} files; merge them first")
+        if (count := _number(source, COUNT, "the source", 1)) > 1:
+            raise GgufError(f"it is a part of a model of {count} files; merge them first")
         parts = list(_parts(source, max_tensors, max_bytes))
         if no_tensor_first or not parts:
             parts.insert(0, [])
@@ -188,6 +188,8 @@ def _number(gguf: Gguf, key: str, path: str | os.PathLike[str], default: int) ->
     value = gguf.get(key, default)
     if not isinstance(value, int):
         raise GgufError(f"{key!r} of {os.fspath(path)!r} is no integer but {value!r}")
+    if key != TENSORS and not -1 <= value <= MOST:
+        raise GgufError(f"{key!r} of {os.fspath(path)!r} is {value}, and not in 0 to {MOST}")
     return value
 
 

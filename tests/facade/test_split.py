@@ -189,6 +189,16 @@ def test_files_that_are_not_there_or_not_right(files, tmp_path):
         shards.merge(tmp_path / "first.gguf", tmp_path / "x")
 
 
+@pytest.mark.parametrize("count", [2**32 - 1, 2**16, -2])
+def test_a_count_that_no_model_has(demo_path, tmp_path, count):
+    path = shards.split(demo_path, tmp_path / "x", max_tensors=8)[0]
+    with Gguf.open(path) as gguf:
+        gguf.set("split.count", count, type="i64")
+        gguf.write(path)
+    with pytest.raises(GgufError, match=f"'split.count'.*is {count}"):
+        shards.merge(path, tmp_path / "y")
+
+
 def test_a_full_disk_leaves_nothing(demo_path, tmp_path, run_python):
     code = """
         import resource, sys

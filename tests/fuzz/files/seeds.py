@@ -86,7 +86,7 @@ def _vocabularies(directory: Path) -> list[Seed]:
         "wpm": (
             "bert",
             [*wpm, "▁a", "b", "▁ab", "c", "▁1"],
-            {"bos_token_id": 2, "eos_token_id": 3},
+            {"unknown_token_id": 1, "bos_token_id": 2, "seperator_token_id": 3},
         ),
         "ugm": ("t5", [*pads, "▁", "a", "▁a", "b"], {"add_space_prefix": True}),
         "rwkv": ("rwkv", [("<s>", CONTROL), *bytes_, "\\n", "ab", "xy"], {}),
