@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -116,54 +117,100 @@ class StopFinder:
     """Finds the first of several strings in a stream, holding back what may be its beginning.
 
     The string that is complete first wins; of those complete at the same character, the longest.
+    Each character is looked at once, whatever the strings (the algorithm of Aho and Corasick).
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._firsts = {stop[0] for stop in self._stops}
-        self._longest = max(map(len, self._stops), default=0)
-        self._held = ""
+        self._firsts = {stop[0] for stop in stops}
+        # A node for each beginning of a string: what it can go on with, the longest end of it that
+        # is a beginning too, its length, and that of the longest string that it ends with.
+        self._next: list[dict[str, int]] = [{}]
+        self._shorter, self._depth, self._found = [0], [0], [0]
+        for stop in stops:
+            self._add(stop)
+        self._link()
+        self._node = 0
+        self._pieces: deque[str] = deque()
+        self._n_held = 0
         self.match: str | None = None
-        """What was found: not empty."""
-
-    @property
-    def found(self) -> str | None:
         """The string that was found."""
-        return self.match
 
     def __bool__(self) -> bool:
         """Whether there is any string to be found."""
-        return bool(self._stops)
+        return bool(self._firsts)
 
     def feed(self, text: str) -> str:
         """Add text and return what is certain not to belong to a stop string."""
-        buffer = self._held + text
-        found = [
-            (start + len(stop), start) for stop in self._stops if (start := buffer.find(stop)) >= 0
-        ]
-        if found:
-            end, start = min(found)
-            self.match, self._held = buffer[start:end], ""
-            return buffer[:start]
-        certain = self._beginning(buffer)
-        self._held = buffer[certain:]
-        return buffer[:certain]
+        if not self._node and self._firsts.isdisjoint(text):
+            return text
+        node, following, shorter, found = self._node, self._next, self._shorter, self._found
+        for i, char in enumerate(text, 1):
+            while node and char not in following[node]:
+                node = shorter[node]
+            node = following[node].get(char, 0)
+            if found[node]:
+                self._node = 0
+                certain = self._take(text[:i], found[node])
+                self.match = self._held()
+                return certain
+        self._node = node
+        return self._take(text, self._depth[node])
+
+    @property
+    def found(self) -> str | None:
+        """The string that was found, as it was given."""
+        return self.match
 
     def finish(self) -> str:
         """Return what was held back."""
-        held, self._held = self._held, ""
+        return self._held()
+
+    def _held(self) -> str:
+        held = "".join(self._pieces)
+        self._pieces.clear()
+        self._node = self._n_held = 0
         return held
 
-    def _beginning(self, buffer: str) -> int:
-        """Return the index from which on ``buffer`` may be the beginning of a stop string."""
-        firsts = self._firsts
-        for i in range(max(0, len(buffer) - self._longest + 1), len(buffer)):
-            if buffer[i] in firsts and self._begins(buffer[i:]):
-                return i
-        return len(buffer)
+    def _take(self, text: str, n_held: int) -> str:
+        """Add text, and return all but so many characters."""
+        pieces = self._pieces
+        pieces.append(text)
+        n = self._n_held + len(text) - n_held
+        self._n_held = n_held
+        certain: list[str] = []
+        while n and n >= len(pieces[0]):
+            certain.append(pieces.popleft())
+            n -= len(certain[-1])
+        if n:
+            certain.append(pieces[0][:n])
+            pieces[0] = pieces[0][n:]
+        return "".join(certain)
 
-    def _begins(self, tail: str) -> bool:
-        return any(stop.startswith(tail) for stop in self._stops)
+    def _add(self, stop: str) -> None:
+        node = 0
+        for depth, char in enumerate(stop, 1):
+            known = self._next[node].get(char)
+            if known is None:
+                known = self._next[node][char] = len(self._next)
+                self._next.append({})
+                self._shorter.append(0)
+                self._depth.append(depth)
+                self._found.append(0)
+            node = known
+        self._found[node] = len(stop)
+
+    def _link(self) -> None:
+        """Find the longest end of each beginning that is one too, of the short ones first."""
+        nodes = deque(self._next[0].values())
+        while nodes:
+            node = nodes.popleft()
+            for char, after in self._next[node].items():
+                other = self._shorter[node]
+                while other and char not in self._next[other]:
+                    other = self._shorter[other]
+                self._shorter[after] = self._next[other].get(char, 0)
+                self._found[after] = self._found[after] or self._found[self._shorter[after]]
+                nodes.append(after)
 
 
 def encode(text: Text) -> bytes:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from ._generation.loop import Prompt
 
+# The characters of all stop strings: each is some hundred bytes where they are looked for.
+MAX_STOPS = 100_000
+
 __all__ = ["ContextShift", "FinishReason", "Generation", "Token", "generate"]
 
 
@@ -310,6 +313,8 @@ def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
             raise TypeError(f"stop must be a string or several: stop[{i}] is {one!r:.80}")
         if not one:
             raise ArgumentError(f"stop[{i}] is an empty string, which is everywhere: leave it out")
+    if (n := sum(map(len, stops))) > MAX_STOPS:
+        raise ArgumentError(f"the stop strings have {n} characters; {MAX_STOPS} is the limit")
     return tuple(stops)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from hypothesis import example, given
@@ -64,6 +65,29 @@ def test_what_is_held_back_comes_once():
     assert finder.finish() == "sto"
     assert finder.finish() == ""
     assert finder.match is None
+
+
+STOPS = {
+    "long, and almost there": (["a" * 5000 + "b"], "a"),
+    "again and again": (["ab" * 2500 + "c"], "ab"),
+    "each longer than the last": (["a" * n + "b" for n in range(1, 300)], "a"),
+    "many": ([f"stop {i}" for i in range(1000)], "stop "),
+    "one that is as long as may be": (["x" * 99_999], "x"),
+}
+
+
+@pytest.mark.parametrize("kind", STOPS)
+def test_each_character_is_looked_at_once(kind):
+    """A hundred thousand tokens take the same time whatever the strings are."""
+    stops, piece = STOPS[kind]
+    began = time.process_time()
+    finder, n = StopFinder(stops), 0
+    for i in range(100_000):
+        n += len(finder.feed(piece if i % 4999 else "!"))
+        assert finder.match is None
+    n += len(finder.finish())
+    assert n == 100_000 * len(piece) + 21 * (1 - len(piece))
+    assert time.process_time() - began < 4
 
 
 @given(st.one_of(st.binary(max_size=12), st.text(max_size=6).map(str.encode)), st.data())
