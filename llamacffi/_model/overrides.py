@@ -13,6 +13,7 @@ from .. import backend
 from .._devices import BufferType, Device
 from .._ffi import ffi, lib
 from ..errors import ArgumentError, BackendUnavailableError, NativeError
+from .pattern_cost import MAX_WAYS, is_quick
 
 # The weights of the experts of a mixture, as every architecture names them.
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch)?exps\."
@@ -170,7 +171,7 @@ def c_pattern(pattern: Any) -> bytes:
     Raises:
         TypeError: It is no str.
         ArgumentError: It is no regular expression for C++ (ECMAScript), or one that could
-            overflow the stack.
+            overflow the stack or take too long.
     """
     if not isinstance(pattern, str):
         raise TypeError(f"a pattern must be a str, not {pattern!r}")
@@ -191,6 +192,16 @@ def c_pattern(pattern: Any) -> bytes:
     except NativeError as error:
         reason = str(error).partition(": ")[2]
         raise ArgumentError(f"the pattern {pattern!r} is no regular expression: {reason}") from None
+    try:
+        quick = is_quick(pattern)
+    except ArgumentError as error:
+        raise ArgumentError(f"the pattern {pattern!r} cannot be used: {error}") from None
+    if not quick:
+        raise ArgumentError(
+            f"the pattern {pattern!r} can match a name in over {MAX_WAYS} ways, which llama.cpp "
+            "would all try: repeat nothing that repeats something itself, and leave out `.*` at "
+            "both ends, since a pattern is searched anywhere in a name"
+        )
     return raw
 
 

@@ -46,6 +46,7 @@ token_samplers
 grammar_sampler _sampling.plan
 _sampling.chain _sampling.recommended
 sampling
+_model.pattern_cost
 _model.overrides _model.vocabulary
 _model.load_mode _model.file_kind
 _model.hyperparameters
