@@ -1,4 +1,4 @@
-# make build test asan lint docs bench demo fuzz fuzz-files history bump
+# make build test asan lint docs bench demo fuzz fuzz-files soak history bump
 #
 # All of it runs in .venv, made by $(PYTHON) on first use.  llama.cpp is fetched and built once, in
 # build/; after that a change of a header, a template or native/ compiles only what depends on it, and a
@@ -7,7 +7,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: build reference test asan lint fuzz fuzz-files history bump docs bench demo clean
+.PHONY: build reference test asan lint fuzz fuzz-files soak history bump docs bench demo clean
 
 SOURCES := pyproject.toml CMakeLists.txt build_ffi.py vendor/llama.toml llamacffi/_layout.py \
   $(wildcard cmake/* ffigen/*.py headers/* headers/*/* native/*)
@@ -74,6 +74,11 @@ fuzz: build
 SEED ?= 0
 fuzz-files: build
 	$(PY) -m tests.fuzz.files --jobs 2 --minutes 10 --count 20000 --seed $(SEED)
+
+# Signals, threads, and all that can happen to an object, at random: make soak SECONDS=60 SEED=2
+SECONDS ?= 600
+soak: build
+	$(PY) -m tests.soak --seconds $(SECONDS) --seed $(SEED)
 
 # The generator with the llama.cpp of the past: all versions, three of them built whole and tested.
 VERSIONS ?= all

@@ -109,6 +109,23 @@ void llamacffi_abort_set(struct llamacffi_abort_flag *flag, bool requested);
 /* The ggml_abort_callback to go with it; `flag` is a struct llamacffi_abort_flag. */
 bool llamacffi_abort_requested(void *flag);
 
+/* Do what llama.cpp's functions of nearly these names do, but never two at once, and not while a context
+ * plans the memory of its graphs: then it looks at the list of the model's adapters, without a lock. */
+struct llama_context *llamacffi_context_new(struct llama_model *model,
+                                            const struct llama_context_params *params);
+struct llama_adapter_lora *llamacffi_adapter_load(struct llama_model *model, FILE *file);
+void llamacffi_adapter_free(struct llama_adapter_lora *adapter);
+
+/* Let nobody do that, for a fork; and again, in the parent and in the child.  All are for the thread
+ * that forks. */
+void llamacffi_planning_stop(void);
+void llamacffi_planning_go_on(void);
+void llamacffi_planning_begin(void);
+
+/* How many bytes of stack the calling thread has left, less some that is kept for what C cannot
+ * foresee; 0 if that cannot be told. */
+size_t llamacffi_stack_left(void);
+
 /* Open the file behind a descriptor a second time, at `offset` from its beginning.  The two share the
  * position in it; closing one leaves the other open.  Returns NULL and sets errno on failure. */
 FILE *llamacffi_file_open(int32_t descriptor, int64_t offset, bool writable);
@@ -140,8 +157,9 @@ void llamacffi_graph_describe(struct llama_context *context, uint32_t n_tokens, 
 void llamacffi_reserve(struct llama_context *context);
 
 /* Do now what the memory of a context has put off until the next decode: to turn keys that were moved
- * to other positions, and to copy sequences from buffer to buffer.  A saved state would lack it. */
-void llamacffi_memory_update(struct llama_context *context);
+ * to other positions, and to copy sequences from buffer to buffer.  A saved state would lack it.  The
+ * flag that aborts the context's computations does not count: what is half done would stay so. */
+void llamacffi_memory_update(struct llama_context *context, struct llamacffi_abort_flag *flag);
 #endif /* LLAMACFFI_WITHOUT_PENDING */
 
 #ifndef LLAMACFFI_WITHOUT_TURNING

@@ -1,8 +1,9 @@
 """Ownership of C objects: one owner each, freed once, after everything that stands on it.
 
-The owner of a C object is a cdata with a finalizer (`own`).  Whoever holds the cdata keeps the
-object alive: a running call holds it as an argument, a zero-copy array through its buffer, a child
-in the arguments of its own finalizer.  `Handle.close` only lets go of it.
+The owner of a C object is a cdata (`own`).  Whoever holds it keeps the object alive: a running call
+holds it as an argument, a zero-copy array through its buffer, a child among what it points into.
+`Handle.close` only lets go of it.  When the last reference goes, C frees the object: no Python runs
+for that, so that an interrupt can neither prevent it nor be lost in it.
 
 This relies on CPython's reference counts for the moment of the free.
 
@@ -16,130 +17,125 @@ objects.
 from __future__ import annotations
 
 import atexit
-import os
+import itertools
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import _life
+from ._exclusive import Ending
 from ._ffi import ffi, lib
 from ._unique import Unique
-from .errors import BusyError, ClosedError, ForkError
+from .errors import ClosedError
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import TypeAlias
 
     from typing_extensions import Self
 
-# How long the exit of the interpreter waits for daemon threads to come out of C.
-EXIT_SECONDS = 5.0
-# How often it looks, and how often in a row there must be no call.
-EXIT_POLL, EXIT_POLLS = 0.002, 3
-
-# Objects of an earlier generation cannot be used: a fork begins a new one, and so does the exit.
-_generation = 0
-# The first generation whose objects this process may free.
-_ours = 0
-_ending = False
+    # What an object points into, and the pointer to it, whose destructor frees the object.
+    Made: TypeAlias = tuple[tuple[object, ...], Any]
 
 
-def _abandon() -> None:
-    """Leave all objects as they are: they are not used again, and not freed."""
-    global _generation, _ours
-    _generation += 1
-    _ours = _generation
+def make(
+    free: Callable[[Any], object],
+    keep: tuple[object, ...],
+    function: Callable[..., Any],
+    *args: object,
+) -> Made:
+    """Call a C function that makes an object, for `own`.
 
-
-def _forked() -> None:
-    """Leave the objects to the parent: what they are here is a copy without its threads."""
-    _abandon()
-    lib.llamacffi_forget_calls()
-
-
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_forked)
-
-
-def hold_at_fork(lock: Any) -> Any:
-    """Return a lock that no other thread has while this one forks, since in the child it would."""
-    if sys.platform != "win32":
-        os.register_at_fork(
-            before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
-        )
-    return lock
-
-
-def _end() -> None:
-    """Take all objects away from their users, and wait until no call is running."""
-    global _ending, _generation
-    _ending = True
-    _generation += 1
-    lib.llamacffi_guard_exit()
-    if len(sys._current_frames()) == 1:
-        return
-    for free in _live():
-        if isinstance(free, Ending):
-            free.stop()
-    deadline, quiet = time.monotonic() + EXIT_SECONDS, 0
-    # A thread may have a pointer already, but not have called yet: let each of them run.
-    while quiet < EXIT_POLLS + len(sys._current_frames()):
-        if time.monotonic() > deadline:
-            _abandon()
-            return
-        time.sleep(EXIT_POLL)
-        quiet = 0 if lib.llamacffi_n_calls() > 0 else quiet + 1
-
-
-def own(ptr: Any, free: Callable[[Any], object], *keep: object) -> Any:
-    """Return ``ptr`` as an owning pointer: ``free`` runs when its last reference goes.
+    All of it is one step for the interpreter: an interrupt comes before the call, or when the
+    object is freed with what is returned here.
 
     Args:
-        ptr: A C object that nobody owns yet; not NULL.
-        free: The C function that frees it.
-        keep: What the C object points into: parents, buffers, callback handles.  It is an argument
-            of the finalizer and not an attribute, so it outlives the object even when the garbage
-            collector takes a whole cycle, and at interpreter exit.
+        free: The C function that frees it, itself: it must run no Python.
+        keep: What the C object points into: parents, buffers, callback handles.  It outlives the
+            object even when the garbage collector takes a whole cycle, and at interpreter exit.
+        function: The C function that makes it.
+        *args: Its arguments.
+
+    Returns:
+        ``keep`` and the pointer.  If that is NULL, there is nothing to own: only the caller knows
+        the error.
     """
-    assert ptr != ffi.NULL, "check for NULL first: only the caller knows the error"
+    pointers = map(ffi.gc, itertools.starmap(function, (args,)), (free,))
+    return next(zip((keep,), pointers, strict=True))
+
+
+def own(made: Made, *keep: object) -> Any:
+    """Return the pointer that owns an object: C frees it when the last reference to that goes.
+
+    Args:
+        made: What `make` has returned; not NULL.
+        *keep: What else the object points into from now on.
+    """
+    assert made[1] != ffi.NULL, "check for NULL first: only the caller knows the error"
     global _registered
-    owner = ffi.cast(ffi.typeof(ptr), ptr)  # a second cdata: the finalizer has the first
-    weakref.finalize(owner, _free, free, ptr, keep, _generation)
+    owner = ffi.cast(ffi.typeof(made[1]), made[1])  # a second cdata: the first has the destructor
     if not _registered:
-        atexit.register(_end)  # after the finalizers were, so that it runs before them
+        atexit.register(_end)
         _registered = True
-    if _ending:
-        _end_daemon()
+    # Outside of all cycles; what C calls when the owner goes is C too.
+    _life.owned[weakref.ref(owner, _life.owned.pop)] = (*keep, *made[0]), made[1]
+    if _life.ending:
+        _life.end_daemon()
     return owner
 
 
 _registered = False
 
 
-def _end_daemon() -> None:
-    """End the calling thread at the exit, unless it is the main thread."""
-    if threading.get_ident() != threading.main_thread().ident:
-        raise SystemExit  # silent, and it releases the locks that the thread has
-
-
-def _free(
-    free: Callable[[Any], object], ptr: Any, keep: tuple[object, ...], generation: int
-) -> None:
-    if generation >= _ours:
-        free(ptr)
-    # `keep` goes when this frame does, hence after the object.
-
-
-def _live() -> list[Callable[[Any], object]]:
-    """Return what frees each C object that is owned and not freed."""
-    registry = weakref.finalize._registry  # type: ignore[attr-defined]
-    return [info.args[0] for info in list(registry.values()) if info.func is _free]
-
-
 def live_objects() -> int:
     """Count the C objects that are owned and not freed; for the leak tests."""
-    return len(_live())
+    return len(_life.owned)
+
+
+def _end() -> None:
+    """Take all objects away from their users, wait until no call is running, and free them."""
+    _life.begin_end()
+    lib.llamacffi_guard_exit()
+    if not (_is_quiet() and _free_all()):
+        _life.abandon()
+
+
+def _is_quiet() -> bool:
+    """Wait until no other thread is in a call of C; return whether that has become so in time."""
+    if len(sys._current_frames()) == 1:
+        return True
+    for keep, _ptr in list(_life.owned.values()):
+        for one in keep:
+            if isinstance(one, Ending):
+                one.stop()
+    deadline, quiet = time.monotonic() + _life.EXIT_SECONDS, 0
+    # A thread may have a pointer already, but not have called yet: let each of them run.
+    while quiet < _life.EXIT_POLLS + len(sys._current_frames()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_life.EXIT_POLL)
+        quiet = 0 if lib.llamacffi_n_calls() > 0 else quiet + 1
+    return True
+
+
+def _free_all() -> bool:
+    """Free all objects, the last first; return whether nobody was inside."""
+    while _life.owned:
+        # Without its weak reference, which would want to take it out again.
+        keep, ptr = made = _life.owned.popitem()[1]
+        endings = [one for one in keep if isinstance(one, Ending)]
+        for ending in endings:
+            ending.stop()
+        if not all(ending.wait() for ending in endings):
+            _life.leave_alone(made)
+            return False  # the call that runs stands on the rest too
+        if any(ending.in_use() for ending in endings):
+            _life.leave_alone(made)
+        elif not any(one is _life.ABANDONED for one in keep):
+            ffi.release(ptr)
+    return True
 
 
 class Pointer(Unique):
@@ -169,12 +165,22 @@ class Handle(Pointer):
 
     __slots__ = ("__weakref__", "_children", "_generation", "_owner")
 
-    def __init__(self, owner: Any, parent: Handle | None = None) -> None:
+    def __init__(self, owner: Any) -> None:
+        """Take an owner; see `own`.  Who has a parent says so when it is whole, by `_join`."""
         self._owner: Any = owner
-        self._generation = _generation
-        self._children: weakref.WeakSet[Handle] = weakref.WeakSet()
-        if parent is not None:
-            parent._adopt(self)
+        self._generation = _life.generation
+        self._children: set[weakref.ref[Handle]] = set()
+
+    def _join(self, parent: Handle) -> None:
+        """Be closed when ``parent`` is, from now on.
+
+        Raises:
+            ClosedError: It has been closed meanwhile; then this is closed too.
+        """
+        parent._adopt(self)
+        if parent.closed:
+            self.close()
+            parent.ptr  # noqa: B018  raises
 
     @property
     def ptr(self) -> Any:
@@ -187,25 +193,24 @@ class Handle(Pointer):
         owner = self._owner
         if owner is None:
             raise ClosedError(f"the {type(self).__name__} is closed")
-        if self._generation != _generation:
+        if self._generation != _life.generation:
             self._refuse()
         return owner
 
     def _refuse(self) -> NoReturn:
         name = type(self).__name__
-        if not _ending or self._generation < _ours:
-            raise _of_parent(name)
-        _end_daemon()
-        raise ClosedError(f"the {name} is closed: the interpreter exits")
+        if not _life.ending or self._generation < _life.ours:
+            raise _life.of_parent(name)
+        _life.leave(name)
 
     @property
     def closed(self) -> bool:
         """Whether `close` has been called, or the interpreter exits."""
-        return self._owner is None or (_ending and self._generation != _generation)
+        return self._owner is None or (_life.ending and self._generation != _life.generation)
 
     def _adopt(self, child: Handle) -> None:
         """Close ``child`` too when this is closed, and before."""
-        self._children.add(child)
+        self._children.add(weakref.ref(child, self._children.discard))
 
     def close(self) -> None:
         """Free the C object now, after everything made from it.  Idempotent.
@@ -213,9 +218,11 @@ class Handle(Pointer):
         Only a call still running in another thread, or a live zero-copy array, delays the free
         until it is done.
         """
-        for child in list(self._children):
-            child.close()
-        self._owner = None
+        # Who joins from now on sees that this is closed; the owner stays until the children are.
+        _owner, self._owner = self._owner, None
+        for child in [ref() for ref in self._children.copy()]:
+            if child is not None:
+                child.close()
 
     def __enter__(self) -> Self:
         self.ptr  # noqa: B018  raises if closed
@@ -228,133 +235,3 @@ class Handle(Pointer):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _of_parent(name: str) -> ForkError:
-    return ForkError(
-        f"this {name} belongs to the parent process; make a new one in the child, or start "
-        "processes with the 'spawn' method"
-    )
-
-
-class Exclusive:
-    """Lets one thread at a time in, and tells the others so instead of making them wait.
-
-    llama.cpp's contexts and samplers are for one thread at a time.  A program that uses one from
-    two threads has a bug, which waiting would hide.
-    """
-
-    __slots__ = ("_ended", "_generation", "_lock", "_name")
-
-    def __init__(self, name: str) -> None:
-        self._lock = threading.Lock()
-        self._name = name
-        self._ended = False
-        self._generation = _generation
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        if self._ended:
-            self._leave()
-        if self._generation < _ours:  # one of the parent's threads was inside
-            raise _of_parent(self._name)
-        raise BusyError(
-            f"another thread is using this {self._name}; give each thread its own, "
-            "or hold a lock around its use"
-        )
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._lock.release()
-        if self._ended:
-            self._leave()
-
-    def _leave(self) -> NoReturn:
-        _end_daemon()
-        raise ClosedError(f"the {self._name} is closed: the interpreter exits")
-
-    def ending(
-        self,
-        free: Callable[[Any], object],
-        cancel: Callable[[], object] | None = None,
-        in_use: Callable[[], bool] = bool,
-    ) -> Callable[[Any], None]:
-        """Return ``free`` for `own`, which at the exit waits for the thread inside.
-
-        Only a daemon thread can be inside when the last reference is gone, and only then.  If it
-        does not come out in time, nothing more is freed.
-
-        Args:
-            free: Frees the C object.
-            cancel: Makes a call that is running return soon.
-            in_use: Tells whether its memory is used otherwise: then it stays, at the exit.
-        """
-        return Ending(self, free, cancel, in_use)
-
-
-class Ending:
-    """What frees a C object that one thread at a time may use: see `Exclusive.ending`."""
-
-    __slots__ = ("_cancel", "_exclusive", "_free", "_in_use")
-
-    def __init__(
-        self,
-        exclusive: Exclusive,
-        free: Callable[[Any], object],
-        cancel: Callable[[], object] | None,
-        in_use: Callable[[], bool],
-    ) -> None:
-        self._exclusive, self._free = exclusive, free
-        self._cancel, self._in_use = cancel, in_use
-
-    def stop(self) -> None:
-        """Stop what is running, and let nobody in or go on."""
-        self._exclusive._ended = True
-        if self._cancel is not None:
-            self._cancel()
-
-    def __call__(self, ptr: Any) -> None:
-        if not _ending:
-            self._free(ptr)
-            return
-        self.stop()
-        if not self._exclusive._lock.acquire(timeout=EXIT_SECONDS):
-            _abandon()  # the call stands on the rest too
-        elif not self._in_use():
-            self._free(ptr)
-
-
-class Together:
-    """Holds several `Exclusive` as one: all of them or none."""
-
-    __slots__ = ("_held", "first", "others")
-
-    def __init__(self, first: Exclusive, *others: Exclusive) -> None:
-        self.first: Exclusive = first
-        self.others: tuple[Exclusive, ...] = others
-        """For the next to come; changed only by who holds ``first``."""
-        self._held: list[Exclusive] = []
-
-    def __enter__(self) -> None:
-        self.first.__enter__()
-        held: list[Exclusive] = []
-        for other in self.others:
-            if not other._lock.acquire(blocking=False):
-                self._release(held)
-                other._refuse()
-            held.append(other)
-        self._held = held
-
-    def __exit__(self, *exc_info: object) -> None:
-        held = self._held
-        self._release(held)
-        for one in (self.first, *held):
-            if one._ended:
-                one._leave()
-
-    def _release(self, others: list[Exclusive]) -> None:
-        for other in others:
-            other._lock.release()
-        self.first._lock.release()

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import backend
 from ._checks import check_object
-from ._context.planning import free_adapter, lock
 from ._ffi import ffi, lib
-from ._handle import Handle, own
+from ._handle import Handle, make, own
 from ._lora import ALPHA, EMBEDDING, INVOCATION, fits, ggml_shape, pairs, shape_text
 from ._model.weights import weight_shapes
 from ._sources import gguf_of, opened, sample_digest
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from . import _types as types
     from ._batch.input import Tokens
     from ._files import OpenFile
+    from ._handle import Made
     from .gguf import Gguf, GgufTensor
     from .model import Model
 
@@ -79,14 +79,14 @@ class Adapter(Handle):
             self._name = file.name
             self.alpha = _check(file, model)
             self._digest = sample_digest(file.descriptor, file.offset, file.size)
-            ptr = _load(model_ptr, file)
-        # llama.cpp frees a model's adapters with it: this one must be gone by then.
-        super().__init__(own(ptr, free_adapter, model_ptr), parent=model)
+            owner = own(_load(model_ptr, file))
+        super().__init__(owner)
         self.model = model
         self._metadata: Mapping[str, str] | None = None
-        n = lib.llama_adapter_get_alora_n_invocation_tokens(ptr)
-        tokens = lib.llama_adapter_get_alora_invocation_tokens(ptr)
+        n = lib.llama_adapter_get_alora_n_invocation_tokens(owner)
+        tokens = lib.llama_adapter_get_alora_invocation_tokens(owner)
         self.invocation_tokens = tuple(ffi.unpack(tokens, n)) if n else ()
+        self._join(model)
         drain()
 
     def __repr__(self) -> str:
@@ -148,18 +148,21 @@ class Adapter(Handle):
         return int(found[-1]) if len(found) else None
 
 
-def _load(model_ptr: Any, file: OpenFile) -> Any:
-    """Load an adapter and return the pointer that nobody owns yet."""
+def _load(model_ptr: Any, file: OpenFile) -> Made:
+    """Load an adapter, for `own`."""
     failure = f"cannot load the adapter {file.name!r}"
     drain()
     try:
-        with lock:
-            ptr = lib.llama_adapter_lora_init_from_file_ptr(model_ptr, file.ptr)
+        # llama.cpp frees a model's adapters with it: this one must be gone by then.
+        keep = (model_ptr,)
+        made = make(
+            lib.llamacffi_adapter_free, keep, lib.llamacffi_adapter_load, model_ptr, file.ptr
+        )
     except NativeError as error:
         raise with_log(AdapterError(f"{failure}: {error}")) from error
-    if ptr == ffi.NULL:
+    if made[1] == ffi.NULL:
         raise with_log(AdapterError(failure))
-    return ptr
+    return made
 
 
 def _check(file: OpenFile, model: Model) -> float | None:

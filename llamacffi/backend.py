@@ -12,7 +12,8 @@ from . import _backend_files, _ffi
 from ._cores import physical_cores
 from ._devices import BufferType, Device, DeviceMemory, extension, new_device, text
 from ._ffi import ffi, lib
-from ._handle import hold_at_fork, live_objects
+from ._handle import live_objects
+from ._life import hold_at_fork
 from ._params import enum_number
 from .errors import (
     ArgumentError,

@@ -22,7 +22,7 @@ from ._batch.input import (
 from ._checks import INT32_MAX
 from ._ffi import ffi, lib
 from ._params import elements, integer
-from .errors import ArgumentError, BusyError
+from .errors import ArgumentError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -188,7 +188,7 @@ class Batch(BatchArrays):
             for name, value in (("token", token), ("pos", pos), ("seq_id", seq_id)):
                 integer(name, value)
             raise
-        if self._single != seq_id or self._lock.locked():
+        if self._single != seq_id or self._exclusive.holders:
             self.clear()
             self._n_seq_id[0], self._seq_id[0, 0], self._logits[0] = 1, seq_id, 1
             self._seq_id_max, self._n_seq_id_max, self._outputs = int(seq_id), 1, b"\1"
@@ -248,16 +248,12 @@ class Batch(BatchArrays):
 
         Source: ``llama_decode``, ``llama_encode``; with embeddings ``llama_process``.
         """
-        if not self._lock.acquire(blocking=False):
-            raise _busy()
-        try:
+        with self._exclusive:
             if self._content is not TOKENS:
                 return self._process(context, encode)
             run = lib.llama_encode if encode else lib.llama_decode
             code: int = run(context, self._value)
             return code
-        finally:
-            self._lock.release()
 
     def _place(
         self, n: int, content: str, pos: Positions, seq_ids: Iterable[int], logits: Logits
@@ -323,9 +319,4 @@ class Batch(BatchArrays):
         return process(context, tokens, rows, sections[:n], self.seq_ids, self.outputs(), encode)
 
     def _check_free(self) -> None:
-        if self._lock.locked():
-            raise _busy()
-
-
-def _busy() -> BusyError:
-    return BusyError("another thread is decoding this batch; give each thread its own")
+        self._exclusive.check()

@@ -12,11 +12,12 @@ from ._context.lineage import Lineage
 from ._context.newer import asked, is_draft, n_rs_seq
 from ._context.params import SHARING, ContextRequest, architecture
 from ._context.perf import Performance
-from ._context.planning import Applied, lock
+from ._context.planning import Applied
 from ._context.sampling import BackendSampling, check_first, given
 from ._context.threads import Computing, Pools, own_pools
+from ._exclusive import Ending, Exclusive
 from ._ffi import ffi, lib
-from ._handle import Exclusive, own
+from ._handle import make, own
 from ._views import Exports
 from .errors import ArgumentError, ContextError, ForkError, NativeError, UnsupportedError
 from .log import drain, with_log
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ._generated.params import ContextParams
+    from ._handle import Made
     from .model import Model
 
 
@@ -83,35 +85,35 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         Source: ``llama_init_from_model``, ``llama_attach_threadpool``.
         """
         request = ContextRequest(model, params)
-        struct = request.struct
+        # Whoever closes the model meanwhile, this keeps it.
+        struct, vocab, model_ptr = request.struct, model.vocab, model.ptr
         self._abort, self._observer = request.abort, request.observer
         threads = own_pools(struct.n_threads, struct.n_threads_batch)
-        with given(request.chains, model, struct):
-            ptr = _create(model, struct)
         self.exclusive: Exclusive = Exclusive("Context")
         pools = Pools(self.exclusive)
         self._computing = Computing(pools, 0), Computing(pools, 1)
         cancel = functools.partial(lib.llamacffi_abort_set, self._abort, True)
         self._exports = exports = Exports()
-        free = self.exclusive.ending(lib.llama_free, cancel, lambda: exports.count > 0)
+        ending = Ending(self.exclusive, cancel, lambda: exports.count > 0)
         self._params, self._applied, self._snapshots = struct, Applied(), {}
         self._chains, self._chain_owners = {}, {}
         # C reads the flag, the pools, the model's weights, the adapters, the samplers and what the
         # parameters point to until the context is freed.
-        kept = model.ptr, self._abort, pools.held, self._applied, self._chain_owners, request.keep
-        super().__init__(own(ptr, free, *kept), parent=model)
-        if request.other is not None:
-            request.other._adopt(self)
-        self._other_context = None if request.other is None else request.other.exclusive
+        keep = ending, model_ptr, self._abort, pools.held, self._applied, request.keep
+        with given(request.chains, vocab, struct, self._chain_owners):
+            ptr = own(_create(model_ptr, struct, (*keep, self._chain_owners)))
+        super().__init__(ptr)
+        other = request.other
+        self._other_context = None if other is None else other.exclusive
         pools.attach(ptr, threads, self._abort, own=True)
         self.model = model
         self.kv_unified: bool = bool(struct.kv_unified)
         self._lineage = Lineage(
             struct.n_seq_max,
-            recurrent=lib.llama_model_is_recurrent(model.ptr),
+            recurrent=lib.llama_model_is_recurrent(model_ptr),
             rolls_back=n_rs_seq(ptr) > 0,
         )
-        self._vocab = model.vocab
+        self._vocab = vocab
         self._outputs: bytes | None = None
         self._has = False, False
         self._contention = Contention()
@@ -121,6 +123,8 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
                 self._attach(seq_id, chain)
                 check_first(chain)
             self._learn(ptr, struct)
+            for parent in (model, *([] if other is None else [other])):
+                self._join(parent)
         except BaseException:
             self.close()
             raise
@@ -173,14 +177,13 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         return Memory(self)  # new each time: as an attribute it would be a reference cycle
 
 
-def _create(model: Model, struct: Any) -> Any:
-    """Create a context and return the pointer that nobody owns yet."""
+def _create(model: Any, struct: Any, keep: tuple[object, ...]) -> Made:
+    """Create a context, for `own`."""
     try:
-        with lock:
-            ptr = lib.llama_init_from_model(model.ptr, struct[0])
+        made = make(lib.llama_free, keep, lib.llamacffi_context_new, model, struct)
     except NativeError as error:
         raise with_log(ContextError(f"cannot create a context: {error}")) from error
-    if ptr == ffi.NULL:
+    if made[1] == ffi.NULL:
         hint = ""
         n_outputs_max = asked(struct, "n_outputs_max")
         if struct.embeddings and (n_outputs_max or struct.n_ubatch % struct.n_seq_max):
@@ -189,4 +192,4 @@ def _create(model: Model, struct: Any) -> Any:
                 "n_outputs_max"
             )
         raise with_log(ContextError(f"cannot create a context{hint}"))
-    return ptr
+    return made

@@ -26,7 +26,7 @@ from ._gguf.metadata import GgufMetadata
 from ._gguf.tensors import GgufTensor, Source, add_tensors, make_tensor, read_tensor
 from ._gguf.types import dequantize_array, quantize_array
 from ._gguf.values import encode_name
-from ._handle import own
+from ._handle import make, own
 from ._path_hints import no_file
 from ._text import checked_path
 from .errors import ForkError, GgufError, LoadError
@@ -63,7 +63,7 @@ class Gguf(GgufMetadata):
         self._described = 0  # so many of the tensors C knows
         self._tensors: dict[str, GgufTensor] = {}
         if source is None:
-            super().__init__(own(lib.gguf_init_empty(), lib.gguf_free))
+            super().__init__(own(make(lib.gguf_free, (), lib.gguf_init_empty)))
             return
         if not isinstance(source, Source):
             raise TypeError(f"use Gguf.open, from_file or from_bytes to read {source!r}")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from . import _types as types
     from ._generated.params import ModelParams
+    from ._handle import Made
     from ._model.loading import Path, Progress
     from .gguf import Gguf
 
@@ -269,7 +270,7 @@ class Model(ModelInfo):
 
     @classmethod
     def _make(
-        cls, name: str, given: dict[str, Any], load: Callable[[Any, Progress | None], Any]
+        cls, name: str, given: dict[str, Any], load: Callable[[Any, Progress | None], Made]
     ) -> Self:
         """Return a new model; see `_load`."""
         model = cls.__new__(cls)
@@ -278,20 +279,20 @@ class Model(ModelInfo):
         return model
 
     def _load(
-        self, name: str, given: Mapping[str, Any], load: Callable[[Any, Progress | None], Any]
+        self, name: str, given: Mapping[str, Any], load: Callable[[Any, Progress | None], Made]
     ) -> None:
         """Load the model and own it.
 
         Args:
             name: Where it comes from, for `repr`.
             given: The parameters, with ``progress``.
-            load: Gets the struct and ``progress``; returns a model that nobody owns.
+            load: Gets the struct and ``progress``; returns a model for `own`.
         """
         backend.load()
         struct, keep = model_params(given)
         progress = given.get("progress")
         # C may read what the parameters point to as long as the model lives.
-        owner = own(load(struct, progress), lib.llama_model_free, keep)
+        owner = own(load(struct, progress), keep)
         check_weight_types(owner, name)
         self._name = name
         self._vocab: weakref.ref[Vocab] | None = None

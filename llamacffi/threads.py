@@ -9,15 +9,16 @@ from __future__ import annotations
 import functools
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import backend
 from ._checks import checked_indices
 from ._cores import free_cores, processors
+from ._exclusive import Ending, Exclusive
 from ._ffi import ffi, lib
-from ._handle import Exclusive, Handle, own
+from ._handle import Handle, make, own
 from ._params import enum_number, fill
 from .errors import ArgumentError, BackendUnavailableError, NativeError, UnsupportedError
 from .log import drain, logger, with_log
@@ -104,14 +105,14 @@ class Threadpool(Handle):
         # Weak, for they belong to the contexts: see `attached_to`.
         self._flags: weakref.WeakSet[Any] = weakref.WeakSet()
         cancel = functools.partial(_cancel, self._flags)
-        free = self.exclusive.ending(lib.ggml_threadpool_free, cancel)
+        ending = Ending(self.exclusive, cancel)
         self.placement = None
         if self.cpus is None and struct.prio == lib.GGML_SCHED_PRIO_NORMAL:
-            owner = _start(struct, free)
+            owner = _start(struct, ending)
         else:
             # ggml binds the thread that makes a pool too: let that be one that ends at once.
             with ThreadPoolExecutor(1) as thread:
-                made = thread.submit(_start_placed, struct, self.cpus, free)
+                made = thread.submit(_start_placed, struct, self.cpus, ending)
                 owner, self.placement = made.result()
         super().__init__(owner)
         drain()
@@ -143,6 +144,15 @@ class Threadpool(Handle):
         ptr = self.ptr
         with self.exclusive:
             lib.ggml_threadpool_resume(ptr)
+
+    def close(self) -> None:
+        """Free the C object now, after everything made from it.  Idempotent.
+
+        Only a call still running in another thread, or a context that has it, delays the free until
+        it is done.
+        """
+        super().close()
+        self.exclusive.sweep()
 
     def attached_to(self, abort_flag: Any) -> None:
         """Remember what stops a graph, for an exit of the interpreter while one runs."""
@@ -228,19 +238,19 @@ def _cpu_numbers(cpus: Iterable[int]) -> frozenset[int]:
     return numbers
 
 
-def _start(struct: Any, free: Callable[[Any], object]) -> Any:
+def _start(struct: Any, ending: Ending) -> Any:
     """Start the threads of a pool and return an owning pointer to it."""
     try:
-        ptr = lib.ggml_threadpool_new(struct)
+        made = make(lib.ggml_threadpool_free, (ending,), lib.ggml_threadpool_new, struct)
     except NativeError as error:
         raise with_log(
             BackendUnavailableError(f"cannot start {struct.n_threads} threads: {error}")
         ) from error
-    return own(ptr, free)
+    return own(made)
 
 
 def _start_placed(
-    struct: Any, cpus: frozenset[int] | None, free: Callable[[Any], object]
+    struct: Any, cpus: frozenset[int] | None, ending: Ending
 ) -> tuple[Any, Placement]:
     """Do that with processors or a priority, in a thread that is not needed afterwards."""
     if not hasattr(os, "sched_setaffinity"):
@@ -248,7 +258,7 @@ def _start_placed(
     before = Placement.current()
     if cpus is not None:
         _check_usable(cpus)
-    owner = _start(struct, free)
+    owner = _start(struct, ending)
     placement = Placement.current()  # as ggml has made it
     if struct.prio != lib.GGML_SCHED_PRIO_NORMAL and placement[1:] == before[1:]:
         raise UnsupportedError(

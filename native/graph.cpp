@@ -5,6 +5,7 @@
 #include "llama-ext.h" // llama_graph_reserve: exported, but not in llama.h yet
 #include "llamacffi.h"
 #include "native.hpp"
+#include "planning.hpp"
 
 #include <cmath>
 #include <cstdio>
@@ -158,6 +159,7 @@ void llamacffi_graph_describe(llama_context *context, uint32_t n_tokens, uint32_
                               uint32_t n_outputs, llamacffi_graph *graph) {
     try {
         llamacffi::Enter enter;
+        llamacffi::Planning planning;
         const llama_vocab *vocab = llama_model_get_vocab(llama_get_model(context));
         ggml_cgraph *reserved = llama_graph_reserve(context, n_tokens, n_seqs, n_outputs);
         if (!reserved) {

@@ -2,14 +2,36 @@
 #include "guard.hpp"
 #include "llama-context.h" // the functions are exported, but only as members
 #include "llamacffi.h"
+#include "planning.hpp"
 
 void llamacffi_reserve(llama_context *context) {
-    llamacffi::guarded("llamacffi_reserve", [&] { context->sched_reserve(); });
+    llamacffi::guarded("llamacffi_reserve", [&] {
+        llamacffi::Planning planning;
+        context->sched_reserve();
+    });
 }
 
-void llamacffi_memory_update(llama_context *context) {
+namespace {
+
+// Lets nobody abort the computations of a context as long as it lives.
+struct Unstoppable {
+    Unstoppable(llama_context *one, llamacffi_abort_flag *its) : context(one), flag(its) {
+        llama_set_abort_callback(context, nullptr, nullptr);
+    }
+    ~Unstoppable() { llama_set_abort_callback(context, llamacffi_abort_requested, flag); }
+    llama_context *context;
+    llamacffi_abort_flag *flag;
+};
+
+} // namespace
+
+void llamacffi_memory_update(llama_context *context, llamacffi_abort_flag *flag) {
     llamacffi::guarded("llamacffi_memory_update", [&] {
-        context->sched_reserve(); // as decode does: the update plans a graph within what is reserved
+        {
+            llamacffi::Planning planning;
+            context->sched_reserve(); // as decode does: the update's graph is within what is reserved
+        }
+        Unstoppable unstoppable(context, flag);
         context->memory_update(false);
     });
 }

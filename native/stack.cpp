@@ -2,6 +2,7 @@
 #include "stack.hpp"
 
 #include "guard.hpp"
+#include "llamacffi.h"
 #include "native.hpp"
 
 #include <csignal>
@@ -60,6 +61,8 @@ sigset_t asynchronous_signals() {
 }
 
 } // namespace
+
+size_t llamacffi_stack_left(void) { return llamacffi::stack_left(); }
 
 namespace llamacffi {
 

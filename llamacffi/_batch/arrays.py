@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._exclusive import Exclusive
 from .._ffi import ffi
 from .._handle import Pointer
 from .._params import integer
@@ -26,7 +26,7 @@ class BatchArrays(Pointer):
     _instead = "make another Batch, and add() the same"
 
     __slots__ = (
-        *("_content", "_embd", "_first_pos", "_first_token", "_lock", "_logits", "_n_seq_id"),
+        *("_content", "_embd", "_first_pos", "_first_token", "_exclusive", "_logits", "_n_seq_id"),
         *("_n_rows", "_pos", "_rows", "_sections", "_single"),
         *("_seq_id", "_struct", "_token", "_value", "is_coupled", "n_embd"),
         *("_n_seq_id_max", "_outputs", "_seq_id_max", "_token_range"),
@@ -65,7 +65,7 @@ class BatchArrays(Pointer):
         self._sections = None  # made for the first that needs it
         self._rows = np.zeros(capacity, np.uintp)  # a pointer for each row of _seq_id
         self._n_rows = 0  # those that are set: memory that is not used is not touched
-        self._lock = threading.Lock()  # held while C reads the arrays
+        self._exclusive: Exclusive = Exclusive("Batch")  # held while C reads the arrays
         self._content = ""
         self._struct = ffi.new("struct llama_batch *")
         self._value = self._struct[0]  # the same memory, as C's functions take it

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._ffi import ffi, lib
-from .._handle import own
+from .._handle import make, own
 from ..errors import batch_error
 from ..log import with_log
 
@@ -48,7 +48,7 @@ def process(
 
     Source: ``llama_batch_ext_init`` and following, ``llama_process``.
     """
-    batch = own(lib.llama_batch_ext_init(context), lib.llama_batch_ext_free, context)
+    batch = own(make(lib.llama_batch_ext_free, (context,), lib.llama_batch_ext_init, context))
     rows = ffi.from_buffer("float[]", embeddings)
     where = ffi.from_buffer("llama_pos[]", positions)
     width, step = embeddings.shape[1], positions.shape[1]

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from .._ffi import ffi, lib
+from .._ffi import ffi
 from .._params import CONVERTERS
 from ..errors import AdapterError
 from ..log import with_log
 from .base import ContextBase
-from .planning import Applied
+from .planning import NO_VECTOR, Applied
 
 if TYPE_CHECKING:
     from ..adapter import Adapter
     from ..control_vector import ControlVector
-
-
-# What takes a control vector away.
-NO_VECTOR = ffi.NULL, 0, 0, 0, 0
 
 
 class Adapters(ContextBase):
@@ -58,12 +53,8 @@ class Adapters(ContextBase):
         }
         owners = [adapter.ptr for adapter in scales]
         applied, ptr = self._applied, self.ptr
-        c_adapters = ffi.new("struct llama_adapter_lora *[]", owners)
-        c_scales = ffi.new("float[]", list(scales.values()))
         with self.exclusive:
-            lib.llama_set_adapters_lora(ptr, c_adapters, len(owners), c_scales)
-            applied.adapters, applied.owners = MappingProxyType(scales), owners
-            applied.planned = False
+            applied.use_adapters(ptr, scales, owners)
 
     @property
     def control_vector(self) -> ControlVector | None:
@@ -96,10 +87,8 @@ class Adapters(ContextBase):
             # All layers: what C is not given keeps the numbers of the vector before.
             args = ffi.from_buffer("float[]", rows), rows.size, rows.shape[1], first, last
         with self.exclusive:
-            applied.planned = False
-            if lib.llama_set_adapter_cvec(ptr, *args) != 0:
+            if not applied.use_vector(ptr, vector, args):
                 raise with_log(AdapterError(f"llama.cpp cannot use {vector!r}"))
-            applied.vector, applied.vector_args = vector, args
 
     def close(self) -> None:
         """Free the C object now, after everything made from it.  Idempotent.

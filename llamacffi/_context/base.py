@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .._exclusive import Exclusive
 from .._ffi import lib
-from .._handle import Exclusive, Handle
+from .._handle import Handle
 from .newer import n_rs_seq
 
 if TYPE_CHECKING:

@@ -333,7 +333,7 @@ class Computation(Threads):
             stopped, error = self._observer.finish()
         if code or stopped:
             self._fail(ptr, batch, code or ABORTED, error, encode)
-        self._computed()
+        self._computed(ptr)
 
     def _fail(
         self, ptr: Any, batch: Batch, code: int, error: BaseException | None, encode: bool

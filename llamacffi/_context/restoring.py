@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._atomic import explain_failure, replacing_path
@@ -44,12 +44,14 @@ class Remembering(Threads):
         check_int("seq_id", seq_id, 0, last, ": create the Context with a larger n_seq_max")
         return operator.index(seq_id)
 
-    @contextmanager
-    def _remembering(self, *, loading: bool = False) -> Iterator[Any]:
-        """Hold the context, with a memory in which nothing is left to be done; yield its pointer.
+    def _remembering(self, *, loading: bool = False) -> Held:
+        """Hold the context, with a memory in which nothing is left to be done.
 
         Args:
             loading: Whether what is there is to be replaced: it need not be in order.
+
+        Returns:
+            What to hold; it gives the context's pointer.
 
         Raises:
             UnsupportedError: The model has no memory.
@@ -58,22 +60,19 @@ class Remembering(Threads):
         ptr = self.ptr
         if lib.llama_get_memory(ptr) == ffi.NULL:
             raise UnsupportedError("this model has no memory: it sees one batch at a time")
-        with self.computing(2):
-            # What was moved or copied is so only for the next decode, and would be saved as it was.
-            # To be stopped would leave it half done, without a word.
-            lib.llama_set_abort_callback(ptr, ffi.NULL, ffi.NULL)
-            try:
-                if not self._applied.planned:
-                    self._applied.plan(ptr)
-                lib.llamacffi_memory_update(ptr)
-            except NativeError as error:
-                self._applied.plan_anew(ptr)
-                if not loading:
-                    raise StateError(f"the memory cannot be brought up to date: {error}") from error
-            finally:
-                lib.llama_set_abort_callback(ptr, lib.llamacffi_abort_requested, self._abort)
-            yield ptr
-        drain()
+        return Held(self, ptr, loading)
+
+    def _update(self, ptr: Any, loading: bool) -> None:
+        """Do what is left to be done; the context is held."""
+        # What was moved or copied is so only for the next decode, and would be saved as it was.
+        try:
+            if not self._applied.planned:
+                self._applied.plan(ptr)
+            lib.llamacffi_memory_update(ptr, self._abort)
+        except NativeError as error:
+            self._applied.plan_anew(ptr)
+            if not loading:
+                raise StateError(f"the memory cannot be brought up to date: {error}") from error
 
     def _forget_outputs(
         self, seq_id: int | None, end: int | None, tokens: Sequence[int] = ()
@@ -95,6 +94,28 @@ class Remembering(Threads):
                 number, last = there.popitem()
                 if last < len(tokens) and all(0 <= one < self._sizes[1] for one in tokens):
                     self._lineage.tokens.put(number, range(last + 1), tokens[: last + 1])
+
+
+class Held:
+    """A context that is held, by the function of the ``with``: see `Remembering._remembering`."""
+
+    def __init__(self, context: Remembering, ptr: Any, loading: bool) -> None:
+        self._context, self._ptr, self._loading = context, ptr, loading
+        self._computing = context.computing(2)
+
+    def __enter__(self) -> Any:
+        frame = sys._getframe(1)
+        self._computing.enter(frame)
+        try:
+            self._context._update(self._ptr, self._loading)
+        except BaseException:
+            self._computing.leave(frame)
+            raise
+        return self._ptr
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._computing.leave(sys._getframe(1))
+        drain()
 
 
 def save(

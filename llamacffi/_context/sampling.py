@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..model import Model
+    from ..vocab import Vocab
 
 
 class BackendSampling(Outputs, Threads):
@@ -180,28 +180,30 @@ class BackendSampling(Outputs, Threads):
         """Set the chain of a sequence; who calls holds the context, and the chain."""
         self._applied.planned = False
         if chain is None:
-            before = self._chains.pop(seq_id, None)
+            # In this order: whoever is interrupted leaves what C has kept, and to be removed again.
             lib.llama_set_sampler(ptr, seq_id, ffi.NULL)
-            self._chain_owners.pop(seq_id, None)
-            self._hold_chains()
+            before = self._chains.get(seq_id)
             if before is not None:
                 before._attached = _gone
+            self._chain_owners.pop(seq_id, None)
+            self._chains.pop(seq_id, None)
+            self._hold_chains()
             return
-        owner = chain._owner
         try:
-            if not lib.llama_set_sampler(ptr, seq_id, owner):
+            self._attach(seq_id, chain)
+            if not lib.llama_set_sampler(ptr, seq_id, chain._owner):
                 raise with_log(UnsupportedError("the context does not sample in its graph"))
             check_first(chain)
         except BaseException:  # also if interrupted: C must not keep what nobody keeps alive
-            lib.llama_set_sampler(ptr, seq_id, ffi.NULL)
+            self._replace(ptr, seq_id, None)
             chain._leave_graph()
             raise
-        self._attach(seq_id, chain)
 
     def _attach(self, seq_id: int, chain: SamplerChain) -> None:
-        """Note that C has the chain."""
+        """Note that C has the chain, or will have it."""
+        self._chain_owners[seq_id] = chain._owner
+        self._chains[seq_id] = chain
         chain._attached = weakref.ref(self)
-        self._chains[seq_id], self._chain_owners[seq_id] = chain, chain._owner
         self._hold_chains()
 
     def _hold_chains(self) -> None:
@@ -229,17 +231,27 @@ def check_chains(chains: Any, n_seq_max: int) -> dict[int, SamplerChain]:
 
 
 @contextmanager
-def given(chains: Mapping[int, SamplerChain], model: Model, struct: Any) -> Iterator[None]:
-    """Give chains to the context that is created in the ``with``; take them back if it fails."""
+def given(
+    chains: Mapping[int, SamplerChain], vocab: Vocab, struct: Any, owners: dict[int, Any]
+) -> Iterator[None]:
+    """Give chains to the context that is created in the ``with``; take them back if it fails.
+
+    Args:
+        chains: By sequence.
+        vocab: That of the model.
+        struct: The parameters.
+        owners: Where to put what the context points into.
+    """
     configs = ffi.new("struct llama_sampler_seq_config[]", len(chains))
     entered: list[SamplerChain] = []
     try:
         for config, (seq_id, chain) in zip(configs, chains.items(), strict=True):
             with chain._exclusive:
-                chain._settle_for_vocab(model.vocab)
-                _enter(chain, len(model.vocab))
+                chain._settle_for_vocab(vocab)
+                _enter(chain, len(vocab))
                 chain._attached = _gone  # until it is in the context
                 entered.append(chain)
+                owners[seq_id] = chain._owner
                 config.seq_id, config.sampler = seq_id, chain._owner
         struct.samplers, struct.n_samplers = configs, len(chains)
         yield

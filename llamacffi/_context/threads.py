@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
+from .._exclusive import Exclusive, Together
 from .._ffi import lib
-from .._handle import Exclusive, Together
 from .._params import integer
 from ..errors import ArgumentError, ClosedError
 from ..threads import Placement, Threadpool, check_computing
@@ -13,7 +14,7 @@ from .base import ContextBase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
 
 class Threads(ContextBase):
@@ -102,17 +103,18 @@ class Threads(ContextBase):
         until it is done.
         """
         super().close()
-        self._computing = None  # the threads too: only the finalizer still has them
+        self._computing = None  # the threads too: only what C points into still has them
+        self.exclusive.sweep()
 
     @property
     def _pools(self) -> Pools:
         return self.computing(1).pools
 
-    def _computed(self) -> None:
+    def _computed(self, ptr: Any) -> None:
         """Note that C has computed a graph, with a pool that is attached now."""
         computing = self._computing  # None if it was closed meanwhile
         if computing is not None and computing[0].pools.left:
-            computing[0].pools.forget()
+            computing[0].pools.forget(ptr)
 
     def _set_n_threads(self, *numbers: int) -> None:
         numbers = tuple(integer(name, n) for name, n in zip(NAMES, numbers, strict=True))
@@ -123,6 +125,9 @@ class Threads(ContextBase):
             if not pools.own:
                 _check_sizes(numbers, pools.attached)
             elif numbers != tuple(pool.n_threads for pool in pools.attached):
+                # At no time may a pool have too few, also if this is interrupted.
+                before = lib.llama_n_threads(ptr), lib.llama_n_threads_batch(ptr)
+                lib.llama_set_n_threads(ptr, *map(min, numbers, before))
                 pools.attach(ptr, own_pools(*numbers), self._abort, own=True)
             lib.llama_set_n_threads(ptr, *numbers)
 
@@ -158,7 +163,9 @@ def n_threads_for(ptr: Any, n_tokens: int) -> int:
 class Pools:
     """The pools of a context, and the locks of all."""
 
-    __slots__ = ("alone", "attached", "held", "left", "locks", "others", "own", "placed")
+    __slots__ = (
+        *("_settled", "alone", "attached", "held", "left", "locks", "others", "own", "placed"),
+    )
 
     attached: tuple[Threadpool, Threadpool]
     own: bool
@@ -173,6 +180,8 @@ class Pools:
         self.left: bool = False  # whether some of them are no longer attached
         self.placed: bool = False  # whether some of them move the thread that computes
         self.others: tuple[Exclusive, ...] = ()  # what else C uses while it computes
+        # Whether C has those that are attached; if not, it may have others that are held.
+        self._settled: bool = True
 
     def attach(
         self, ptr: Any, pools: tuple[Threadpool, Threadpool], abort_flag: Any, *, own: bool
@@ -182,17 +191,25 @@ class Pools:
         The caller holds the context.
         """
         pointers = [pool.ptr for pool in pools]
-        lib.llama_attach_threadpool(ptr, *pointers)
-        # The CPU backend still has the pool of the last graph, and pauses it at the next: till then
-        # that pool must live, and run no graph.
-        self.held.update(zip(pools, pointers, strict=True))
-        self.attached, self.own = pools, own
         for pool in pools:
             pool.attached_to(abort_flag)
+        # The CPU backend still has the pool of the last graph, and pauses it at the next: till then
+        # that pool must live, and run no graph.  All this before C has the others: whoever is
+        # interrupted leaves both kept and locked.
+        self.held.update(zip(pools, pointers, strict=True))
+        self._settled = False
+        self.attached, self.own = pools, own
+        self._survey()
+        lib.llama_attach_threadpool(ptr, *pointers)
+        self._settled = True
         self._survey()
 
-    def forget(self) -> None:
+    def forget(self, ptr: Any) -> None:
         """Let go of the pools that are no longer attached: the last graph did not use them."""
+        if not self._settled:  # perhaps it did
+            lib.llama_attach_threadpool(ptr, *(self.held[pool] for pool in self.attached))
+            self._settled = True
+            return
         for pool in self.held.keys() - set(self.attached):
             del self.held[pool]
         self._survey()
@@ -203,7 +220,7 @@ class Pools:
         self._survey()
 
     def _survey(self) -> None:
-        self.left = len(self.held) > len(set(self.attached))
+        self.left = not self._settled or len(self.held) > len(set(self.attached))
         self.placed = any(pool.placement for pool in self.held)
         self.locks.others = (*(pool.exclusive for pool in self.held), *self.others)
         # Then the lock of the context is enough.
@@ -225,17 +242,20 @@ class Computing:
         self._placement: Placement | None = None  # of the calling thread, meanwhile
 
     def __enter__(self) -> None:
+        self.enter(sys._getframe(1))
+
+    def enter(self, frame: FrameType) -> None:
+        """Begin; ``frame`` is the function that computes."""
         pools = self.pools
         if pools.alone:
-            # For each token: as `Exclusive` does, but here.
             first = pools.locks.first
-            if not first._lock.acquire(blocking=False):
-                first._refuse()
+            first.enter(frame)
             if pools.alone:  # and nobody has changed that before
                 self._alone = True
                 return
-            first.__exit__()
-        pools.locks.__enter__()
+            first.leave()
+        pools.locks.enter(frame)
+        self._alone = False
         if pools.placed:
             self._placement = Placement.current()
             if placement := pools.attached[self._index].placement:
@@ -247,12 +267,16 @@ class Computing:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.leave(sys._getframe(1))
+
+    def leave(self, frame: FrameType) -> None:
+        """End it."""
         pools = self.pools
         if self._alone:
             self._alone = False
-            pools.locks.first.__exit__()
+            pools.locks.first.leave()
             return
         if self._placement:
             self._placement.apply()
             self._placement = None
-        pools.locks.__exit__(exc_type, exc, traceback)
+        pools.locks.leave(frame)

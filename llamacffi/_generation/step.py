@@ -7,6 +7,7 @@ function takes a microsecond, and `Context.decode` and `SamplerChain.sample` are
 
 from __future__ import annotations
 
+from sys import _getframe as here
 from typing import TYPE_CHECKING, Any
 
 from .._context.settling import roll_back
@@ -52,17 +53,18 @@ class Step:
         context, chain, batch = self._context, self._chain, self._batch
         batch.set_one(token, pos, self._seq_id)
         ptr, outer, inner = context.ptr, context.exclusive, chain._exclusive
-        if not outer._lock.acquire(blocking=False):
-            outer._refuse()
+        # As `Exclusive.enter` does, but here.
+        if outer.holders.setdefault(0, here()) is not here():
+            outer.enter(here())
         try:
-            if not inner._lock.acquire(blocking=False):
-                inner._refuse()
+            if inner.holders.setdefault(0, here()) is not here():
+                inner.enter(here())
             try:
                 chosen = self._short_way(ptr)
             finally:
-                inner.__exit__()
+                inner.leave()
         finally:
-            outer.__exit__()
+            outer.leave()
         if chosen is None:
             if context._lineage.versions[self._seq_id] != self._version:
                 raise changed(self._seq_id)

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 from .._ffi import ffi, lib
-from .._handle import own
+from .._handle import make, own
 from ..errors import GgufError, NativeError
 from ..log import drain, with_log
 from .tensors import Source
@@ -38,16 +38,19 @@ def parse(source: Source) -> Any:
     failure = f"{source.name} is no GGUF that llama.cpp can read"
     drain()
     try:
-        ptr = lib.gguf_init_from_buffer(
+        made = make(
+            lib.gguf_free,
+            (),
+            lib.gguf_init_from_buffer,
             ffi.from_buffer(source.buffer),
             len(source.buffer or b""),
             ffi.new("struct gguf_init_params *", {"no_alloc": True})[0],
         )
     except NativeError as error:
         raise with_log(GgufError(f"{failure}: {error}")) from error
-    if ptr == ffi.NULL:
+    if made[1] == ffi.NULL:
         raise with_log(GgufError(failure))
-    return own(ptr, lib.gguf_free)
+    return own(made)
 
 
 def serialize(ptr: Any) -> bytearray:

@@ -14,7 +14,7 @@ from .. import log
 from .._callbacks import Bridge
 from .._ffi import ffi, lib
 from .._files import OpenFile, c_file
-from .._handle import own
+from .._handle import make, own
 from .._path_hints import no_file
 from .._text import c_path, checked_path
 from ..errors import ArgumentError, LoadError, ModelNotFoundError, NativeError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from .. import _types as types
+    from .._handle import Made
 
     Progress: TypeAlias = Callable[[float], bool | None]
     Path: TypeAlias = str | os.PathLike[str]
@@ -41,88 +42,99 @@ BEFORE_REASON = re.compile(r"^(\w+: |error loading model: )+")
 CUT_OFF = re.compile(r" data is not within the file bounds.*$")
 
 
-def load_path(path: Path, struct: Any, progress: Progress | None) -> Any:
+def load_path(path: Path, struct: Any, progress: Progress | None) -> Made:
     """Load a file, and those that belong to it.  Source: ``llama_model_load_from_file``."""
     check_gguf(path)
     raw = c_path(path)
     return load(
-        lambda params: lib.llama_model_load_from_file(raw, params),
+        lambda params: make_model(lib.llama_model_load_from_file, raw, params),
         struct,
         os.fspath(path),
         progress,
-        read=lambda params: lib.gguf_init_from_file(raw, params),
+        read=lambda params: _make_gguf(lib.gguf_init_from_file, raw, params),
         explain=lambda: explain_shards(path),
     )
 
 
-def load_splits(paths: Sequence[Path], struct: Any, progress: Progress | None) -> Any:
+def load_splits(paths: Sequence[Path], struct: Any, progress: Progress | None) -> Made:
     """Load the files of one model.  Source: ``llama_model_load_from_splits``."""
     check_shards(paths)
     raw = [ffi.new("char[]", c_path(path)) for path in paths]
     array = ffi.new("const char *[]", raw)
     return load(
-        lambda params: lib.llama_model_load_from_splits(array, len(raw), params),
+        lambda params: make_model(lib.llama_model_load_from_splits, array, len(raw), params),
         struct,
         os.fspath(paths[0]),
         progress,
-        read=lambda params: lib.gguf_init_from_file(raw[0], params),
+        read=lambda params: _make_gguf(lib.gguf_init_from_file, raw[0], params),
     )
 
 
 def load_file(
     source: types.FileSource, offset: int | None, struct: Any, progress: Progress | None
-) -> Any:
+) -> Made:
     """Load from an open file or bytes.  Source: ``llama_model_load_from_file_ptr``."""
     with c_file(source, offset=offset) as file:
         check_magic(file.read(len(MAGIC)), file.name)
         _check_mode(file, struct)
+        load_ptr = lib.llama_model_load_from_file_ptr
         return load(
-            lambda params: _read_again(file, lib.llama_model_load_from_file_ptr, params),
+            lambda params: _read_again(file, make_model, load_ptr, params),
             struct,
             file.name,
             progress,
-            read=lambda params: _read_again(file, lib.gguf_init_from_file_ptr, params),
+            read=lambda params: _read_again(file, _make_gguf, lib.gguf_init_from_file_ptr, params),
         )
 
 
+def make_model(function: Callable[..., Any], *args: Any) -> Made:
+    """Call a C function that loads a model, for `own`."""
+    return make(lib.llama_model_free, (), function, *args)
+
+
+def _make_gguf(function: Callable[..., Any], *args: Any) -> Made:
+    """Call a C function that reads metadata, for `own`."""
+    return make(lib.gguf_free, (), function, *args)
+
+
 def load(
-    call: Callable[[Any], Any],
+    call: Callable[[Any], Made],
     struct: Any,
     name: str,
     progress: Progress | None,
     *,
-    read: Callable[[Any], Any] | None = None,
+    read: Callable[[Any], Made] | None = None,
     explain: Callable[[], None] | None = None,
-) -> Any:
+) -> Made:
     """Run a C function that loads a model, and perhaps again in a way that is possible.
 
     Args:
-        call: Gets the parameters, returns a model that nobody owns.
+        call: Gets the parameters, returns what `make` does.
         struct: The ``struct llama_model_params *``.
         name: The file, for messages.
         progress: The user's function.
-        read: Gets the parameters for it, returns the metadata in the file, that nobody owns.
+        read: Gets the parameters for it, returns the metadata in the file as `make` does.
         explain: Raises a better error for a load that failed, if it finds one.
 
     Returns:
-        The ``struct llama_model *``, that nobody owns yet.
+        The ``struct llama_model *``, for `own`.
 
     Raises:
         LoadError: llama.cpp cannot load it; the lines of its log are in the notes.
     """
     is_aligned = read is None or _look(struct, read, name)
-    ptr, failure = _call(call, struct, name, progress)
+    made, failure = _call(call, struct, name, progress)
     if failure is not None and not is_aligned:
         if load_mode.is_auto(struct):
             load_mode.read(struct)
-            ptr, failure = _call(call, struct, name, progress)
+            made, failure = _call(call, struct, name, progress)
         elif load_mode.is_mapped(struct):
             raise ArgumentError(
                 f"{name!r} is not aligned to be mapped: load_mode='none' can"
             ) from failure
     try:
         if failure is None:
-            return ptr
+            return made
         if explain is not None:
             explain()
         raise failure
@@ -131,8 +143,8 @@ def load(
 
 
 def _call(
-    call: Callable[[Any], Any], struct: Any, name: str, progress: Progress | None
-) -> tuple[Any, LoadError | None]:
+    call: Callable[[Any], Made], struct: Any, name: str, progress: Progress | None
+) -> tuple[Made, LoadError | None]:
     """Run a C function that loads a model; return the model, or why there is none.
 
     Raises:
@@ -144,20 +156,20 @@ def _call(
     struct.progress_callback = lib.llamacffi_on_progress
     struct.progress_callback_user_data = user_data
     log.drain()
-    ptr, failure = ffi.NULL, None
+    nothing: Made = (), ffi.NULL
+    made, failure = nothing, None
     try:
-        ptr = call(struct[0])
+        made = call(struct[0])
     except NativeError as error:
         reason = str(error).partition(": ")[2]
         failure = log.with_log(LoadError(f"cannot load {name!r}: {reason}"))
         failure.__cause__ = error
     if bridge.error is not None:
-        if ptr != ffi.NULL:
-            lib.llama_model_free(ptr)
+        made = nothing  # which frees the model
         bridge.reraise()
-    if ptr == ffi.NULL and failure is None:
+    if made[1] == ffi.NULL and failure is None:
         failure = log.with_log(LoadError(f"cannot load {name!r}: {_reason()}"))
-    return ptr, failure
+    return made, failure
 
 
 def _reason() -> str:
@@ -241,14 +253,14 @@ def _check_mode(file: OpenFile, struct: Any) -> None:
     struct.lazy_mode = lib.LLAMA_LAZY_MODE_OFF
 
 
-def _metadata(call: Callable[[Any], Any]) -> Any:
+def _metadata(call: Callable[[Any], Made]) -> Any:
     """Return an owned ``struct gguf_context *`` from one of C's functions, or None."""
     log.drain()
-    ptr = call(ffi.new("struct gguf_init_params *", {"no_alloc": True})[0])
-    return None if ptr == ffi.NULL else own(ptr, lib.gguf_free)
+    made = call(ffi.new("struct gguf_init_params *", {"no_alloc": True})[0])
+    return None if made[1] == ffi.NULL else own(made)
 
 
-def _look(struct: Any, read: Callable[[Any], Any], name: str) -> bool:
+def _look(struct: Any, read: Callable[[Any], Made], name: str) -> bool:
     """Look at the metadata in a file, and fit the overrides of it.
 
     Returns:
@@ -272,13 +284,15 @@ def _alignment() -> int:
     return int(lib.ggml_backend_buft_get_alignment(lib.ggml_backend_cpu_buffer_type()))
 
 
-def _read_again(file: OpenFile, function: Callable[..., Any], *params: Any) -> Any:
+def _read_again(
+    file: OpenFile, call: Callable[..., Made], function: Callable[..., Any], params: Any
+) -> Made:
     """Call a C function that reads a ``FILE *`` with one of its own, at the beginning."""
     ptr = lib.llamacffi_file_open(file.descriptor, file.offset, False)
     if ptr == ffi.NULL:
         raise LoadError(ffi.errno, os.strerror(ffi.errno), file.name)
     try:
-        return function(ptr, *params)
+        return call(function, ptr, params)
     finally:
         lib.llamacffi_file_close(ptr)
 
@@ -290,7 +304,7 @@ def shard_info(path: Path) -> tuple[int, int]:
         LoadError: It is no GGUF, or damaged.
     """
     raw = c_path(path)
-    gguf = _metadata(lambda params: lib.gguf_init_from_file(raw, params))
+    gguf = _metadata(lambda params: _make_gguf(lib.gguf_init_from_file, raw, params))
     if gguf is None:
         raise log.with_log(LoadError(f"cannot load {os.fspath(path)!r}: {_reason()}"))
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from .._callbacks import Bridge
 from .._ffi import ffi, lib
 from .._files import anonymous_file
-from ..errors import ArgumentError
+from ..errors import ArgumentError, NativeError
 from ..gguf import Gguf
 from . import load_mode
 from .file_kind import check_kind
 from .hyperparameters import check_hyperparameters
 from .info import shape_of
-from .loading import load, load_file
+from .loading import load, load_file, make_model
 from .overrides import fit_kv_overrides
 from .vocabulary import check_vocabulary
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from .._handle import Made
     from .loading import Progress
 
     Fill: TypeAlias = Callable[[str, npt.NDArray[Any]], None]
 
 
-def load_gguf(gguf: Any, struct: Any, progress: Progress | None) -> Any:
+def load_gguf(gguf: Any, struct: Any, progress: Progress | None) -> Made:
     """Load the model that a `Gguf` is, as if it were written to a file.
 
     Source: ``llama_model_load_from_file_ptr``.
@@ -41,7 +42,7 @@ def load_gguf(gguf: Any, struct: Any, progress: Progress | None) -> Any:
         return load_file(file, 0, struct, progress)
 
 
-def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) -> Any:
+def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) -> Made:
     """Make the model that ``gguf`` describes, with weights from ``fill``.
 
     Source: ``llama_model_init_from_user``.
@@ -52,18 +53,17 @@ def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) ->
     bridge = Bridge(_Filler(fill))
     user_data = ffi.new_handle(bridge)
 
-    def call(params: Any) -> Any:
-        ptr = ffi.NULL
+    def call(params: Any) -> Made:
+        args = metadata, lib.llamacffi_on_tensor_data, user_data, params
         try:
-            ptr = lib.llama_model_init_from_user(
-                metadata, lib.llamacffi_on_tensor_data, user_data, params
-            )
-        finally:
-            if bridge.error is not None:  # C could not be told to stop
-                if ptr != ffi.NULL:
-                    lib.llama_model_free(ptr)
-                bridge.reraise()
-        return ptr
+            made = make_model(lib.llama_model_init_from_user, *args)
+        except NativeError:
+            bridge.reraise()
+            raise
+        if bridge.error is not None:  # C could not be told to stop
+            del made
+            bridge.reraise()
+        return made
 
     metadata = _metadata_of(gguf)
     check_kind(metadata, "<metadata>")

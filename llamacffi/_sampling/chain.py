@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from .._checks import INT32_MAX
 from .._context.base import ContextBase
+from .._exclusive import Ending, Exclusive
 from .._ffi import ffi, lib
-from .._handle import Exclusive, Handle, own
+from .._handle import Handle, make, own
 from .._text import new_uncleared
 from .._tokens import token_id
 from ..candidates import problem
@@ -127,6 +128,7 @@ class ChainBase(Handle):
                 context._drop(self)
         self._closed = True
         super().close()
+        self._exclusive.sweep()
 
     def __enter__(self) -> Self:
         if self._closed:
@@ -146,7 +148,8 @@ class ChainBase(Handle):
         params = lib.llama_sampler_chain_default_params()
         params.no_perf = self._no_perf
         handles: list[Any] = []
-        chain = self._own(lib.llama_sampler_chain_init(params), handles)
+        self._prepared = _nobody
+        chain = self._own(handles, lib.llama_sampler_chain_init, params)
         for sampler in self._plan:
             if isinstance(sampler, PythonSampler):
                 handle, made = Running(sampler.runner(self._vocab)).make()
@@ -156,18 +159,20 @@ class ChainBase(Handle):
             lib.llama_sampler_chain_add(chain, made)  # which owns it from here on
         self._bind(chain, handles)
 
-    def _own(self, ptr: Any, handles: list[Any]) -> Any:
-        if ptr == ffi.NULL:
-            raise with_log(LlamaError("llama.cpp cannot make a sampler chain"))
-        keep: tuple[Any, ...] = ()
+    def _own(self, handles: list[Any], function: Callable[..., Any], *args: object) -> Any:
+        """Have C make a chain, and return its owner."""
+        keep: tuple[Any, ...] = Ending(self._exclusive), handles
         if self._vocab is not None and self._needy:
             # They may point into the vocabulary, which is the model's: it closes them first.
-            keep = (self._vocab.model.ptr,)
-            self._vocab.model._adopt(self)
-        return own(ptr, self._exclusive.ending(lib.llama_sampler_free), handles, *keep)
+            keep = (*keep, self._vocab.model.ptr)
+        made = make(lib.llama_sampler_free, keep, function, *args)
+        if made[1] == ffi.NULL:
+            raise with_log(LlamaError("llama.cpp cannot make a sampler chain"))
+        return own(made)
 
     def _bind(self, chain: Any, handles: list[Any]) -> None:
         """Become the chain ``chain``, which is whole."""
+        self._owner = None  # whoever is interrupted here leaves a chain that is to be made anew
         struct = self._struct
         self._handles, self._runs = handles, [ffi.from_handle(one) for one in handles]
         for run in self._runs:
@@ -176,6 +181,11 @@ class ChainBase(Handle):
         struct.grammar_first = self._grammar_first
         struct.n_vocab = len(self._vocab) if self._vocab is not None and self._needy else INT32_MAX
         self._owner = chain  # not before it is whole
+        if self._closed:
+            super().close()
+            raise ClosedError("the SamplerChain is closed")
+        if self._vocab is not None and self._needy:
+            self._join(self._vocab.model)
 
     def _prepare(self, context: ContextBase) -> None:
         """Get ready to sample for a context: for its vocabulary, with room for the candidates."""
@@ -186,6 +196,7 @@ class ChainBase(Handle):
         with self._exclusive:
             self._settle_for(context)
             n = len(context._vocab)
+            self._prepared = _nobody  # the room is about to move
             if self._runs:
                 self._room = Room(n)
                 data = self._room.data
@@ -207,7 +218,7 @@ class ChainBase(Handle):
             try:
                 self._ready()
             except BaseException:  # also if interrupted: as if it had not been tried
-                self._vocab = None
+                self._vocab = self._owner = None
                 raise
         elif self._needy and self._vocab is not None and self._vocab.model is not vocab.model:
             raise ArgumentError("this chain was made for the vocabulary of another model")
@@ -229,10 +240,20 @@ class ChainBase(Handle):
 
     def _rebuild(self, stop: int | None) -> None:
         """Move the samplers into a new chain; with something at ``stop`` that ends the graph."""
-        old, plan = self._owner, list(self._plan)
+        try:
+            self._move(self._owner, stop)
+        except BaseException:
+            # Some are in the one, and some in the other: make new ones when they are needed.
+            self._owner, self._attached, self._stop = None, None, None
+            self._plan = plan_of(self._samplers)
+            self._struct.in_graph = False
+            raise
+
+    def _move(self, old: Any, stop: int | None) -> None:
+        plan = list(self._plan)
         params = lib.llama_sampler_chain_default_params()
         params.no_perf = self._no_perf
-        chain = self._own(lib.llama_sampler_chain_init(params), self._handles)
+        chain = self._own(self._handles, lib.llama_sampler_chain_init, params)
         if self._stop is not None:
             lib.llama_sampler_free(lib.llama_sampler_chain_remove(old, self._stop))
             del plan[self._stop]
@@ -256,7 +277,7 @@ class ChainBase(Handle):
         """Become a clone of a chain that exists in C; who calls holds its lock."""
         ptr, handles = source._ready(), list[Any]()
         try:
-            chain = self._own(lib.llama_sampler_clone(ptr), handles)
+            chain = self._own(handles, lib.llama_sampler_clone, ptr)
         finally:
             handles += source._take_clones()
         source._raise_stored()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import backend
 from .._ffi import ffi, lib
-from .._handle import own
+from .._handle import make, own
 from .._params import elements, integer
 from .._tokens import token_array
 from ..errors import ArgumentError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from .._handle import Made
     from .._tokens import TokenIds
 
 
@@ -47,9 +48,8 @@ def tokenize_all(
     import numpy as np
 
     starts = _starts([len(text) for text in texts])
-    made = lib.llamacffi_tokenize_all(
-        vocab, b"".join(texts), _int64(starts), len(texts), *flags, n_threads
-    )
+    args = vocab, b"".join(texts), _int64(starts), len(texts), *flags, n_threads
+    made = make(lib.llamacffi_sequences_free, (), lib.llamacffi_tokenize_all, *args)
     return _collect(made, len(texts), np.int32)
 
 
@@ -80,10 +80,9 @@ def detokenize_all(
     """
     import numpy as np
 
-    made = lib.llamacffi_detokenize_all(
-        *(vocab, ffi.from_buffer("llama_token[]", tokens), _int64(_starts(lengths)), len(lengths)),
-        *(style, n_threads),
-    )
+    ids = ffi.from_buffer("llama_token[]", tokens)
+    args = vocab, ids, _int64(_starts(lengths)), len(lengths), style, n_threads
+    made = make(lib.llamacffi_sequences_free, (), lib.llamacffi_detokenize_all, *args)
     text, starts = _collect(made, len(lengths), np.uint8)
     return text.tobytes(), starts
 
@@ -102,11 +101,11 @@ def _starts(lengths: list[int]) -> npt.NDArray[np.int64]:
     return starts
 
 
-def _collect(made: Any, n: int, dtype: type[np.generic]) -> tuple[npt.NDArray[Any], list[int]]:
+def _collect(one: Made, n: int, dtype: type[np.generic]) -> tuple[npt.NDArray[Any], list[int]]:
     """Return the elements that C has made, and where each sequence begins and the last ends."""
     import numpy as np
 
-    made = own(made, lib.llamacffi_sequences_free)
+    made = own(one)
     failed = lib.llamacffi_sequences_failed(made)
     if failed >= 0:
         reason = ffi.string(lib.llamacffi_sequences_error(made)).decode(errors="replace")

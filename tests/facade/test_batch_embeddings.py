@@ -266,7 +266,7 @@ def test_a_batch_is_not_changed_while_c_reads_it(random_context):
         lambda: batch.set_one(1, 1),
     ):
         context.memory.clear()
-        with pytest.raises(BusyError, match="another thread is decoding this batch"):
+        with pytest.raises(BusyError, match="this thread is using this Batch already"):
             context.decode(batch)
         assert batch.tokens.tolist() == [1, 2, 3]
 

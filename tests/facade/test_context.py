@@ -285,7 +285,7 @@ def test_cancel_from_another_thread(new_context):
 
     def cancel() -> None:
         while not over.is_set():
-            if context.exclusive._lock.locked():  # the computation runs
+            if context.exclusive.holders:  # the computation runs
                 context.cancel()
                 return
 

@@ -134,8 +134,8 @@ def test_daemon_threads_end_where_they_are(quiet):
 def test_a_call_that_does_not_end(quiet):
     """Nothing is freed under it, and the process ends all the same."""
     quiet("""
-        from llamacffi import _handle
-        _handle.EXIT_SECONDS = 0.3
+        from llamacffi import _life
+        _life.EXIT_SECONDS = 0.3
         asleep = threading.Event()
 
         def sleep(candidates):

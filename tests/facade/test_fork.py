@@ -22,7 +22,6 @@ from llamacffi._handle import Handle, live_objects
 from tests.facade.object_graph import build
 from tests.facade.test_fork import outcome
 from llamacffi import backend
-from llamacffi._context import planning as _planning
 
 def use(made):
     made["chain"].sample(made["first"])
@@ -189,7 +188,8 @@ def test_a_fork_while_other_threads_are_inside(quiet):
                 pass
             made.clear()
             gc.collect()
-            with _planning.lock, backend._lock:
+            lib.llamacffi_planning_stop()
+            with backend._lock:
                 pass
 
         try:

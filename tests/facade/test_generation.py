@@ -466,7 +466,10 @@ def test_the_chain_is_closed_meanwhile(context, chain):
 def test_the_context_is_used_meanwhile(context, chain):
     generation = run(context, chain)
     next(generation)
-    with context.exclusive, pytest.raises(BusyError, match="another thread is using this Context"):
+    with (
+        context.exclusive,
+        pytest.raises(BusyError, match="this thread is using this Context already"),
+    ):
         next(generation)
 
 

@@ -21,7 +21,7 @@ from llamacffi import (
     enums,
     lib,
 )
-from llamacffi._handle import EXIT_SECONDS
+from llamacffi._life import EXIT_SECONDS
 from llamacffi.threads import Placement
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells where a thread runs")

@@ -21,6 +21,8 @@ _types
 log
 _generated
 _hints _path_hints _subprocess
+_life
+_exclusive
 _handle _callbacks _views _text _tokens _params _atomic _files
 _checks _regex _sampling.gbnf_rules
 _sampling.gbnf _sampling.trigger samplers

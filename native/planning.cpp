@@ -1,0 +1,59 @@
+// What must not happen while a context plans the memory of its graphs.
+//
+// It looks at the list of the model's adapters then, without a lock: when it is created, and with the
+// first computation after its adapters or samplers have changed.  Here the lock is one of C's, so that
+// what holds it is a single call, which nothing can interrupt, and a finalizer needs no Python for it.
+#include "planning.hpp"
+
+#include "guard.hpp"
+#include "has.h" // generated
+#include "llama.h"
+#include "llamacffi.h"
+
+#include <stdexcept>
+
+namespace llamacffi {
+
+namespace {
+// Never destroyed: threads may outlive static objects.
+std::recursive_mutex *mutex = new std::recursive_mutex;
+} // namespace
+
+std::recursive_mutex &planning() { return *mutex; }
+
+} // namespace llamacffi
+
+using llamacffi::Planning;
+
+llama_context *llamacffi_context_new(llama_model *model, const llama_context_params *params) {
+    return llamacffi::guarded("llama_init_from_model", [&] {
+        Planning planning;
+        return llama_init_from_model(model, *params);
+    });
+}
+
+llama_adapter_lora *llamacffi_adapter_load(llama_model *model, FILE *file) {
+    return llamacffi::guarded("llama_adapter_lora_init_from_file_ptr", [&]() -> llama_adapter_lora * {
+#if LLAMACFFI_HAS_llama_adapter_lora_init_from_file_ptr
+        Planning planning;
+        return llama_adapter_lora_init_from_file_ptr(model, file);
+#else
+        (void)model, (void)file;
+        throw std::runtime_error("this llama.cpp cannot read an adapter from an open file");
+#endif
+    });
+}
+
+void llamacffi_adapter_free(llama_adapter_lora *adapter) {
+    llamacffi::guarded("llama_adapter_lora_free", [&] {
+        Planning planning;
+        llama_adapter_lora_free(adapter);
+    });
+}
+
+void llamacffi_planning_stop(void) { llamacffi::planning().lock(); }
+
+void llamacffi_planning_go_on(void) { llamacffi::planning().unlock(); }
+
+// The child's thread has another number than the one that the lock knows.
+void llamacffi_planning_begin(void) { llamacffi::mutex = new std::recursive_mutex; }

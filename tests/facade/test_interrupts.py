@@ -1,0 +1,197 @@
+"""Ctrl-C between any two steps of the interpreter: what was interrupted can be used on.
+
+See `tests.facade.interrupts` for the steps, and `tests.soak` for real signals among threads.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from llamacffi import Batch, BusyError
+from llamacffi._exclusive import Exclusive, Together
+from tests.conftest import ROOT
+from tests.facade import interrupts, loras
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lora") / "demo.lora.gguf"
+    return loras.write_lora(path, {"blk.0.attn_q.weight": (96, 96)})
+
+
+@pytest.mark.parametrize(("kind", "n"), [("line", 25), ("opcode", 25)])
+def test_an_interrupt_at_some_step_of_each_operation(demo_path, lora, kind, n):
+    command = [sys.executable, "-m", "tests.facade.interrupts", demo_path, lora, kind, str(n), "7"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, cwd=ROOT, check=False
+    )
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer here")
+def test_real_signals_at_random_times(run_python, demo_path):
+    code = """
+        import gc, random, signal, sys
+        from llamacffi import *
+        from llamacffi._handle import live_objects
+        chance = random.Random(3)
+        model = Model(sys.argv[1])
+        context = Context(model, n_ctx=64, n_threads=1)
+        sampler = SamplerChain(Penalties(), TopK(40), Dist(1))
+
+        def text():
+            context.memory.clear(data=False)
+            return generate(context, "The llama", sampler=sampler, max_tokens=4).text()
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        want, n, objects = text(), 0, live_objects()
+        signal.signal(signal.SIGALRM, interrupt)
+        for i in range(600):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 + chance.random() * 2e-3)
+                while True:
+                    text()
+            except KeyboardInterrupt:
+                n += 1
+            assert text() == want, i
+        assert n == 600
+        gc.collect()
+        assert live_objects() == objects, live_objects()
+    """
+    result = run_python(code, demo_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer here")
+def test_a_slice_of_the_soak():
+    command = [sys.executable, "-X", "dev", "-m", "tests.soak", "--seconds", "20", "--seed", "1"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    assert "interrupted: " in result.stdout
+
+
+def entered(exclusive):
+    """Hold a lock in a call that is over, as when it is interrupted before it can let go."""
+    exclusive.__enter__()
+
+
+def test_a_lock_is_free_when_the_call_is_over():
+    exclusive = Exclusive("thing")
+    for _ in range(3):
+        entered(exclusive)
+        exclusive.check()
+        with exclusive:
+            pass
+    with exclusive:
+        with pytest.raises(BusyError, match="this thread is using this thing already"):
+            exclusive.check()
+        with pytest.raises(BusyError, match="this thread is using"):
+            entered(exclusive)
+    entered(exclusive)
+
+
+def test_another_thread_takes_over_too():
+    exclusive, results = Exclusive("thing"), []
+
+    def work():
+        try:
+            with exclusive:
+                results.append("in")
+        except BusyError as error:
+            results.append(str(error))
+
+    def run():
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return results.pop()
+
+    with exclusive:
+        assert run().startswith("another thread is using this thing")
+    entered(exclusive)
+    assert run() == "in"
+    thread = threading.Thread(target=entered, args=(exclusive,))
+    thread.start()
+    thread.join()
+    with exclusive:  # of a thread that is gone
+        pass
+
+
+def test_one_of_many_takes_over():
+    """However many come at once, one is inside."""
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        exclusive, inside, most, n_in = Exclusive("thing"), [], [], []
+
+        def work():
+            for _ in range(300):
+                try:
+                    with exclusive:
+                        inside.append(1)
+                        most.append(len(inside))
+                        inside.pop()
+                        n_in.append(1)
+                    entered(exclusive)
+                except BusyError:
+                    pass
+
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(most) == {1}
+        assert len(n_in) > 10
+        with exclusive:
+            pass
+    finally:
+        sys.setswitchinterval(switch)
+
+
+def test_several_locks_are_held_or_none():
+    one, two, three = (Exclusive(name) for name in ("one", "two", "three"))
+    entered(two)
+    with Together(one, two):
+        assert len(one.holders) == len(two.holders) == 1
+    with three, pytest.raises(BusyError, match="three already"):
+        entered(Together(one, two, three))
+    assert not one.holders
+    assert not two.holders
+
+
+def test_a_generator_that_waits_is_not_over():
+    exclusive = Exclusive("thing")
+
+    def generator():
+        with exclusive:
+            yield
+
+    waiting = generator()
+    next(waiting)
+    with pytest.raises(BusyError):
+        entered(exclusive)
+    waiting.close()
+    entered(exclusive)
+
+
+def test_a_batch_that_nobody_reads_any_more():
+    batch = Batch(4)
+    entered(batch._exclusive)
+    batch.add([1, 2])
+    batch.set_one(3, 0)
+    assert batch.tokens.tolist() == [3]
+
+
+def test_every_operation_is_tried():
+    public = {name for name, one in vars(interrupts.Subject).items() if callable(one)}
+    assert public - {"__init__", "text", "check"} == set(interrupts.OPERATIONS)

@@ -1,0 +1,187 @@
+"""close() comes at any time: from another thread, or from the handler of a signal."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.facade import loras
+
+SETUP = """
+import faulthandler, gc, itertools, os, random, signal, sys, threading, time
+faulthandler.enable()
+from llamacffi import *
+from llamacffi._handle import live_objects
+path, lora = sys.argv[1:]
+
+MAKERS = {
+    "context": lambda model: Context(model, n_ctx=32, n_threads=1),
+    "sampling": lambda model: Context(
+        model, n_ctx=32, n_threads=1, samplers={0: SamplerChain(TopK(4), Dist(1))}
+    ),
+    "adapter": lambda model: Adapter(model, lora),
+    "chain": lambda model: SamplerChain(
+        Grammar("root ::= [a-z ]*"), Penalties(), Dist(1), vocab=model.vocab
+    ).clone(),
+    "vocab": lambda model: model.vocab.tokenize_batch(["The llama", "is"] * 20),
+    "save": lambda model: model.save(os.path.join(os.getcwd(), "saved.gguf")),
+    "generate": lambda model: generate(
+        Context(model, n_ctx=32, n_threads=1), "The", max_tokens=3
+    ).text(),
+}
+
+def attempt(make, model):
+    "Return what was made; it may be closed already, or never come to be."
+    try:
+        return make(model)
+    except ClosedError:
+        return None
+    except LlamaError as error:
+        if "closed" not in str(error) + str(error.__context__):
+            raise
+        return None
+"""
+
+
+@pytest.fixture
+def quiet(run_python, demo_path, tmp_path):
+    """Run code that must end well and say nothing but ``ok`` on stdout."""
+    lora = tmp_path / "demo.lora.gguf"
+    loras.write_lora(lora, {"blk.0.attn_q.weight": (96, 96)})
+
+    def run(code: str) -> None:
+        lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok')"]
+        result = run_python("\n".join(lines), demo_path, lora)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", ""), result
+
+    return run
+
+
+def test_the_model_is_closed_while_other_threads_make_things_of_it(quiet):
+    quiet("""
+        randomly = random.Random(1)
+        sys.setswitchinterval(1e-5)
+        for i in range(60):
+            model, made, errors = Model(path), [], []
+            begin = threading.Barrier(3)
+
+            def work(make):
+                begin.wait()
+                try:
+                    for _ in range(3):
+                        made.append(attempt(make, model))
+                except BaseException as error:
+                    errors.append(error)
+
+            makers = randomly.choices(list(MAKERS.values()), k=2)
+            threads = [threading.Thread(target=work, args=(make,)) for make in makers]
+            for thread in threads:
+                thread.start()
+            begin.wait()
+            time.sleep(randomly.random() * 0.01)
+            model.close()
+            for thread in threads:
+                thread.join()
+            assert not errors, errors
+            for one in made:
+                if hasattr(one, "closed"):
+                    assert one.closed, one
+            del made, threads, work, model, one
+        gc.collect()
+        assert live_objects() == 0, live_objects()
+    """)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer here")
+def test_the_handler_of_a_signal_closes_the_model(quiet):
+    quiet("""
+        randomly = random.Random(2)
+        model = None
+
+        def close(*_):
+            if model is not None:
+                model.close()
+
+        signal.signal(signal.SIGALRM, close)
+        closed = 0
+        for i in range(150):
+            model = Model(path)
+            make = randomly.choice(list(MAKERS.values()))
+            signal.setitimer(signal.ITIMER_REAL, 1e-5 + randomly.random() * 0.008)
+            made = attempt(make, model)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if model.closed:
+                closed += 1
+                assert not hasattr(made, "closed") or made.closed
+            model.close()
+        assert closed > 10, closed
+        del made
+        model = None
+        gc.collect()
+        assert live_objects() == 0, live_objects()
+    """)
+
+
+def test_contexts_are_made_while_adapters_come_and_go(quiet):
+    quiet("""
+        sys.setswitchinterval(1e-5)
+        model, errors, stop = Model(path), [], threading.Event()
+
+        def forever(work):
+            try:
+                while not stop.is_set():
+                    work()
+            except BaseException as error:
+                errors.append(error)
+                stop.set()
+
+        def load():
+            adapters = [Adapter(model, lora) for _ in range(8)]
+            for one in adapters[::2]:
+                one.close()
+
+        def use():
+            context = Context(model, n_ctx=32, n_threads=1)
+            adapter = Adapter(model, lora)
+            context.adapters = {adapter: 0.5}
+            context.decode(Batch.from_tokens([1, 2, 3]))
+            context.adapters = {}
+            context.decode(Batch.from_tokens([4], 3))
+
+        threads = [threading.Thread(target=forever, args=(one,)) for one in (load, load, use, use)]
+        began = time.process_time()
+        for thread in threads:
+            thread.start()
+        while time.process_time() - began < 3 and not stop.is_set():
+            time.sleep(0.01)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not errors, errors
+        model.close()
+        del threads
+        gc.collect()
+        assert live_objects() == 0, live_objects()
+    """)
+
+
+def test_what_joins_a_model_that_is_closed_is_closed(model, demo_path):
+    """As when it is closed between the call of C and the end of the constructor."""
+    from llamacffi import ClosedError, Context, Model
+    from llamacffi._handle import Handle, live_objects
+
+    before = live_objects()
+    one, join, seen = Model(demo_path), Handle._join, []
+
+    def late(self, parent):
+        seen.append(self)
+        parent.close()
+        join(self, parent)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Handle, "_join", late)
+        with pytest.raises(ClosedError, match="the Model is closed"):
+            Context(one, n_ctx=32, n_threads=1)
+    assert seen.pop().closed
+    assert live_objects() == before
