@@ -130,6 +130,9 @@ size_t llamacffi_stack_left(void);
  * position in it; closing one leaves the other open.  Returns NULL and sets errno on failure. */
 FILE *llamacffi_file_open(int32_t descriptor, int64_t offset, bool writable);
 
+/* Start so many threads at once, and end them.  Returns how many the system has started. */
+int32_t llamacffi_threads_fit(int32_t n);
+
 /* Close what llamacffi_file_open() opened.  Returns 0, or -1 and sets errno. */
 int32_t llamacffi_file_close(FILE *file);
 
@@ -161,6 +164,24 @@ void llamacffi_reserve(struct llama_context *context);
  * flag that aborts the context's computations does not count: what is half done would stay so. */
 void llamacffi_memory_update(struct llama_context *context, struct llamacffi_abort_flag *flag);
 #endif /* LLAMACFFI_WITHOUT_PENDING */
+
+#ifndef LLAMACFFI_WITHOUT_ROOM
+/* What a snapshot of a sequence copies: bytes in main memory and on other devices, in so many tensors. */
+struct llamacffi_snapshot {
+    uint64_t n_host;
+    uint64_t n_device;
+    uint64_t n_tensors;
+};
+
+/* Tell what llama_state_seq_get_data_ext() would copy with LLAMA_STATE_SEQ_FLAGS_ON_DEVICE. */
+void llamacffi_snapshot_size(struct llama_context *context, int32_t seq_id, uint32_t flags,
+                             struct llamacffi_snapshot *snapshot);
+
+/* Allocate as much memory as it would, without `data` only what describes them, and free it again.  There it
+ * would end the process if there were none. */
+bool llamacffi_snapshot_fits(struct llama_context *context, int32_t seq_id, uint32_t flags,
+                             bool data);
+#endif /* LLAMACFFI_WITHOUT_ROOM */
 
 #ifndef LLAMACFFI_WITHOUT_TURNING
 /* What becomes of keys that are turned to other positions. */

@@ -136,6 +136,7 @@ def quantize(
         steps = _plan(source, struct, files)
         _check_steps(steps, struct, files)
         if not struct.dry_run:
+            _check_threads(struct)
             _run(source, struct, targets, steps, progress)
         return QuantizeResult(
             tuple(targets),
@@ -297,6 +298,14 @@ def _largest(tensor: GgufTensor) -> float:
         values = dequantize_array(rows[i : i + n], tensor.type)
         largest = float(np.max([largest, values.max(), -values.min()]))
     return largest
+
+
+def _check_threads(struct: Any) -> None:
+    """Check that the system starts as many threads: C++ would end the process where it does not."""
+    n = struct.nthread if struct.nthread > 0 else os.cpu_count() or 1
+    started = lib.llamacffi_threads_fit(n) if n > 1 else n
+    if started < n:
+        raise QuantizeError(f"the system starts {started} more threads, not {n}: give nthread=1")
 
 
 def _run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._context.restoring import PARTIAL, Remembering, ends, replace, state_size
+from ._context.room import Mark, check_room, check_room_to_restore
 from ._ffi import ffi, lib
 from ._params import CONVERTERS
 from ._unique import Unique
@@ -33,7 +34,7 @@ class Snapshot(Unique):
     end: int | None
     """The last position; None if the sequence was empty."""
 
-    def __init__(self, seq_id: int, partial: bool, end: int | None, mark: object) -> None:
+    def __init__(self, seq_id: int, partial: bool, end: int | None, mark: Mark) -> None:
         """Describe one; made by `Context.snapshot`."""
         self.seq_id, self.partial, self.end = seq_id, partial, end
         self._mark = mark
@@ -66,7 +67,8 @@ class Snapshots(Remembering):
             ArgumentError: There is no such sequence.
             UnsupportedError: The model has no memory; or the keys or values are of a quantized
                 type, which llama.cpp copies wrongly: use `save_state`.
-            StateError: llama.cpp cannot keep it.
+            StateError: llama.cpp cannot keep it, or there is no room for it: then the snapshot
+                before is still valid.
             BusyError: Another thread is using the context.
 
         Source: ``llama_state_seq_get_data_ext`` with ``LLAMA_STATE_SEQ_FLAGS_ON_DEVICE``.
@@ -81,8 +83,11 @@ class Snapshots(Remembering):
             drain()
             partial = partial and state_size(ptr, seq_id, PARTIAL) != state_size(ptr, seq_id, 0)
             _check_types(self, ptr, partial)
-            self._snapshots[seq_id] = mark = object()  # from here on the one before is not valid
-            snapshot = Snapshot(seq_id, partial, ends(ptr, seq_id).get(seq_id), mark)
+            end, mark = ends(ptr, seq_id).get(seq_id), Mark()
+            if end is not None:
+                check_room(ptr, seq_id, _flags(partial), self._snapshots.get(seq_id), mark)
+            self._snapshots[seq_id] = mark  # from here on the one before is not valid
+            snapshot = Snapshot(seq_id, partial, end, mark)
             snapshot._tokens = self._lineage.tokens.kept(seq_id)
             if snapshot.end is not None:
                 snapshot._meta = _keep(ptr, seq_id, _flags(partial))
@@ -117,6 +122,8 @@ class Snapshots(Remembering):
                     "context"
                 )
             flags = _flags(snapshot.partial)
+            if snapshot.end is not None:
+                check_room_to_restore(mark)
 
             def put() -> None:
                 if snapshot.end is None:

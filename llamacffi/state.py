@@ -86,11 +86,12 @@ class States(Remembering):
         """Replace what is in memory by what was saved.
 
         It may have been saved in another process, by a context of the same model with other numbers
-        of tokens, sequences and threads.  Decode at least one token afterwards: there are no
-        outputs.
+        of tokens and threads, and other devices.  Where sequences have a buffer each
+        (``kv_unified=False``), ``n_seq_max`` must be the same.  Decode at least one token
+        afterwards: there are no outputs.
 
-        If it raises, the memory is as before.  To be sure of that, where it is not certain that the
-        state fits, what it replaces is copied first.
+        If it raises, the memory is as before.  To be sure of that, what it replaces is copied
+        first, unless this process has saved the state and it is certain that it fits.
 
         Args:
             data: What `save_state` returned: any object with a buffer.
@@ -212,7 +213,15 @@ class States(Remembering):
                 raise StateError(f"{name} does not fit this context: {reasons}")
             if seq_id is None:
                 self._check_architecture(bytes(saved.data[:ARCHITECTURE_BYTES]), name)
-            load(ptr, saved, seq_id, copy_first=not fits_surely(ptr, saved, seq_id))
+            shared = seq_id is not None and self._lineage.shared_until(seq_id) > 0
+            copy_first = not fits_surely(ptr, saved, seq_id)
+            # A position that there is not may be one that no removal of a sequence finds.
+            copy_all = shared or not saved.is_own
+            try:
+                load(ptr, saved, seq_id, copy_first=copy_first, copy_all=copy_all)
+            except StateError:
+                self._lineage.put_back()
+                raise
             self._forget_outputs(seq_id, saved.end if saved.partial else None, saved.tokens)
 
     def _load_plain(

@@ -9,6 +9,11 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
+#include <memory>
+#include <new>
+#include <thread>
+#include <vector>
 
 #include <unistd.h>
 
@@ -91,3 +96,25 @@ FILE *llamacffi_file_open(int32_t descriptor, int64_t offset, bool writable) {
 }
 
 int32_t llamacffi_file_close(FILE *file) { return std::fclose(file) == 0 ? 0 : -1; }
+
+int32_t llamacffi_threads_fit(int32_t n) {
+    std::atomic<bool> over{false};
+    std::vector<std::thread> threads;
+    try {
+        threads.reserve(n);
+        for (int32_t i = 0; i < n; ++i) {
+            threads.emplace_back([&over] {
+                const std::unique_ptr<char[]> own(new (std::nothrow) char[1 << 16]);
+                while (!over) {
+                    std::this_thread::yield();
+                }
+            });
+        }
+    } catch (const std::exception &) { // as many as there are
+    }
+    over = true;
+    for (std::thread &thread : threads) {
+        thread.join();
+    }
+    return static_cast<int32_t>(threads.size());
+}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .contention import Contention
     from .lineage import Lineage
     from .planning import Applied
+    from .room import Mark
     from .threads import Computing
 
 
@@ -124,7 +125,7 @@ class ContextBase(Handle):
     # The adapters and the control vector in use.
     _applied: Applied
     # What of each sequence is kept on its device: who has asked for it last.
-    _snapshots: dict[int, object]
+    _snapshots: dict[int, Mark]
 
     @property
     def n_ctx(self) -> int:

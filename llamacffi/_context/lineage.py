@@ -126,6 +126,10 @@ class Lineage:
             self.cleared()
             self._shared = dict.fromkeys(range(self._n_seq_max), END)
 
+    def put_back(self) -> None:
+        """Note that sequences may have been replaced by copies of them, which cannot be undone."""
+        self._undo.clear()
+
     def shared_until(self, seq_id: int) -> int:
         """Return the position before which tokens may be shared with other sequences."""
         return self._shared.get(seq_id, 0)

@@ -179,7 +179,9 @@ def _write_plain(ptr: Any, part: Path, tokens: bytes, seq_id: int | None) -> Non
         raise with_log(StateError("llama.cpp cannot save the state"))
 
 
-def load(ptr: Any, saved: SavedState, seq_id: int | None, *, copy_first: bool) -> None:
+def load(
+    ptr: Any, saved: SavedState, seq_id: int | None, *, copy_first: bool, copy_all: bool = False
+) -> None:
     """Load a state that was compared with the context.
 
     Args:
@@ -187,6 +189,7 @@ def load(ptr: Any, saved: SavedState, seq_id: int | None, *, copy_first: bool) -
         saved: The state.
         seq_id: Where to.
         copy_first: Copy what it replaces, to put it back if llama.cpp cannot load the state.
+        copy_all: Copy other sequences too, which share tokens with it.
 
     Raises:
         StateError: llama.cpp cannot load it.
@@ -202,8 +205,15 @@ def load(ptr: Any, saved: SavedState, seq_id: int | None, *, copy_first: bool) -
                 f"llama.cpp cannot load the state: it has taken {n_bytes} of {len(saved.data)} "
                 "bytes; is there room for its tokens beside those of other sequences?"
             )
+        # What it would save now is as long, if it has understood all cells.
+        if saved.data and (size := state_size(ptr, seq_id, flags)) != len(saved.data):
+            raise StateError(
+                f"the state is damaged: llama.cpp has made {size} of its {len(saved.data)} bytes"
+            )
+        check_positions(ptr)
 
-    replace(ptr, put, saved.ends, seq_id, partial=saved.partial, copy_first=copy_first)
+    options = {"partial": saved.partial, "copy_first": copy_first, "copy_all": copy_all}
+    replace(ptr, put, saved.ends, seq_id, **options)
 
 
 def load_plain(
@@ -224,18 +234,21 @@ def load_plain(
             loaded = lib.llama_state_seq_load_file(ptr, name, seq_id, tokens, n_tokens, count)
         if not loaded or count[0] != n_tokens:
             raise StateError(f"llama.cpp cannot load {os.fspath(path)!r}")
-        memory = lib.llama_get_memory(ptr)
-        for i in range(lib.llama_n_seq_max(ptr)):
-            first = lib.llama_memory_seq_pos_min(memory, i)
-            last = lib.llama_memory_seq_pos_max(memory, i)
-            if not (first == last == -1 or 0 <= first <= last < 2**31 - 1):
-                raise StateError(
-                    f"{os.fspath(path)!r} is damaged: it has positions {first} to {last}"
-                )
+        check_positions(ptr)
 
     # All of it: a damaged position can be one that no removal of a sequence finds.
     replace(ptr, put, None, seq_id, partial=False, copy_first=True, copy_all=True)
     return ffi.unpack(tokens, n_tokens)  # type: ignore[no-any-return]
+
+
+def check_positions(ptr: Any) -> None:
+    """Raise StateError if a sequence has positions that there are not."""
+    memory = lib.llama_get_memory(ptr)
+    for i in range(lib.llama_n_seq_max(ptr)):
+        first = lib.llama_memory_seq_pos_min(memory, i)
+        last = lib.llama_memory_seq_pos_max(memory, i)
+        if not (first == last == -1 or 0 <= first <= last < 2**31 - 1):
+            raise StateError(f"the state is damaged: it has positions {first} to {last}")
 
 
 def replace(
@@ -267,10 +280,9 @@ def replace(
     if end is not None:
         assert seq_id is not None
         _check_rest(memory, end, seq_id)
-    flags = PARTIAL if partial else 0
     kept = None if copy_all else seq_id
     before = ends(ptr, kept)
-    copy = _copy(ptr, kept, flags) if before and copy_first else None
+    copy = _copy(ptr, kept) if before and copy_first else None
     try:
         drain()
         if end is None and seq_id is not None:
@@ -280,18 +292,21 @@ def replace(
             lib.llama_memory_seq_rm(memory, seq_id, end + 1, -1)
         _check_ends(ptr, expected, seq_id)
     except (NativeError, StateError) as error:
-        if copy is None or end is None:
-            _forget(memory, kept)
-        if copy is not None:
-            _set(ptr, copy, len(copy), kept, flags)
-        lost = "; what it was to replace is forgotten" if before and copy is None else ""
+        _forget(memory, kept)
+        back = copy is not None and _set(ptr, copy, len(copy), kept, 0) == len(copy)
+        lost = "; what it was to replace is forgotten" if before and not back else ""
         cause = error if isinstance(error, NativeError) else None
         raise with_log(StateError(f"{error}{lost}")) from cause
 
 
 def fits_surely(ptr: Any, saved: SavedState, seq_id: int | None) -> bool:
-    """Return whether it is certain that there is room for a state."""
+    """Return whether it is certain that llama.cpp can load a state.
+
+    It is not of one that came from elsewhere: who has changed it may have made the checksum right.
+    """
     was = saved.identity
+    if not saved.is_own:
+        return False
     if was["n_ctx_seq"] > lib.llama_n_ctx_seq(ptr):
         return False
     if seq_id is None:
@@ -327,11 +342,11 @@ def _set(ptr: Any, source: Any, size: int, seq_id: int | None, flags: int) -> in
     return int(lib.llama_state_seq_set_data_ext(ptr, source, size, seq_id, flags))
 
 
-def _copy(ptr: Any, seq_id: int | None, flags: int) -> Any:
-    """Return a copy of a state, to put it back."""
-    size = state_size(ptr, seq_id, flags)
+def _copy(ptr: Any, seq_id: int | None) -> Any:
+    """Return a copy of a state, to put it back: all of it, since llama.cpp clears what it fails."""
+    size = state_size(ptr, seq_id, 0)
     copy = new_uncleared("uint8_t[]", size)
-    if not size or _get(ptr, copy, size, seq_id, flags) != size:
+    if not size or _get(ptr, copy, size, seq_id, 0) != size:
         raise with_log(StateError("llama.cpp cannot save what the state would replace"))
     return copy
 

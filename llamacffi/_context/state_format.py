@@ -20,7 +20,7 @@ from .._model.weights import same_weights
 from ..errors import StateError
 
 MAGIC = b"llcffi\x1a\n"  # the end shows what a transfer as text has done to it
-VERSION = 1
+VERSION = 2
 # Magic, version, checksum of all that follows it, and the sizes of the three parts: the identity in
 # bytes, the tokens in number, llama.cpp's data in bytes.
 HEADER = struct.Struct("<8sIIIIQ")
@@ -43,6 +43,11 @@ KINDS: Mapping[str, Any] = {
     "partial": bool,
     "ends": dict,
 }
+
+
+# The checksums and sizes of what this process has saved last: llama.cpp can read that.
+N_OWN = 4096
+_own: dict[tuple[int, int], None] = {}
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class SavedState:
     identity: Mapping[str, Any]
     tokens: list[int]
     data: memoryview
+    is_own: bool = False
+    """Whether this process has saved it."""
 
     @property
     def seq_id(self) -> int | None:
@@ -120,6 +127,9 @@ class StateWriter:
         checksum = zlib.crc32(memoryview(self._bytes)[HEADER.size :], checksum)
         HEADER.pack_into(header, 0, MAGIC, VERSION, checksum, *self._sizes)
         ffi.memmove(self._buffer, header, HEADER.size)
+        _own[checksum, len(self._bytes)] = None
+        while len(_own) > N_OWN:
+            _own.pop(next(iter(_own)), None)
         return self._bytes
 
 
@@ -140,7 +150,8 @@ def parse(data: Any, name: str = "the state") -> SavedState:
         raise StateError(f"{name} is damaged: its checksum is wrong")
     identity = _parse_identity(bytes(view[HEADER.size : start]), name)
     tokens = view[start : start + 4 * n_tokens].cast("i").tolist()
-    return SavedState(identity, tokens, view[start + 4 * n_tokens :])
+    is_own = (checksum, len(view)) in _own
+    return SavedState(identity, tokens, view[start + 4 * n_tokens :], is_own)
 
 
 def _parse_identity(text: bytes, name: str) -> dict[str, Any]:
@@ -152,13 +163,24 @@ def _parse_identity(text: bytes, name: str) -> dict[str, Any]:
     try:
         identity: dict[str, Any] = json.loads(text)
         known = all(isinstance(identity[key], kind) for key, kind in KINDS.items())
-        ends = {int(seq_id): end for seq_id, end in identity["ends"].items()}
-        known = known and all(0 <= n < 2**31 for pair in ends.items() for n in pair)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        known = known and _is_sound(identity)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         known = False
     if not known:
         raise StateError(f"{name} is damaged: it does not say what it is of")
     return identity
+
+
+def _is_sound(identity: dict[str, Any]) -> bool:
+    """Return whether what a state says of itself can be, beyond its types."""
+    ends = [*map(int, identity["ends"]), *identity["ends"].values()]
+    applied = [*identity["adapters"], *identity["control vector"]]
+    return (
+        all(type(n) is int and 0 <= n < 2**31 for n in ends)
+        and all(isinstance(digest, str) and float(scale) == scale for digest, scale in applied)
+        and (identity["seq_id"] is not None or not identity["partial"])
+        and (identity["seq_id"] is None or len(identity["ends"]) <= 1)
+    )
 
 
 def describe(read: Callable[[int, int], bytes], size: int, name: str) -> StateInfo:
@@ -274,15 +296,35 @@ def differences(
         )
     else:
         params, now = saved["params"], present["params"]
-        for key in now.keys() | params.keys():
-            if params.get(key) != now.get(key):
-                yield f"it was saved with {key}={params.get(key)}, and this has {now.get(key)}"
+        for key in sorted(now.keys() | params.keys()):
+            if params.get(key) == now.get(key):
+                continue
+            if key == "n_buffers":
+                yield (
+                    f"it was saved with {_buffers(params.get(key))}, and this context has "
+                    f"{_buffers(now.get(key))}: create both with kv_unified=True, or both with the "
+                    "same n_seq_max"
+                )
+            else:
+                was, has = _shown(params.get(key)), _shown(now.get(key))
+                yield f"it was saved with {_shown(key)}={was}, and this has {has}"
     for key in ("adapters", "control vector") if adapters else ():
         if saved[key] != present[key]:
             yield (
                 f"it was computed with {_named(key, saved[key])}, and this context has "
                 f"{_named(key, present[key])}: set the same first, or give any_adapters=True"
             )
+
+
+def _shown(value: Any) -> str:
+    """Return what a state says, which can be any text."""
+    plain = isinstance(value, str) and value.replace("_", "").isalnum()
+    return value if plain else repr(value)
+
+
+def _buffers(n: Any) -> str:
+    """Return in words how the sequences of a context are stored."""
+    return "one buffer for all sequences" if n == 1 else f"a buffer for each of {n!r} sequences"
 
 
 def _named(key: str, applied: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from ..errors import NativeError
 
 # How much of a tensor goes into `weights_identity`, from each of several places.
 SAMPLE_BYTES, N_SAMPLES = 64, 4
+DIGEST_BYTES = 4
+UNREADABLE = bytes(DIGEST_BYTES)
 # The weights of which a few rows are read for each token, and those that the output is made with.
 ROWS = ("token_embd.weight", "per_layer_token_embd.weight")
 OUTPUTS = ("output.weight", "token_embd.weight")
@@ -25,37 +28,52 @@ def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def weights_identity(model: Any, metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return what tells a model from others: short texts that are equal if the models are.
+    """Return what tells a model from others: short texts, the same wherever it is placed.
 
-    ``layout`` is of the parameters of the architecture, and of what tensors there are.  ``weights``
-    is of samples of their data, as far as these can be read: buffers of some devices keep them in a
-    layout of their own; ``readable`` says which.  ``vectors`` is of the smallest alone, which can
-    be read on all devices.
+    ``layout`` is of the parameters of the architecture, and of what tensors there are.  ``samples``
+    has some bits of a hash of a part of each tensor, in the order of their names: zeros for those
+    that cannot be read, since a buffer keeps them in a layout of its own.
     """
     architecture = metadata.get("general.architecture", "")
-    parts = {name: hashlib.blake2b(digest_size=8) for name in IDENTITY}
+    layout, samples = hashlib.blake2b(digest_size=8), bytearray()
     for key in sorted(key for key in metadata if key.startswith(f"{architecture}.")):
-        parts["layout"].update(f"{key}={metadata[key]}\n".encode())
-    for tensor in tensors(model):
-        name = bytes(ffi.string(tensor.name))
-        shape = tuple(tensor.ne)
-        parts["layout"].update(b"%s %d %r\n" % (name, tensor.type, shape))
-        sample = _sample(tensor)
-        if sample is not None:
-            parts["readable"].update(name + b"\n")
-            parts["weights"].update(sample)
-            if shape[1:] == (1,) * (len(shape) - 1):
-                parts["vectors"].update(sample)
-    return {name: part.hexdigest() for name, part in parts.items()}
-
-
-IDENTITY = ("layout", "readable", "weights", "vectors")
+        layout.update(f"{key}={metadata[key]}\n".encode())
+    for name, group in sorted(_by_name(model).items()):
+        layout.update(b"%s %d %r\n" % (name, group[0].type, tuple(group[0].ne)))
+        found = [sample for tensor in group if (sample := _sample(tensor)) is not None]
+        if found:
+            samples += hashlib.blake2b(found[0], digest_size=DIGEST_BYTES).digest()
+        else:
+            samples += UNREADABLE
+    return {"layout": layout.hexdigest(), "samples": base64.b64encode(samples).decode()}
 
 
 def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two identities are of one model, as far as can be told."""
-    comparable = "weights" if one.get("readable") == other.get("readable") else "vectors"
-    return all(one.get(part) == other.get(part) for part in ("layout", comparable))
+    if one.get("layout") != other.get("layout"):
+        return False
+    found = [_digests(identity.get("samples")) for identity in (one, other)]
+    if len(found[0]) != len(found[1]):
+        return False
+    comparable = [pair for pair in zip(*found, strict=True) if UNREADABLE not in pair]
+    return all(mine == theirs for mine, theirs in comparable)
+
+
+def _digests(samples: Any) -> list[bytes]:
+    """Return what ``samples`` says of each tensor; nothing if it is something else."""
+    try:
+        raw = base64.b64decode(samples, validate=True)
+    except (TypeError, ValueError):
+        return []
+    return [raw[i : i + DIGEST_BYTES] for i in range(0, len(raw), DIGEST_BYTES)]
+
+
+def _by_name(model: Any) -> dict[bytes, list[Any]]:
+    """Return the tensors of a model; one that is used in two places may be there twice."""
+    found: dict[bytes, list[Any]] = {}
+    for tensor in tensors(model):
+        found.setdefault(bytes(ffi.string(tensor.name)), []).append(tensor)
+    return found
 
 
 def tensors(model: Any) -> Iterator[Any]:

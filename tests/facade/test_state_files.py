@@ -94,8 +94,8 @@ def test_models_of_another_kind(saved, random_context):
         ({"type_k": "q8_0"}, "saved with type_k=F16, and this has Q8_0"),
         ({"type_v": "f32"}, "type_v=F16, and this has F32"),
         ({"flash_attn_type": "disabled"}, "flash_attn=True, and this has False"),
-        ({"n_seq_max": 3}, "n_buffers=2, and this has 3"),
-        ({"kv_unified": True}, "n_buffers=2, and this has 1"),
+        ({"n_seq_max": 3}, "each of 2 sequences, and this context has a buffer for each of 3"),
+        ({"kv_unified": True}, "each of 2 sequences, and this context has one buffer for all"),
         ({"rope_freq_base": 5000.0}, "rope_freq_base=0.0, and this has 5000.0"),
     ],
 )

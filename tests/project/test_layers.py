@@ -65,11 +65,11 @@ _lora
 adapter control_vector
 lora
 _context.adapters _context.outputs _context.threads _context.settling
-_context.identity _context.state_format
-_context.restoring
+_context.identity _context.state_format _context.memory_size
+_context.restoring _context.room
 snapshot state
 _context.sampling
-_context.graph _context.memory_size
+_context.graph
 _context.params
 _context.computation
 _context.perf
