@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -22,16 +24,59 @@ if ASAN:
     hypothesis.settings.load_profile("asan")
 
 
+# What keeps the backends of GPUs from finding one.
+HIDDEN = {
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "HIP_VISIBLE_DEVICES": "-1",
+    "GGML_VK_VISIBLE_DEVICES": "",
+    "GGML_METAL_DEVICES": "0",
+    "ONEAPI_DEVICE_SELECTOR": "opencl:cpu",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that chooses where models compute."""
+    parser.addoption(
+        "--device",
+        metavar="NAME",
+        help="compute on this device, such as CUDA0, where tests use the shared models of the "
+        "facade; RPC is a server on this machine.  Without it GPUs are hidden",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker of what AddressSanitizer changes: time, memory, the size of frames."""
+    """Know the markers: of what AddressSanitizer or a device changes; and hide GPUs."""
     config.addinivalue_line("markers", "no_asan: cannot pass under AddressSanitizer")
+    config.addinivalue_line("markers", "processor: is about the processor, not --device")
+    if config.getoption("--device") is None:
+        os.environ.update(HIDDEN)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip those there."""
-    for item in items if ASAN else ():
-        if item.get_closest_marker("no_asan"):
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip those there; and refuse names that are others each time."""
+    device = config.getoption("--device")
+    for item in items:
+        if re.search(r" at 0x[0-9a-f]{6,}", item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid} has an address in its name: give it ids=")
+        if ASAN and item.get_closest_marker("no_asan"):
             item.add_marker(pytest.mark.skip(reason="not under AddressSanitizer"))
+        if device is not None and item.get_closest_marker("processor"):
+            item.add_marker(pytest.mark.skip(reason="about the processor"))
+
+
+@pytest.fixture(scope="session")
+def place(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """The parameters of models that compute where ``--device`` says."""
+    from llamacffi import RpcServer, device, rpc
+
+    name = request.config.getoption("--device")
+    if name is None:
+        yield {}
+    elif name == "RPC":
+        with RpcServer(n_threads=1) as server:
+            yield {"devices": rpc.add_server(server.endpoint)}
+    else:
+        yield {"devices": [device(name)]}
 
 
 @pytest.fixture(scope="session")

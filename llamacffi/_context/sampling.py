@@ -42,9 +42,14 @@ class BackendSampling(Outputs, Threads):
 
         llama.cpp runs as many samplers there as it can, from the first on; `SamplerChain.names`
         shows them with a ``+``.  `SamplerChain.sample` runs the others, or takes the token that was
-        chosen if all were.  The probabilities are the same as without this, but for rounding; from
-        the same seed come the same tokens, unless `TopK` or ties have the candidates in another
-        order.
+        chosen if all were.  The probabilities are the same as without this, but for rounding.
+
+        From the same seed come the same tokens as a rule.  They may be others where the candidates
+        are in another order: after `TopK`, which has them in none here, and after `TopP`, or for
+        `Greedy` and ``Temp(0)``, where some have the same score.  And they may be others where the
+        last bit decides: at the limit of `TopP` and `MinP`, and in `TempExt`, `Penalties` and
+        `Dist`, since a device adds and multiplies in an order of its own; a GPU more often than
+        the processor.
 
         Meanwhile the chain is for this sequence of this context alone; closing it takes it back.
         The outputs of the last batch are gone.  A sequence can have ``n_outputs_max_per_seq``

@@ -84,6 +84,7 @@ class Loop:
         """Compute the prompt, then choose, yield and decode until something ends it."""
         clock, began = time.perf_counter, time.perf_counter()
         self.start()
+        self.context.synchronize()  # devices that compute by themselves are not done yet
         self.prompt_seconds = clock() - began
         context, tokens, stops = self.context, self.tokens, self.stops
         utf8, texts, find = self.utf8, Texts(self.vocab, self.marks), stops.feed if stops else None

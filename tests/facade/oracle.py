@@ -10,6 +10,10 @@ import pytest
 
 from llamacffi import demo
 
+# How far computed logits may be off: they are numbers of up to 21, in single precision.  Devices
+# may multiply with less.
+tolerance = 1e-3
+
 
 def logits_after(tokens: Iterable[int]) -> npt.NDArray[np.float32]:
     """Return the logits after each token: ``[n_tokens, n_vocab]``."""
@@ -18,8 +22,8 @@ def logits_after(tokens: Iterable[int]) -> npt.NDArray[np.float32]:
 
 
 def close_to(logits: npt.NDArray[np.float32]) -> object:
-    """Compare with computed logits: numbers of up to 21, in single precision."""
-    return pytest.approx(logits, abs=1e-3)
+    """Compare with computed logits."""
+    return pytest.approx(logits, abs=tolerance)
 
 
 def greedy(token: int, n: int) -> list[int]:

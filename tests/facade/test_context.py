@@ -338,7 +338,9 @@ def test_a_second_thread_is_told_so(context):
     assert context.memory.pos_max() == len(PROMPT) - 1
 
 
-def test_threads_with_a_context_each(model):
+def test_threads_with_a_context_each(model, request):
+    if request.config.getoption("--device") == "RPC":
+        pytest.skip("the connection to a server is for one thread at a time")
     results: dict[int, bool] = {}
 
     def work(n: int) -> None:

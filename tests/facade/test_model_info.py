@@ -147,6 +147,7 @@ def test_without_the_parameters_of_the_architecture(demo_path):
         assert model.placement == {}
 
 
+@pytest.mark.processor
 def test_where_the_weights_are(demo_path):
     with Model(demo_path) as model:
         assert model.placement == {"CPU_Mapped": model.size}

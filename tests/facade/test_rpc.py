@@ -319,3 +319,26 @@ def test_other_machines_are_warned_of(caplog):
         (record,) = caplog.records
         assert record.levelname == "WARNING"
         assert f"other machines can reach the RPC server at {server.endpoint}" in record.message
+
+
+def test_a_device_that_computes_by_itself(client):
+    """The time of a prompt is not that of its last token, and one thread is enough here."""
+    client("""
+        with RpcServer(n_threads=1) as server:
+            (remote,) = rpc.add_server(server.endpoint)
+            n = 2000
+            sizes = {"n_ctx": 2048, "n_batch": n, "n_ubatch": n}
+            greedy = SamplerChain(Greedy())
+            with Model(sys.argv[1], devices=[remote], n_gpu_layers=99) as model:
+                context = Context(model, **sizes)
+                assert (context.n_threads, context.n_threads_batch) == (1, 1)
+                assert Context(model, n_ctx=64, n_threads=2).n_threads == 2
+                shares = []
+                for _ in range(5):
+                    context.memory.clear()
+                    generation = generate(context, [5] * n, max_tokens=1, sampler=greedy)
+                    generation.text()
+                    shares.append(generation.prompt_seconds / generation.seconds)
+                assert max(shares) > 3, shares
+            del context, generation, greedy
+    """)

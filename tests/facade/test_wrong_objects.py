@@ -27,7 +27,7 @@ from llamacffi import (
 OBJECTS = [None, 3, "text", [1, 2, 3], object(), Dist]
 
 
-@pytest.mark.parametrize("wrong", OBJECTS, ids=repr)
+@pytest.mark.parametrize("wrong", OBJECTS, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
