@@ -24,10 +24,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--minutes", type=float, default=10, help="end after so long")
     parser.add_argument("--replay", metavar="RECIPE", help="one file alone, or 'corpus' for all")
+    parser.add_argument("--models", type=Path, help="a directory with more models to change")
     parser.add_argument("--only", default="", help="seeds whose names have this in them")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         files = seeds.write(Path(name))
+        files |= seeds.more(options.models) if options.models else {}
         pool = Pool(Path(name), files, options.jobs)
         if options.replay:
             replayed = corpus() if options.replay == "corpus" else [Recipe.parse(options.replay)]

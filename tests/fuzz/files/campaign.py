@@ -16,11 +16,11 @@ CORPUS = Path(__file__).with_name("corpus.jsonl")
 def by_chance(files: dict[str, Seed], seed: int, first: int, last: int) -> Iterator[Recipe]:
     """Yield the changed files ``first`` to ``last - 1`` of a seed; each follows from its number."""
     names = sorted(files)
-    data = {name: files[name].path.read_bytes() for name in names}
     for i in range(first, last):
         chance = random.Random(f"{seed}:{i}")
         name = chance.choice(names)
-        yield Recipe(name, chance.choice(files[name].uses), mutate(chance, data[name]))
+        use = chance.choice(files[name].uses)
+        yield Recipe(name, use, mutate(chance, files[name].data))
 
 
 def corpus() -> list[Recipe]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 import struct
+from pathlib import Path
 
 from .layout import ARRAY, FORMATS, TEXT, Layout
 from .recipe import Edit
@@ -151,6 +154,38 @@ def _key_place(chance: random.Random, layout: Layout) -> list[Edit]:
     return [(f"{name}.key", chance.choice((other.hex(), _text(b""), _text(b"a" * 70000))))]
 
 
+@functools.cache
+def known_keys() -> tuple[str, ...]:
+    """Return the keys that llama.cpp reads, by its source: most files have few of them."""
+    source = Path(__file__).parents[3] / "vendor/llama.cpp/src/llama-arch.cpp"
+    if not source.exists():
+        return ("%s.rope.dimension_count",)
+    found = re.findall(r'"((?:%s|tokenizer\.ggml)\.[a-z0-9_.]+)"', source.read_text())
+    return tuple(sorted(set(found)))
+
+
+def _key_new(chance: random.Random, layout: Layout) -> list[Edit]:
+    """Add a key that llama.cpp knows, or one of others, at the end."""
+    last = _keys(layout)[-1]
+    architecture = layout.parts.get("kv.general.architecture.value")
+    name = "llama"
+    if architecture is not None:
+        name = layout.data[architecture.start + 8 : architecture.end].decode()
+    key = chance.choice(known_keys()).replace("%s", name).encode()
+    type_ = chance.choice((4, 4, 4, 5, 6, 6, 7, TEXT, ARRAY))
+    added = _text(key) + _hex("I", type_)
+    if type_ == TEXT:
+        added += _text(chance.choice(TEXTS))
+    elif type_ == ARRAY:
+        inner, n = chance.choice((4, 5, 6, 7)), chance.choice((0, 1, 2, 3, 4, 8, 33))
+        value = chance.choice((0, 1, 2, 3, 64, -1))
+        added += _hex("I", inner) + _hex("Q", n) + _hex(FORMATS[inner], value) * n
+    else:
+        added += _number(chance, FORMATS[type_], chance.choice((1, 2, 4, 16, 64)))
+    count = _hex("Q", layout.value("header.n_kv") + 1)
+    return [(last, layout.bytes_of(last).hex() + added), ("header.n_kv", count)]
+
+
 def _key_array(chance: random.Random, layout: Layout) -> list[Edit]:
     """Change the length, the type or an element of an array."""
     names = _keys(layout, "array")
@@ -224,6 +259,13 @@ def _header(chance: random.Random, layout: Layout) -> list[Edit]:
 
 
 CHANGES = (
-    *((_key_number, 30), (_key_text, 8), (_key_type, 10), (_key_place, 8), (_key_array, 18)),
+    *(
+        (_key_new, 20),
+        (_key_number, 30),
+        (_key_text, 8),
+        (_key_type, 10),
+        (_key_place, 8),
+        (_key_array, 18),
+    ),
     *((_tensor, 24), (_data, 6), (_header, 2)),
 )

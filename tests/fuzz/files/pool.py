@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import json
 import mmap
@@ -43,7 +44,6 @@ class Pool:
     def __init__(self, directory: Path, seeds: dict[str, Seed], jobs: int) -> None:
         """Work with the files in ``directory``."""
         self._directory, self._seeds, self._jobs = directory, seeds, jobs
-        self._data = {name: seed.path.read_bytes() for name, seed in seeds.items()}
         self.n_refused = 0
         """How many files were refused, as damaged ones should be."""
         self.n_done = 0
@@ -102,6 +102,7 @@ class Child:
 
         with open(self._work / "stderr", "w") as stderr:
             os.dup2(stderr.fileno(), 2)
+        faulthandler.enable(2)
         _limit()
         world = World(self._pool._directory, self._work)
         with open(self._work / "findings", "w") as findings:
@@ -110,7 +111,7 @@ class Child:
                 PROGRESS.pack_into(self._progress, 0, i)
                 signal.setitimer(signal.ITIMER_PROF, 2 * CPU_SECONDS)
                 signal.setitimer(signal.ITIMER_REAL, SECONDS)
-                data = make(self._pool._data[recipe.seed], recipe.edits)
+                data = make(self._pool._seeds[recipe.seed].data, recipe.edits)
                 before, what = time.process_time(), None
                 try:
                     path = self._pool._seeds[recipe.seed].path
@@ -139,7 +140,8 @@ class Child:
         self._pool.n_done += at + 1
         left: list[Recipe] = []
         if status:
-            text = (self._work / "stderr").read_text(errors="replace")[-600:]
+            text = (self._work / "stderr").read_text(errors="replace")
+            text = text.partition("Extension modules")[0][-1500:]
             if at < 0:
                 raise RuntimeError(f"the fuzz itself failed: {text}")
             found.append(Finding(self._recipes[at], f"{_death(status)}\n{text}"))

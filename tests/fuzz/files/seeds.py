@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ CONTEXT = {"n_ctx": 64, "n_batch": 32, "n_ubatch": 32, "n_seq_max": 2, "n_thread
 CONTEXT |= {"n_threads_batch": 1, "kv_unified": True}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seed:
     """A valid file, and what can be done with it."""
 
@@ -28,12 +29,24 @@ class Seed:
     path: Path
     uses: tuple[str, ...]
 
+    @functools.cached_property
+    def data(self) -> bytes:
+        """The valid file."""
+        return self.path.read_bytes()
+
 
 def write(directory: Path) -> dict[str, Seed]:
     """Write all of them."""
     found = [*_models(directory), *_vocabularies(directory), *_additions(directory)]
     found += [*_states(directory), *_splits(directory)]
     return {seed.name: seed for seed in found}
+
+
+def more(directory: Path, most_bytes: int = 2**23) -> dict[str, Seed]:
+    """Return models in a directory, such as those of every architecture."""
+    uses = ("model", "model", "model 2", "model read")
+    paths = sorted(path for path in directory.glob("*.gguf") if path.stat().st_size < most_bytes)
+    return {path.stem: Seed(path.stem, path, uses) for path in paths}
 
 
 def base(directory: Path) -> Path:
