@@ -192,7 +192,7 @@ def _check_kind(gguf: Gguf, name: str, model: Model) -> None:
         ),
     ):
         found = gguf.get(key)
-        if found != wanted:
+        if not isinstance(found, str) or found != wanted:  # an array cannot be compared
             raise AdapterError(f"{name!r} {what}: its {key} is {found!r}, and not {wanted!r}")
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # The keys and the names of tensors of upstream's files.
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+MOST_COUNTED = 2.0**62  # so that two can be added
 SUMS, COUNTS = ".in_sum2", ".counts"
 
 
@@ -326,8 +327,10 @@ def _from_gguf(gguf: Gguf, path: Path) -> Imatrix:
         if counts is None or {sums.type.name, counts.type.name} != {"F32"}:
             raise GgufError(f"{os.fspath(path)!r} has no counts, or other numbers, for {name!r}")
         n = counts.n_elements
-        if sums.n_elements % n:
+        if not n or sums.n_elements % n:
             raise GgufError(f"{os.fspath(path)!r}: the counts do not fit the sums of {name!r}")
+        if not (np.abs(counts.data) < MOST_COUNTED).all() or not np.isfinite(sums.data).all():
+            raise GgufError(f"{os.fspath(path)!r} has no numbers in the sums or counts of {name!r}")
         squares[name] = Squares(
             sums.data.reshape(n, -1).copy(), np.rint(counts.data.ravel()).astype(np.int64)
         )
@@ -347,6 +350,8 @@ def _from_legacy(data: bytes, path: Path) -> Imatrix:
             (length,) = struct.unpack_from("<i", data, at)
             name, calls, n_values = struct.unpack_from(f"<{length}sii", data, at + 4)
             at += 12 + length
+            if n_values < 0:
+                raise ValueError(f"it has {n_values} numbers for {name!r}")
             sums = np.frombuffer(data, "<f4", n_values, at).astype(np.float32)
             at += 4 * n_values
             squares[name.decode("utf-8", "surrogateescape")] = Squares(

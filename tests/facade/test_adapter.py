@@ -277,6 +277,11 @@ def integers(file):
             "lora_b 4 x 64 x 2",
         ),
         (integers, "lora_a' is I32, which is no type of weights"),
+        *(
+            (lambda file, key=key: file.update({key: np.ones(2, np.float32)}), key)
+            for key in ("general.type", "adapter.type", "general.architecture")
+        ),
+        (lambda file: file.update({"general.type": ["adapter"]}), "general.type"),
     ],
 )
 def test_adapters_that_do_not_fit(llama, write, change, match):

@@ -264,6 +264,10 @@ def test_other_files(path, tmp_path):
         file.write_bytes(content)
         with pytest.raises(GgufError, match=r"x\.dat"):
             Imatrix.open(file)
+    for n_values in (-1, -2, -(2**31)):  # from the end, for numpy
+        file.write_bytes(struct.pack("<iibii", 2**31 - 1, 1, 97, 4, n_values) + bytes(400))
+        with pytest.raises(GgufError, match=f"it has {n_values} numbers"):
+            Imatrix.open(file)
     file.write_bytes(struct.pack("<ii", 1, -5) + bytes(100))
     with pytest.raises(GgufError):
         Imatrix.open(file)
@@ -280,6 +284,11 @@ def test_other_files(path, tmp_path):
         gguf.write(file)
         with pytest.raises(GgufError, match="do not fit"):
             Imatrix.open(file)
+        for counts in ([np.nan], [np.inf], [1e30], [-1e30]):
+            gguf.replace_tensor("a.counts", np.float32(counts))
+            gguf.write(file)
+            with pytest.raises(GgufError, match="no numbers in the sums or counts"):
+                Imatrix.open(file)
         gguf.replace_tensor("a.counts", np.ones(1, np.float32))
         gguf["imatrix.chunk_count"] = "x"
         gguf.write(file)
