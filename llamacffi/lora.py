@@ -111,8 +111,8 @@ def _add(changes: dict[str, Change], model: Gguf, adapter: Gguf, name: str, scal
         ("adapter.type", "lora"),
         ("general.architecture", architecture),
     ):
-        found = adapter.get(key)
-        if not isinstance(found, str) or found != wanted:  # an array cannot be compared
+        value = adapter.get(key)
+        if not isinstance(value, str) or value != wanted:  # an array cannot be compared
             raise AdapterError(
                 f"{name!r} is no LoRA for this model: its {key} is {adapter.get(key)!r}, and not "
                 f"{wanted!r}"
