@@ -12,6 +12,7 @@ from .errors import ArgumentError
 LAST = 0x1100FF  # the last character, and behind those one for each byte that is none
 MAX_DEPTH = 100  # groups in each other
 MAX_COUNT = 100_000
+MAX_REPEATED = 3  # how often something that repeats is repeated without a group around it
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -146,9 +147,11 @@ class _Reader:
     def sequence(self) -> Node:
         items: list[Node] = []
         while self.peek() not in ("", "|", ")"):
-            item = self.item()
+            item, n = self.item(), 0
             while not isinstance(item, Assertion) and self.peek() in ("*", "+", "?", "{"):
-                item = self.repeated(item)
+                item, n = self.repeated(item), n + 1
+                if n > MAX_REPEATED:
+                    self.fail(f"over {MAX_REPEATED} repetitions follow each other")
             items.append(item)
         return items[0] if len(items) == 1 else Sequenced(items)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llamacffi import ArgumentError, Model, NativeError, lib, quantize
+from llamacffi import ArgumentError, Grammar, Model, NativeError, lib, quantize
 from llamacffi._model.pattern_cost import is_quick
 from llamacffi._regex import parse
 
@@ -36,6 +36,14 @@ def test_what_takes_too_long_is_refused(demo_path, tmp_path, pattern):
 @pytest.mark.parametrize("pattern", USUAL)
 def test_what_people_write_is_taken(demo_path, pattern):
     Model(demo_path, tensor_buft_overrides={pattern: "CPU"}).close()
+
+
+@pytest.mark.parametrize("pattern", ["a" + "*" * 900, "a" + "{1}" * 300, "(?:a?)" + "+" * 900])
+def test_repetitions_without_end(demo_path, pattern):
+    with pytest.raises(ArgumentError, match="over 3 repetitions follow each other"):
+        Model(demo_path, tensor_buft_overrides={pattern: "CPU"})
+    with pytest.raises(ArgumentError, match="over 3 repetitions follow each other"):
+        Grammar('root ::= "a"', trigger_patterns=[pattern])
 
 
 PIECES = st.sampled_from(
@@ -85,7 +93,9 @@ def test_what_is_a_pattern(pattern):
     try:
         parse(pattern)
     except ArgumentError as error:
-        odd = re.search(r"before|too much|no '\]'|in order|begins no count|no group", str(error))
+        odd = re.search(
+            r"before|too much|follow|no '\]'|in order|begins no count|no group", str(error)
+        )
         assert odd, (pattern, str(error))  # noqa: PT017
     else:
         assert is_quick(pattern) in (True, False)
