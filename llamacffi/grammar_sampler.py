@@ -95,7 +95,7 @@ class Grammar(TokenSampler):
         """Make it in C.
 
         Raises:
-            GrammarError: A token of the grammar is not in the vocabulary, or llama.cpp refuses it.
+            GrammarError: A token of the grammar is not in the vocabulary.
             ArgumentError: A trigger is not in the vocabulary.
             UnsupportedError: The model has no vocabulary: its tokens have no text.
         """

@@ -61,10 +61,10 @@ struct TooAmbiguous : std::runtime_error {
     TooAmbiguous() : std::runtime_error("the grammar is too ambiguous: it takes too many steps") {}
 };
 
-// A map from numbers, emptied in no time.
+// A map from numbers, emptied in no time: what is of an earlier round is not there.
 class Table {
   public:
-    void clear() { ++round, used = 0; }
+    void clear();
     // Returns the value of a key, and whether it is new there; then it is `value`.
     std::pair<int32_t, bool> insert(uint64_t key, int32_t value);
 

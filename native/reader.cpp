@@ -60,6 +60,14 @@ Pieces::Pieces(const llama_vocab *vocab) {
     }
 }
 
+void Table::clear() {
+    used = 0;
+    if (++round == 0) { // after some thousand tokens over a large vocabulary
+        std::fill(entries.begin(), entries.end(), Entry{0, 0, 0});
+        round = 1;
+    }
+}
+
 std::pair<int32_t, bool> Table::insert(uint64_t wanted, int32_t value) {
     if (used * 2 >= entries.size()) {
         grow();
