@@ -122,10 +122,6 @@ void llamacffi_planning_stop(void);
 void llamacffi_planning_go_on(void);
 void llamacffi_planning_begin(void);
 
-/* How many bytes of stack the calling thread has left, less some that is kept for what C cannot
- * foresee; 0 if that cannot be told. */
-size_t llamacffi_stack_left(void);
-
 /* Open the file behind a descriptor a second time, at `offset` from its beginning.  The two share the
  * position in it; closing one leaves the other open.  Returns NULL and sets errno on failure. */
 FILE *llamacffi_file_open(int32_t descriptor, int64_t offset, bool writable);

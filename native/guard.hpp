@@ -28,6 +28,29 @@ inline locale_t plain_locale() {
 }
 
 // As long as it lives, the thread is inside a guard, and in the "C" locale.
+// Whether the calling thread has a stack that is large enough to compute; if not, a failure is left.
+bool has_stack(const char *function) noexcept;
+
+constexpr bool begins(const char *name, const char *prefix) {
+    return !*prefix || (*name == *prefix && begins(name + 1, prefix + 1));
+}
+
+// Whether a function builds or runs graphs, or reads files, which takes more stack than the smallest
+// that a thread can have.  The others must work everywhere: they free, too.
+constexpr bool needs_stack(const char *name) {
+    constexpr const char *prefixes[] = {
+        "llama_decode", "llama_encode", "llama_process", "llama_init_from_model", "llama_model_load_",
+        "llama_model_init_from_", "llama_model_quantize", "llama_model_save_", "llama_opt_",
+        "llama_adapter_lora_init", "ggml_graph_compute", "ggml_backend_graph_compute",
+        "ggml_backend_sched_graph_compute", "mtmd_init", "mtmd_encode", "mtmd_helper_"};
+    for (const char *prefix : prefixes) {
+        if (begins(name, prefix)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 struct Enter {
     Enter() : outside(uselocale(plain_locale())), further_out(llamacffi_guard.locale) {
         llamacffi_guard.locale = outside;
@@ -73,6 +96,11 @@ struct Guarded<Function, Result(Arguments...)> {
     using Pointer = Result (*)(Arguments...);
 
     static Result call(Arguments... arguments) {
+        if constexpr (needs_stack(Function::name)) {
+            if (llamacffi_guard.depth == 0 && !has_stack(Function::name)) {
+                return Result();
+            }
+        }
         return guarded(Function::name, [&] { return target()(arguments...); });
     }
 

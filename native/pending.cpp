@@ -6,8 +6,10 @@
 
 void llamacffi_reserve(llama_context *context) {
     llamacffi::guarded("llamacffi_reserve", [&] {
-        llamacffi::Planning planning;
-        context->sched_reserve();
+        if (llamacffi::has_stack("llamacffi_reserve")) {
+            llamacffi::Planning planning;
+            context->sched_reserve();
+        }
     });
 }
 
@@ -27,6 +29,9 @@ struct Unstoppable {
 
 void llamacffi_memory_update(llama_context *context, llamacffi_abort_flag *flag) {
     llamacffi::guarded("llamacffi_memory_update", [&] {
+        if (!llamacffi::has_stack("llamacffi_memory_update")) {
+            return;
+        }
         {
             llamacffi::Planning planning;
             context->sched_reserve(); // as decode does: the update's graph is within what is reserved

@@ -26,7 +26,10 @@ std::recursive_mutex &planning() { return *mutex; }
 using llamacffi::Planning;
 
 llama_context *llamacffi_context_new(llama_model *model, const llama_context_params *params) {
-    return llamacffi::guarded("llama_init_from_model", [&] {
+    return llamacffi::guarded("llama_init_from_model", [&]() -> llama_context * {
+        if (!llamacffi::has_stack("llama_init_from_model")) {
+            return nullptr;
+        }
         Planning planning;
         return llama_init_from_model(model, *params);
     });
@@ -35,6 +38,9 @@ llama_context *llamacffi_context_new(llama_model *model, const llama_context_par
 llama_adapter_lora *llamacffi_adapter_load(llama_model *model, FILE *file) {
     return llamacffi::guarded("llama_adapter_lora_init_from_file_ptr", [&]() -> llama_adapter_lora * {
 #if LLAMACFFI_HAS_llama_adapter_lora_init_from_file_ptr
+        if (!llamacffi::has_stack("llama_adapter_lora_init_from_file_ptr")) {
+            return nullptr;
+        }
         Planning planning;
         return llama_adapter_lora_init_from_file_ptr(model, file);
 #else

@@ -2,7 +2,6 @@
 #include "stack.hpp"
 
 #include "guard.hpp"
-#include "llamacffi.h"
 #include "native.hpp"
 
 #include <csignal>
@@ -50,6 +49,16 @@ Bounds bounds_of_this_thread() {
     return bounds;
 }
 
+// The whole of it.
+size_t size_of_this_stack() {
+    const Bounds bounds = bounds_of_this_thread();
+    const char *here = static_cast<const char *>(__builtin_frame_address(0));
+    if (here <= bounds.low || here > bounds.high) {
+        return SIZE_MAX; // unknown, or a stack that somebody has switched to
+    }
+    return static_cast<size_t>(bounds.high - bounds.low);
+}
+
 // Signals are for Python's threads: these only compute.  Those that a fault raises stay as they are.
 sigset_t asynchronous_signals() {
     sigset_t signals;
@@ -62,8 +71,6 @@ sigset_t asynchronous_signals() {
 
 } // namespace
 
-size_t llamacffi_stack_left(void) { return llamacffi::stack_left(); }
-
 namespace llamacffi {
 
 size_t stack_left() {
@@ -74,6 +81,21 @@ size_t stack_left() {
     }
     const size_t left = static_cast<size_t>(here - bounds.low);
     return left > margin ? left - margin : 0;
+}
+
+bool has_stack(const char *function) noexcept {
+    // A batch takes 64 to 96 KiB with the models of the tests, and a graph grows with the model.
+    constexpr size_t needed = 256 * 1024;
+    static thread_local const size_t size = size_of_this_stack();
+    if (size >= needed) {
+        return true;
+    }
+    const std::string message = "the stack of this thread has " + std::to_string(size / 1024) +
+                                " KiB, and llama.cpp needs " + std::to_string(needed / 1024) +
+                                ": call threading.stack_size(" + std::to_string(needed) +
+                                ") or more before the thread is started";
+    set_failure(function, message.c_str());
+    return false;
 }
 
 Thread::Thread(size_t stack, std::function<void()> run_this)
