@@ -66,15 +66,23 @@ def _on_entry(_type: Any, error: BaseException, traceback: Any) -> None:
     bridge.fail(error)
 
 
-def trampoline(*, stop: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register an ``extern "Python"`` function; ``stop`` is what tells C to give up."""
+def trampoline(
+    *, stop: Any, over: Callable[..., Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register an ``extern "Python"`` function.
+
+    Args:
+        stop: What it returns to tell C to give up.
+        over: Gets the arguments of a call that comes although C was told so, and returns what is to
+            be returned; ``stop`` by default.
+    """
 
     def register(target: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(target)
         def guarded(*args: Any) -> Any:
             bridge: Bridge = ffi.from_handle(args[-1])
             if bridge.error is not None:
-                return stop
+                return stop if over is None else over(*args)
             try:
                 return target(bridge.function, *args[:-1])
             except BaseException as error:  # KeyboardInterrupt must stop the load too

@@ -12,7 +12,7 @@ from ._handle import Pointer
 from .errors import ClosedError, ContextError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import TypeAlias
 
     import numpy.typing as npt
@@ -147,7 +147,16 @@ class Call:
 class Observer:
     """A user's callback on the graphs of a context: ``Context(..., cb_eval=callback)``."""
 
-    __slots__ = ("__weakref__", "_bridge", "_function", "_stop_graph", "_stopped", "handle")
+    __slots__ = (
+        *("__weakref__", "_bridge", "_function", "_memory", "_now", "_stop_graph", "_stopped"),
+        *("before", "handle", "torn"),
+    )
+
+    torn: bool
+    """Whether that micro-batch was stopped, and not just finished."""
+
+    before: dict[int, int]
+    """Where each sequence of the batch ended before the micro-batch that is being computed."""
 
     handle: Any
     """The ``user_data`` of the callback in C, to be kept as long as the context."""
@@ -156,6 +165,9 @@ class Observer:
         """Observe with ``function``; ``abort`` is the flag that stops the context's graphs."""
         self._function = function
         self._stopped = False
+        self._memory: Any = ffi.NULL
+        self.before = self._now = {}
+        self.torn = False
         # The handle lives as long as the C object, whose finalizer is kept by a global list.  It
         # must not hold the user's function, which may well hold the context.
         self._stop_graph = functools.partial(lib.llamacffi_abort_set, abort, True)
@@ -164,6 +176,10 @@ class Observer:
 
     def __call__(self, ptr: Any, ask: bool) -> bool:
         """Let the user's function see one node; called by C."""
+        if self._stopped:
+            return self.go_on(ask)
+        if self._memory != ffi.NULL and ask:
+            self._look()
         call = Call(computed=not ask)
         try:
             answer = self._function(TensorView(ptr, call), ask)
@@ -175,8 +191,33 @@ class Observer:
             self._stopped = True
             self._stop_graph()
         # Even if the user wants to stop: False ends only the part of the graph that one backend
-        # computes, and C takes what is missing for computed.  The flag stops it cleanly.
+        # computes, and C takes what is missing for computed.  The flag stops the processor cleanly;
+        # on other devices the micro-batch is taken back when it is done.
         return True
+
+    def go_on(self, ask: bool) -> bool:
+        """Let a device that cannot be stopped compute the rest at once; return the answer."""
+        # Is this the rest of what was stopped, or the next micro-batch?
+        if not self.torn and self._memory != ffi.NULL:
+            self.torn = self._ends(self._now) == self._now
+        return not ask
+
+    def begin(self, context: Any, seq_ids: Iterable[int]) -> None:
+        """Get ready for a computation of these sequences; the context is held."""
+        self._memory, self.torn = lib.llama_get_memory(context), False
+        if self._memory != ffi.NULL:
+            self.before = self._now = self._ends(seq_ids)
+
+    def _look(self) -> None:
+        """Find out whether another micro-batch has begun: then it is in memory already."""
+        now = self._ends(self._now)
+        if now != self._now:
+            # The first one that is seen, or the next.
+            self.before, self._now = self._now, now
+
+    def _ends(self, seq_ids: Iterable[int]) -> dict[int, int]:
+        memory = self._memory
+        return {seq_id: lib.llama_memory_seq_pos_max(memory, seq_id) for seq_id in seq_ids}
 
     def finish(self) -> tuple[bool, BaseException | None]:
         """Return whether the callback has stopped the graph, and what it has raised; forget it."""
@@ -198,8 +239,15 @@ class Weakly:
         observer = self._observer()
         return not ask if observer is None else observer(ptr, ask)
 
+    def go_on(self, ask: bool) -> bool:
+        """Let it do so."""
+        observer = self._observer()
+        return not ask if observer is None else observer.go_on(ask)
 
-@trampoline(stop=True)
+
+@trampoline(
+    stop=True, over=lambda _tensor, ask, handle: ffi.from_handle(handle).function.go_on(ask)
+)
 def llamacffi_on_eval(observer: Callable[[Any, bool], bool], ptr: Any, ask: bool) -> bool:
     """Show a node to the user's function."""
     return observer(ptr, ask)

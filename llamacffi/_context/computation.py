@@ -19,8 +19,7 @@ from ..errors import (
 from ..log import drain, with_log
 from .graph import check_widths, describe
 from .params import architecture
-from .settling import ends, roll_back, settle
-from .threads import Threads, n_threads_for
+from .settling import Threads, ends, n_threads_for, roll_back, settle, take_back
 
 if TYPE_CHECKING:
     from ..batch import Batch
@@ -312,6 +311,8 @@ class Computation(Threads):
         try:
             if not self._applied.planned:
                 self._applied.plan(ptr)
+            if self._observer is not None:
+                self._observer.begin(ptr, batch.starts())
             if self._other_context is None:
                 code = batch.submit(ptr, encode)
             else:
@@ -332,6 +333,8 @@ class Computation(Threads):
         if self._observer is not None:
             stopped, error = self._observer.finish()
         if code or stopped:
+            if self._observer is not None and self._observer.torn:
+                take_back(ptr, self._observer.before, self._lineage)
             self._fail(ptr, batch, code or ABORTED, error, encode)
         self._computed(ptr)
 

@@ -13,7 +13,7 @@ from .._ffi import ffi, lib
 from .newer import n_rs_seq
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from ..batch import Batch
     from .lineage import Lineage
@@ -66,6 +66,22 @@ def roll_back(context: Any, batch: Batch, lineage: Lineage) -> PosMax:
                 else:
                     _forget(memory, lineage, [seq_id])
     return ends(context, batch)
+
+
+def take_back(context: Any, before: Mapping[int, int], lineage: Lineage) -> None:
+    """Remove what sequences have behind the positions where they ended before a micro-batch.
+
+    A device that cannot be stopped has computed it to its end, and perhaps others after it.
+    """
+    memory = lib.llama_get_memory(context)
+    if memory == ffi.NULL or _is_recurrent(context):  # `settle` forgets states as a whole
+        return
+    for seq_id, end in before.items():
+        if lib.llama_memory_seq_pos_max(memory, seq_id) > end:
+            if lib.llama_memory_seq_rm(memory, seq_id, end + 1, -1):
+                lineage.removed(seq_id, end + 1)
+            else:
+                _forget(memory, lineage, [seq_id])
 
 
 def _forget(memory: Any, lineage: Lineage, seq_ids: Iterable[int]) -> None:

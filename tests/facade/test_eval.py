@@ -190,6 +190,40 @@ def test_it_may_stop_the_computation(random_context):
     np.testing.assert_allclose(context.logits(), fresh.logits(), atol=1e-4)
 
 
+@pytest.mark.parametrize("how", ["false", "raise"])
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+@pytest.mark.parametrize("nth", [0, 1, 2])
+def test_a_device_that_cannot_be_stopped(random_context, kind, how, nth):
+    """As on a GPU: C computes to the end, but the function is not called again."""
+    seen, stop = [], [10**9]
+
+    def see(tensor, ask):
+        seen.append(tensor.name)
+        if len(seen) <= stop[0]:
+            return True
+        if how == "raise":
+            raise KeyError("stop")
+        return ask and len(seen) <= stop[0] + 1
+
+    context = random_context(kind, n_ubatch=4, cb_eval=see)
+    lib.llama_set_abort_callback(context.ptr, ffi.NULL, ffi.NULL)
+    context.decode(batch_of(TEXT[:4]))
+    a_graph = len(seen)
+    stop[0] = len(seen) + nth * a_graph + a_graph // 2
+    with pytest.raises(KeyError if how == "raise" else AbortedError):
+        context.decode(batch_of(TEXT[:12], pos=4))
+    assert len(seen) <= stop[0] + 2
+    stop[0] = 10**9
+    end = context.memory.pos_max()
+    assert end == (None if kind == "mamba" else 3 + 4 * nth)
+    fresh = random_context(kind, n_ubatch=4)
+    text = TEXT[:4] + TEXT[:12]
+    context.decode(batch_of(text[0 if end is None else end + 1 :], pos=(end or -1) + 1))
+    fresh.decode(batch_of(text[:4]))
+    fresh.decode(batch_of(text[4:], pos=4))
+    np.testing.assert_allclose(context.logits(), fresh.logits(), atol=1e-4)
+
+
 def test_an_encoder_too(random_context):
     see = Collect("result_embd_pooled")
     context = random_context("bert", embeddings=True, pooling_type="none", cb_eval=see)
