@@ -97,7 +97,20 @@ def leave(name: str) -> NoReturn:
 
 def of_parent(name: str) -> ForkError:
     """Return the error for an object of another process."""
-    return ForkError(
-        f"this {name} belongs to the parent process; make a new one in the child, or start "
-        "processes with the 'spawn' method"
-    )
+    return ForkError(f"this {name} belongs to the parent process; {_advice(has_gpu())}")
+
+
+def _advice(gpu: bool) -> str:
+    if gpu:
+        return (
+            "start processes with the 'spawn' method: a GPU that the parent has used cannot be "
+            "used in a forked process, not even by new objects"
+        )
+    return "make a new one in the child, or start processes with the 'spawn' method"
+
+
+def has_gpu() -> bool:
+    """Return whether a backend for another device than the processor is loaded."""
+    devices = (lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count()))
+    gpus = lib.GGML_BACKEND_DEVICE_TYPE_GPU, lib.GGML_BACKEND_DEVICE_TYPE_IGPU
+    return any(lib.ggml_backend_dev_type(device) in gpus for device in devices)

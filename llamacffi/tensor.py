@@ -166,7 +166,7 @@ class Observer:
         self._function = function
         self._stopped = False
         self._memory: Any = ffi.NULL
-        self.before = self._now = {}
+        self.before = self._now = dict[int, int]()
         self.torn = False
         # The handle lives as long as the C object, whose finalizer is kept by a global list.  It
         # must not hold the user's function, which may well hold the context.

@@ -19,7 +19,8 @@ from ..errors import (
 from ..log import drain, with_log
 from .graph import check_widths, describe
 from .params import architecture
-from .settling import Threads, ends, n_threads_for, roll_back, settle, take_back
+from .settling import ends, roll_back, settle, take_back
+from .threads import Threads, n_threads_for
 
 if TYPE_CHECKING:
     from ..batch import Batch

@@ -195,9 +195,11 @@ def test_it_may_stop_the_computation(random_context):
 @pytest.mark.parametrize("nth", [0, 1, 2])
 def test_a_device_that_cannot_be_stopped(random_context, kind, how, nth):
     """As on a GPU: C computes to the end, but the function is not called again."""
-    seen, stop = [], [10**9]
+    seen, stop, graphs = [], [10**9], []
 
     def see(tensor, ask):
+        if ask and (not seen or tensor.name == seen[0]):
+            graphs.append(len(seen))
         seen.append(tensor.name)
         if len(seen) <= stop[0]:
             return True
@@ -205,19 +207,24 @@ def test_a_device_that_cannot_be_stopped(random_context, kind, how, nth):
             raise KeyError("stop")
         return ask and len(seen) <= stop[0] + 1
 
+    rehearsal = random_context(kind, n_ubatch=4, cb_eval=see)
+    for k in range(4):
+        rehearsal.decode(batch_of(TEXT[:4], pos=4 * k, logits="last" if k in (0, 3) else "none"))
+    where = graphs[nth + 1] + 20
+    seen.clear(), graphs.clear()
     context = random_context(kind, n_ubatch=4, cb_eval=see)
     lib.llama_set_abort_callback(context.ptr, ffi.NULL, ffi.NULL)
-    context.decode(batch_of(TEXT[:4]))
-    a_graph = len(seen)
-    stop[0] = len(seen) + nth * a_graph + a_graph // 2
+    context.decode(batch_of(TEXT[:4], logits="last"))
+    stop[0] = where
     with pytest.raises(KeyError if how == "raise" else AbortedError):
-        context.decode(batch_of(TEXT[:12], pos=4))
+        context.decode(batch_of((TEXT * 2)[:12], pos=4, logits="last"))
+    assert len(graphs) == nth + 2
     assert len(seen) <= stop[0] + 2
     stop[0] = 10**9
     end = context.memory.pos_max()
     assert end == (None if kind == "mamba" else 3 + 4 * nth)
     fresh = random_context(kind, n_ubatch=4)
-    text = TEXT[:4] + TEXT[:12]
+    text = TEXT[:4] + (TEXT * 2)[:12]
     context.decode(batch_of(text[0 if end is None else end + 1 :], pos=(end or -1) + 1))
     fresh.decode(batch_of(text[:4]))
     fresh.decode(batch_of(text[4:], pos=4))

@@ -260,3 +260,15 @@ def test_the_log_after_a_fork_while_others_log(run_python):
     """
     done = run_python(code, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_it_advises_depends_on_the_devices(monkeypatch):
+    from llamacffi import _life
+
+    assert not _life.has_gpu() or "spawn" in str(_life.of_parent("Model"))
+    for gpu, advice in ((False, "make a new one in the child"), (True, "not even by new objects")):
+        monkeypatch.setattr(_life, "has_gpu", lambda gpu=gpu: gpu)
+        error = str(_life.of_parent("Model"))
+        assert error.startswith("this Model belongs to the parent process; ")
+        assert advice in error
+        assert "'spawn'" in error
