@@ -16,7 +16,7 @@ from .gbnf_rules import ANY, Program, Rule, Terminals, check_recursion, lower
 
 # MAX_REPETITION_THRESHOLD of llama-grammar.cpp.  A larger maximum it takes as "without end".
 MAX_REPETITIONS = 2000
-MAX_TEXT = 2_000_000  # characters
+MAX_TEXT = 1_000_000  # characters
 # The parser calls itself for each level, as llama.cpp's does.
 MAX_NESTING = 200
 # What repetitions may unfold to, in symbols of 12 bytes.
@@ -66,7 +66,7 @@ def parse(text: str, root: str) -> tuple[Program, tuple[TokenReference, ...]]:
         raise GrammarError(f"the grammar has no rule {root!r} to start from; it has {known}")
     for name, position in parser.used.items():
         if name not in parser.defined:
-            parser.fail(f"the rule {name!r} is not defined", position)
+            parser.fail(f"the rule {name!r:.80} is not defined", position)
     check_recursion(parser.rules)
     program = lower(parser.rules, parser.ids[root], parser.terminals)
     return program, tuple(parser.tokens.values())
@@ -142,17 +142,17 @@ class _Parser:
         name = self.take(_NAME, "the name of a rule").group()
         if name in self.defined:
             first = self.place(self.defined[name])
-            self.fail(f"the rule {name!r} is defined a second time: first at {first}", start)
+            self.fail(f"the rule {name!r:.80} is defined a second time: first at {first}", start)
         self.defined[name] = start
         number = self.ids.setdefault(name, len(self.ids))
         self.skip(_BLANKS)
         if not self.text.startswith("::=", self.pos):
-            self.fail(f"expected '::=' after the name of the rule {name!r}")
+            self.fail(f"expected '::=' after the name of the rule {name!r:.80}")
         self.pos += 3
         self.skip(_SPACE)
         self.alternatives(name, number, nested=False)
         if self.peek() not in ("", "\r", "\n"):
-            self.fail(f"expected the end of the rule {name!r}, not {self.peek()!r}")
+            self.fail(f"expected the end of the rule {name!r:.80}, not {self.peek()!r}")
         self.skip(_SPACE)
 
     def alternatives(self, name: str, number: int, *, nested: bool) -> None:
@@ -262,7 +262,7 @@ class _Parser:
             self.fail(f"more than {MAX_NESTING} parentheses are open", start)
         self.pos += 1
         self.skip(_SPACE)
-        number = self.generate(name)
+        number = self.generate()
         self.alternatives(name, number, nested=True)
         if self.peek() != ")":
             self.fail(f"expected ')' for the '(' at {self.place(start)}")
@@ -290,7 +290,7 @@ class _Parser:
         optional = 1 if most is None else most - least
         inner: int | None = None
         for _ in range(optional):
-            number = self.generate(name)
+            number = self.generate()
             tail = number if most is None else inner
             self.add(number, Rule(name, [repeated + ([] if tail is None else [tail]), []]), start)
             inner = number
@@ -323,10 +323,10 @@ class _Parser:
             self.fail(f"at least {least} times is more than at most {most} times", start)
         return least, most
 
-    def generate(self, name: str) -> int:
+    def generate(self) -> int:
         """Return the number of a new rule, which has no name in the text."""
         number = len(self.ids)
-        self.ids[f"{name}_{number}"] = number  # no name has an underscore
+        self.ids[f"_{number}"] = number  # no name has an underscore
         return number
 
     def add(self, number: int, rule: Rule, position: int | None = None) -> None:

@@ -149,8 +149,8 @@ def check_recursion(rules: Mapping[int, Rule]) -> None:
         for ref, followed in refs:
             if followed and component[number] == component[ref]:
                 raise GrammarError(
-                    f"the rule {rules[number].name!r} is left recursive: it can begin with itself. "
-                    ' Write what comes first in front, and repeat the rest: not `x ::= x "," y | y`'
+                    f"the rule {rules[number].name!r:.80} is left recursive: it can begin with "
+                    'itself.  Write what comes first in front, and repeat the rest: not `x ::= x "," y | y`'
                     ' but `x ::= y ("," y)*`'
                 )
 

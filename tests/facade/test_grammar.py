@@ -71,7 +71,7 @@ MISTAKES = {
     'root ::= x root "b" | "a"\nx ::= y\ny ::= ""': "'root' is left recursive",
     'a ::= b "x" | "x"\nb ::= c\nc ::= "z"? a\nroot ::= a': "left recursive",
     'root ::= "a"{' + "9" * 5000 + "}": "at most 2000 times",
-    'root ::= "a" # ' + "x" * 2_000_000: "2000015 characters; 2000000 is the limit",
+    'root ::= "a" # ' + "x" * 1_000_000: "1000015 characters; 1000000 is the limit",
     'root ::= "\0"': "zero character",
     "root ::= " + " ".join(f'"{"x" * 100}"{{2000}}' for _ in range(30)): "unfolds",
 }
