@@ -324,11 +324,33 @@ struct llama_sampler *llamacffi_sampler_init_unsorted(void);
  * milliseconds: it is measured. */
 size_t llamacffi_stack_per_byte(const struct llama_vocab *vocab);
 
-/* llama_tokenize() on a stack that suffices for any text.  Fails if the vocabulary has no token for a part
- * of it. */
-int32_t llamacffi_tokenize(const struct llama_vocab *vocab, const char *text, int64_t length,
+/* Texts of at most so many bytes are best given to llamacffi_tokenize(). */
+#define LLAMACFFI_SHORT_TEXT 8192
+
+/* What is known of a vocabulary for tokenizing.  It does not use the vocabulary when it is freed. */
+struct llamacffi_tokenizer;
+
+/* `templates` are the chat templates of the model, one after the other. */
+struct llamacffi_tokenizer *llamacffi_tokenizer_new(const struct llama_vocab *vocab, const char *templates,
+                                                    int64_t size);
+void llamacffi_tokenizer_free(struct llamacffi_tokenizer *tokenizer);
+
+/* As llama_tokenize(), on a stack that suffices; without `parse_special` no control token comes out of the
+ * text.  Fails if the vocabulary has no token for a part of it. */
+int32_t llamacffi_tokenize(const struct llamacffi_tokenizer *tokenizer, const char *text, int64_t length,
                            int32_t *tokens, int32_t size, bool add_special, bool parse_special,
                            size_t stack_per_byte);
+
+/* Tokens of a long text, made while llamacffi_tokens_more() is called until it returns false: each time some
+ * milliseconds' worth, if the text has places where it can be cut.  The text must stay where it is. */
+struct llamacffi_tokens;
+struct llamacffi_tokens *llamacffi_tokens_begin(const struct llamacffi_tokenizer *tokenizer, const char *text,
+                                                int64_t length, bool add_special, bool parse_special,
+                                                size_t stack_per_byte);
+bool llamacffi_tokens_more(struct llamacffi_tokens *tokens);
+int64_t llamacffi_tokens_size(const struct llamacffi_tokens *tokens);
+void llamacffi_tokens_copy(const struct llamacffi_tokens *tokens, int32_t *target);
+void llamacffi_tokens_free(struct llamacffi_tokens *tokens);
 
 /* How to make a text out of tokens. */
 struct llamacffi_text_style {
@@ -360,7 +382,7 @@ struct llamacffi_sequences;
 
 /* Tokenize many texts, with up to `n_threads` threads: text i is at starts[i] to starts[i + 1].
  * Returns tokens, to be freed. */
-struct llamacffi_sequences *llamacffi_tokenize_all(const struct llama_vocab *vocab, const char *text,
+struct llamacffi_sequences *llamacffi_tokenize_all(const struct llamacffi_tokenizer *tokenizer, const char *text,
                                                    const int64_t *starts, int64_t n_texts,
                                                    bool add_special, bool parse_special,
                                                    size_t stack_per_byte, int32_t n_threads);

@@ -8,19 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ._ffi import ffi, lib
-from ._text import Text, encode, encode_all, new_uncleared
+from ._text import Text, new_uncleared
 from ._tokens import outside, token_array, token_sequence
-from ._vocab.entries import INT32_MAX, Entries
-from ._vocab.sequences import (
-    SequenceError,
-    detokenize_all,
-    join_tokens,
-    split,
-    thread_count,
-    tokenize_all,
-)
-from .errors import ArgumentError, NativeError, TokenizeError
-from .log import drain, with_log
+from ._vocab.entries import INT32_MAX
+from ._vocab.sequences import SequenceError, detokenize_all, join_tokens, split, thread_count
+from ._vocab.tokenizing import INT32_MIN, Tokenizing
+from .errors import ArgumentError, TokenizeError
+from .log import with_log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +22,8 @@ if TYPE_CHECKING:
 
     from ._tokens import TokenIds
 
-# What llama_tokenize returns if the number of tokens does not fit its result.
-INT32_MIN = -INT32_MAX - 1
 
-# A text so short is given more stack than it can need for each byte, without measuring the need.
-SHORT_TEXT, SHORT_STACK = 1024, 2048
-
-
-class Vocab(Entries):
+class Vocab(Tokenizing):
     """The vocabulary of a `Model`: `tokenize`, `detokenize`, and what is known of each token.
 
     It belongs to its model and is usable as long as that is open, from many threads at once; a call
@@ -59,7 +47,14 @@ class Vocab(Entries):
             add_special: Add the tokens that the model expects around a text, such as BOS, if its
                 metadata says so.
             parse_special: Read the texts of special tokens, such as ``<|im_start|>``, as those
-                tokens.  Leave it off for text that comes from users.
+                tokens.  Leave it off for text that comes from users: then no control token comes
+                out of it, even of a vocabulary that would make one of its letters; its text is
+                divided instead.  The same goes for tokens that the file calls user-defined, if they
+                end a generation, look like ``<|this|>``, or are ``<this>`` or ``[this]`` and stand
+                in the model's chat template.  Other user-defined tokens are ordinary text, such as
+                runs of blanks and HTML tags, and are read as llama.cpp does.  What a vocabulary
+                cannot say otherwise stays: a control token that is a single character, the one
+                that stands for what it does not know, and all of the ``test`` tokenizer's.
 
         Returns:
             Token ids, an empty list for an empty text without special tokens.
@@ -88,11 +83,11 @@ class Vocab(Entries):
         return np.array(np.frombuffer(ffi.buffer(buffer), np.int32, n))
 
     def n_tokens(self, text: Text, *, add_special: bool = True, parse_special: bool = False) -> int:
-        """Count the tokens of a text, see `tokenize`, without making them.
+        """Count the tokens of a text, see `tokenize`, without making Python objects of them.
 
         Source: ``llama_tokenize``.
         """
-        return abs(self._tokenize(encode(text), ffi.NULL, 0, add_special, parse_special))
+        return self._tokens_of(text, add_special, parse_special)[1]
 
     def tokenize_batch(
         self,
@@ -104,7 +99,7 @@ class Vocab(Entries):
     ) -> list[list[int]]:
         """Split many texts into tokens at once, see `tokenize`, with several threads in C.
 
-        Python's other threads run meanwhile; Ctrl-C takes effect when it is done.
+        Python's other threads run meanwhile; Ctrl-C takes effect every few megabytes.
 
         Args:
             texts: Small or large, in any number.
@@ -263,58 +258,6 @@ class Vocab(Entries):
                 stacklevel=stacklevel + 1,
             )
 
-    def _tokens_of(self, text: Text, add_special: bool, parse_special: bool) -> tuple[Any, int]:
-        """Return a C array with the tokens of a text, and how many they are."""
-        data = encode(text)
-        size = len(data) + 8  # seldom are there more; what is not used is not touched
-        while True:
-            buffer = new_uncleared("llama_token[]", size)
-            n = self._tokenize(data, buffer, size, add_special, parse_special)
-            if n >= 0:
-                return buffer, n
-            size = -n
-
-    def _tokenize(
-        self, data: bytes, buffer: Any, size: int, add_special: bool, parse_special: bool
-    ) -> int:
-        """Return the number of tokens, or less than 0 if they do not fit the buffer."""
-        model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
-        if self._limited or len(data) > INT32_MAX:
-            self._check_text(data)
-        flags = bool(add_special), bool(parse_special)
-        stack = self._stack(len(data))
-        try:
-            n: int = lib.llamacffi_tokenize(
-                *(self._vocab, data, len(data), buffer, min(size, INT32_MAX), *flags, stack)
-            )
-        except NativeError as error:
-            failure = str(error).removeprefix(f"{error.function}: ")
-            raise with_log(TokenizeError(self._reason(failure, add_special))) from error
-        if n == INT32_MIN:
-            raise TokenizeError(f"the text has too many tokens: it has {len(data)} bytes")
-        return n
-
-    def _tokens_of_all(
-        self, texts: Iterable[Text], add_special: bool, parse_special: bool, n_threads: int | None
-    ) -> tuple[npt.NDArray[np.int32], list[int]]:
-        """Return the tokens of all texts, and where each begins and the last ends."""
-        threads, data = thread_count(n_threads), encode_all(texts)
-        model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
-        for i, one in enumerate(data):
-            if self._limited or len(one) > INT32_MAX:
-                self._check_text(one, i)
-        stack = self._stack(max(map(len, data), default=0))
-        flags = bool(add_special), bool(parse_special), stack
-        try:
-            made = tokenize_all(self._vocab, data, flags, threads)
-        except SequenceError as error:
-            reason = f"text {error.index}: {self._reason(str(error), add_special)}"
-            raise with_log(TokenizeError(reason, error.index)) from None
-        except NativeError as error:
-            raise with_log(TokenizeError(f"cannot tokenize these texts: {error}")) from error
-        drain()
-        return made
-
     def _style(self, remove_special: bool, unparse_special: bool, exact: bool) -> Any:
         """Return how to make a text, for C."""
         flags = bool(remove_special), bool(unparse_special), bool(exact), self._adds_blank
@@ -334,50 +277,3 @@ class Vocab(Entries):
         i = lib.llamacffi_token_outside(self._vocab, array, count)
         if i >= 0:
             raise ArgumentError(f"{outside(array[i], self._size)} (at index {i})")
-
-    def _check_text(self, data: bytes, index: int | None = None) -> None:
-        """Raise `TokenizeError` for what C must not be given."""
-        where = "" if index is None else f"text {index}: "
-        if self._type == lib.LLAMA_VOCAB_TYPE_NONE:
-            raise TokenizeError("the model has no vocabulary: it takes tokens, but no text")
-        if len(data) > INT32_MAX:
-            raise TokenizeError(
-                f"{where}the text is too long: {len(data)} bytes exceed {INT32_MAX}", index
-            )
-        if self._endless and (found := self._endless.intersection(data)):
-            raise TokenizeError(
-                f"{where}the vocabulary has tokens that begin with byte {min(found):#04x}, but "
-                "none that is this byte: llama.cpp would not come to an end",
-                index,
-            )
-
-    def _stack(self, length: int) -> int:
-        """Return how much stack to have for each byte of a text of that length."""
-        return SHORT_STACK if length <= SHORT_TEXT else self._stack_per_byte
-
-    @cached_property
-    def _stack_per_byte(self) -> int:
-        """How much stack C needs for each byte of a text."""
-        return lib.llamacffi_stack_per_byte(self._vocab)
-
-    @cached_property
-    def _endless(self) -> frozenset[int]:
-        """The bytes over which llama.cpp's tokenizer for RWKV can loop forever."""
-        if self._type != lib.LLAMA_VOCAB_TYPE_RWKV:
-            return frozenset()
-        pieces = [self.piece(token) for token in range(self._size)]
-        return frozenset(piece[0] for piece in pieces if piece) - {
-            piece[0] for piece in pieces if len(piece) == 1
-        }
-
-    def _reason(self, failure: str, add_special: bool) -> str:
-        """Say why a text could not be tokenized."""
-        bert = self._type == lib.LLAMA_VOCAB_TYPE_WPM
-        wanted = {"bos": bert or self.add_bos, "sep": bert, "eos": self.add_eos and not bert}
-        lacking = [name for name, want in wanted.items() if want and getattr(self, name) is None]
-        if add_special and lacking:
-            return (
-                f"a text of this model is to have the token {lacking[0]!r}, which its vocabulary "
-                "does not have: give add_special=False"
-            )
-        return f"cannot tokenize this text: {failure}"

@@ -2,11 +2,13 @@
 #include "guard.hpp"
 #include "llamacffi.h"
 #include "stack.hpp"
+#include "tokenizer.hpp"
 
 #include "llama.h"
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -28,29 +30,17 @@ constexpr size_t stack_per_character_max = 8192;
 // Besides what grows with the text.
 constexpr size_t stack_base = 256 * 1024;
 
+// Few pieces of a text are longer.
+constexpr int64_t piece_usual = 128 * 1024;
+
+// How often a caller looks whether it is to stop.
+constexpr auto pause = std::chrono::milliseconds(20);
+
 // A thread costs about as much as tokenizing so many bytes.
 constexpr int64_t bytes_per_thread = 16 * 1024;
 
 size_t stack_for(int64_t length, size_t per_byte) {
     return stack_base + static_cast<size_t>(length) * per_byte;
-}
-
-int32_t tokenize(const llama_vocab *vocab, const char *text, int64_t length, llama_token *tokens,
-                 int32_t size, bool add_special, bool parse_special) {
-    if (length > std::numeric_limits<int32_t>::max()) {
-        return too_long;
-    }
-    try {
-        const int32_t n = llama_tokenize(vocab, text, static_cast<int32_t>(length), tokens, size,
-                                         add_special, parse_special);
-        // LLAMA_TOKEN_NULL stands for the unknown token that there is not.
-        if (n > 0 && llamacffi_token_outside(vocab, tokens, n) >= 0) {
-            throw std::out_of_range("");
-        }
-        return n;
-    } catch (const std::out_of_range &) { // also if a byte was looked up that is no token
-        throw std::runtime_error("the vocabulary has no token for a part of the text");
-    }
 }
 
 // llama_detokenize adds up the lengths in an int32.
@@ -265,16 +255,53 @@ size_t llamacffi_stack_per_byte(const llama_vocab *vocab) {
     });
 }
 
-int32_t llamacffi_tokenize(const llama_vocab *vocab, const char *text, int64_t length, llama_token *tokens,
-                           int32_t size, bool add_special, bool parse_special, size_t stack_per_byte) {
-    return guarded("llamacffi_tokenize", [&] {
-        int32_t n = 0;
-        llamacffi::with_stack(stack_for(length, stack_per_byte), [&] {
-            n = tokenize(vocab, text, length, tokens, size, add_special, parse_special);
-        });
-        return n;
+llamacffi_tokenizer *llamacffi_tokenizer_new(const llama_vocab *vocab, const char *templates, int64_t size) {
+    return guarded("llamacffi_tokenizer_new", [&] {
+        return new llamacffi_tokenizer(vocab, {templates, static_cast<size_t>(size)});
     });
 }
+
+void llamacffi_tokenizer_free(llamacffi_tokenizer *tokenizer) { delete tokenizer; }
+
+int32_t llamacffi_tokenize(const llamacffi_tokenizer *tokenizer, const char *text, int64_t length,
+                           llama_token *tokens, int32_t size, bool add_special, bool parse_special,
+                           size_t stack_per_byte) {
+    return guarded("llamacffi_tokenize", [&] {
+        return tokenizer->tokenize({text, static_cast<size_t>(length)}, tokens, size,
+                                   {add_special, parse_special, stack_per_byte});
+    });
+}
+
+llamacffi_tokens *llamacffi_tokens_begin(const llamacffi_tokenizer *tokenizer, const char *text,
+                                         int64_t length, bool add_special, bool parse_special,
+                                         size_t stack_per_byte) {
+    return guarded("llamacffi_tokens_begin", [&] {
+        return new llamacffi_tokens(*tokenizer, {text, static_cast<size_t>(length)},
+                                    {add_special, parse_special, stack_per_byte});
+    });
+}
+
+bool llamacffi_tokens_more(llamacffi_tokens *tokens) {
+    return guarded("llamacffi_tokens_more", [&] {
+        const auto until = std::chrono::steady_clock::now() + pause;
+        while (tokens->advance()) {
+            if (std::chrono::steady_clock::now() > until) {
+                return true;
+            }
+        }
+        return false;
+    });
+}
+
+int64_t llamacffi_tokens_size(const llamacffi_tokens *tokens) {
+    return static_cast<int64_t>(tokens->made.size());
+}
+
+void llamacffi_tokens_copy(const llamacffi_tokens *tokens, llama_token *target) {
+    std::copy(tokens->made.begin(), tokens->made.end(), target);
+}
+
+void llamacffi_tokens_free(llamacffi_tokens *tokens) { delete tokens; }
 
 int32_t llamacffi_detokenize(const llama_vocab *vocab, const llama_token *tokens, int64_t n_tokens,
                              char *text, int32_t size, const llamacffi_text_style *style) {
@@ -282,7 +309,7 @@ int32_t llamacffi_detokenize(const llama_vocab *vocab, const llama_token *tokens
                    [&] { return detokenize(vocab, tokens, n_tokens, text, size, *style); });
 }
 
-llamacffi_sequences *llamacffi_tokenize_all(const llama_vocab *vocab, const char *text,
+llamacffi_sequences *llamacffi_tokenize_all(const llamacffi_tokenizer *tokenizer, const char *text,
                                             const int64_t *starts, int64_t n_texts, bool add_special,
                                             bool parse_special, size_t stack_per_byte,
                                             int32_t n_threads) {
@@ -291,11 +318,12 @@ llamacffi_sequences *llamacffi_tokenize_all(const llama_vocab *vocab, const char
         for (int64_t i = 0; i < n_texts; ++i) {
             longest = std::max(longest, starts[i + 1] - starts[i]);
         }
+        longest = std::min(longest, piece_usual); // a longer piece gets a stack of its own
         const int64_t useful = 1 + (starts[n_texts] - starts[0]) / bytes_per_thread;
         const auto room = [&](int64_t i) { return starts[i + 1] - starts[i] + 8; };
         const auto make = [&](int64_t i, llama_token *tokens, int32_t size) {
-            return tokenize(vocab, text + starts[i], starts[i + 1] - starts[i], tokens, size, add_special,
-                            parse_special);
+            return tokenizer->tokenize({text + starts[i], static_cast<size_t>(starts[i + 1] - starts[i])},
+                                       tokens, size, {add_special, parse_special, stack_per_byte});
         };
         return make_all<llama_token>(n_texts, std::min<int64_t>(n_threads, useful),
                                      stack_for(longest, stack_per_byte), room, make);

@@ -39,7 +39,7 @@ def thread_count(n_threads: int | None) -> int:
 
 
 def tokenize_all(
-    vocab: Any, texts: Sequence[bytes], flags: tuple[bool, bool, int], n_threads: int
+    tokenizer: Any, texts: Sequence[bytes], flags: tuple[bool, bool, int], n_threads: int
 ) -> tuple[npt.NDArray[np.int32], list[int]]:
     """Return the tokens of all texts, and where those of each begin and the last end.
 
@@ -48,7 +48,7 @@ def tokenize_all(
     import numpy as np
 
     starts = _starts([len(text) for text in texts])
-    args = vocab, b"".join(texts), _int64(starts), len(texts), *flags, n_threads
+    args = tokenizer, b"".join(texts), _int64(starts), len(texts), *flags, n_threads
     made = make(lib.llamacffi_sequences_free, (), lib.llamacffi_tokenize_all, *args)
     return _collect(made, len(texts), np.int32)
 

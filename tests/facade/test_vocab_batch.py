@@ -201,7 +201,7 @@ def test_no_memory_for_the_stack_is_an_error(run_python, llama_cpp):
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, -1))
         for call in (vocab.tokenize, lambda text: vocab.tokenize_batch([text])):
             try:
-                call("a " * 1_000_000)
+                call("a" * 2_000_000)  # which cannot be cut
             except TokenizeError as error:
                 print("no address space for a stack of" in str(error))
         """,

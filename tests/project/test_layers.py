@@ -41,6 +41,7 @@ _sampling.python
 custom
 rpc
 _vocab.entries _vocab.sequences
+_vocab.tokenizing
 vocab
 _context.newer _context.contention
 _context.base

@@ -1,0 +1,230 @@
+// Where a text can be cut so that the tokens stay the same, and what that takes to know.
+#include "tokenizer.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <iterator>
+
+using llamacffi::begins_character;
+using llamacffi::character_at;
+using llamacffi::character_before;
+using llamacffi::count_characters;
+
+namespace {
+
+constexpr int special_attr =
+    LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED | LLAMA_TOKEN_ATTR_UNKNOWN;
+
+// How long a piece should be.  llama.cpp takes the square of it for what an SPM vocabulary lacks, and of the
+// number of special tokens in it for any; but compiles regular expressions for each piece.
+constexpr size_t short_piece = 4 * 1024, long_piece = 64 * 1024, specials_max = 256;
+
+constexpr uint32_t blank = 0x2581, byte_order_mark = 0xFEFF;
+
+// GPT-2's character for a byte, as BPE vocabularies write it.
+uint32_t gpt2_character(unsigned char byte) {
+    static const auto table = [] {
+        std::array<uint32_t, 256> made{};
+        uint32_t next = 256;
+        for (uint32_t i = 0; i < 256; ++i) {
+            const bool printable = (i > 0x20 && i < 0x7F) || (i > 0xA0 && i != 0xAD);
+            made[i] = printable ? i : next++;
+        }
+        return made;
+    }();
+    return table[byte];
+}
+
+// What llama.cpp takes for a blank beside a special token.
+bool is_blank(char byte) { return std::isspace(static_cast<unsigned char>(byte)) != 0; }
+
+// Letters, by every regular expression that splits a text into words.
+bool is_letter(uint32_t code) {
+    constexpr uint32_t ranges[][2] = {
+        {'A', 'Z'},       {'a', 'z'},       {0xC0, 0xD6},     {0xD8, 0xF6},     {0xF8, 0xFE},
+        {0x3B1, 0x3C9},   {0x410, 0x44F},   {0x5D0, 0x5EA},   {0x620, 0x63F},   {0x641, 0x64A},
+        {0x905, 0x939},   {0x3041, 0x3096}, {0x30A1, 0x30FA}, {0x4E00, 0x9FA5}, {0xAC00, 0xD7A3},
+    };
+    return std::any_of(std::begin(ranges), std::end(ranges),
+                       [code](const auto &range) { return code >= range[0] && code <= range[1]; });
+}
+
+} // namespace
+
+const llamacffi_tokenizer::Details &llamacffi_tokenizer::details() const {
+    std::call_once(once, [this] {
+        Details found;
+        const llama_token n = llama_vocab_n_tokens(vocab);
+        const bool by_pairs = type == LLAMA_VOCAB_TYPE_SPM || type == LLAMA_VOCAB_TYPE_PLAMO2 ||
+                              type == LLAMA_VOCAB_TYPE_BPE || type == LLAMA_VOCAB_TYPE_UGM;
+        int dna = 0; // in a vocabulary for it, text between two tags is read otherwise
+        char piece[256];
+        for (llama_token i = 0; i < n; ++i) {
+            const std::string_view text = llama_vocab_get_text(vocab, i);
+            if (by_pairs) {
+                found.pairs.add(text);
+            }
+            dna += text == "<dna>" || text == "</dna>" || text == "<oov>";
+            const int attr = llama_vocab_get_attr(vocab, i);
+            found.strips |= (attr & (LLAMA_TOKEN_ATTR_LSTRIP | LLAMA_TOKEN_ATTR_RSTRIP)) != 0;
+            const bool guard = !guarded.empty() && guarded[static_cast<size_t>(i)];
+            if (!(attr & special_attr) && !guard) {
+                continue;
+            }
+            const uint8_t flags = static_cast<uint8_t>((attr & LLAMA_TOKEN_ATTR_USER_DEFINED ? read_always : 0) |
+                                                       (guard ? guarded_text : 0));
+            found.special.add(text, flags);
+            const int32_t size = llama_token_to_piece(vocab, i, piece, sizeof piece, 0, true);
+            if (guard && size > 0) { // as it is in a text, if that differs
+                found.special.add({piece, static_cast<size_t>(size)}, guarded_text);
+                std::string with_blanks(text);
+                for (size_t at; (at = with_blanks.find("\u2581")) != with_blanks.npos;) {
+                    with_blanks.replace(at, 3, " ");
+                }
+                found.special.add(with_blanks, guarded_text);
+            }
+        }
+        found.special.finish();
+        if (type == LLAMA_VOCAB_TYPE_SPM || type == LLAMA_VOCAB_TYPE_UGM) {
+            find_sentinel(found);
+        }
+        found.cuts_text = (type == LLAMA_VOCAB_TYPE_SPM && !found.sentinel.empty()) ||
+                          (type == LLAMA_VOCAB_TYPE_BPE && dna < 3) || type == LLAMA_VOCAB_TYPE_WPM ||
+                          type == LLAMA_VOCAB_TYPE_PLAMO2;
+        lazy = std::move(found);
+    });
+    return lazy;
+}
+
+// A piece that goes on with ordinary text must get no blank before it.  A text to which no token reaches from
+// the left can be told from what follows it, by its tokens.
+void llamacffi_tokenizer::find_sentinel(Details &found) const {
+    const auto fits = [&](std::string_view text) {
+        if (count_characters(text) != 1 || found.pairs.begins(character_at(text, 0).code)) {
+            return false;
+        }
+        try {
+            found.sentinel_tokens = all(text, {false, false, 2048});
+        } catch (const std::exception &) {
+            return false;
+        }
+        return !found.sentinel_tokens.empty();
+    };
+    if (type == LLAMA_VOCAB_TYPE_SPM) {
+        for (const char *one : {"\U0010FFFD", "\n", "\x01"}) {
+            if (fits(one)) {
+                found.sentinel = one;
+                return;
+            }
+        }
+    }
+    for (llama_token i = 0; i < llama_vocab_n_tokens(vocab); ++i) {
+        const std::string_view text = llama_vocab_get_text(vocab, i);
+        const bool normal = llama_vocab_get_attr(vocab, i) == LLAMA_TOKEN_ATTR_NORMAL;
+        if (normal && text != "\u2581" && fits(text) && found.sentinel_tokens.back() == i) {
+            found.sentinel = text;
+            return;
+        }
+    }
+}
+
+// The longest special text at `i` that llama.cpp reads as its token; of size 0 if there is none.
+llamacffi_tokenizer::Special llamacffi_tokenizer::longest(const Details &known, std::string_view text,
+                                                          size_t i, bool parse_special) {
+    Special found{};
+    known.special.at(text, i, [&](size_t size, uint8_t flags, size_t number) {
+        if (parse_special || (flags & read_always)) {
+            found = {size, flags, number};
+        }
+    });
+    return found;
+}
+
+// Whether the longest special text at `i` is certain to be read as its token, if none reaches there from the
+// left: llama.cpp looks for the longest ones first, for each from left to right.
+bool llamacffi_tokenizer::is_taken(const Details &known, std::string_view text, size_t i, bool parse_special) {
+    const Special one = longest(known, text, i, parse_special);
+    if (known.strips && (is_blank(text[i]) || is_blank(text[i + one.size - 1]))) {
+        return false; // another one beside it may take its blanks along
+    }
+    for (size_t n = 1; n < one.size; ++n) {
+        const Special other = longest(known, text, i + n, parse_special);
+        if (other.size > one.size || (other.size == one.size && other.number != one.number)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+llamacffi_tokenizer::Cut llamacffi_tokenizer::next_cut(std::string_view text, size_t start,
+                                                       bool parse_special) const {
+    const size_t wanted = start + (type == LLAMA_VOCAB_TYPE_BPE ? long_piece : short_piece);
+    if (wanted >= text.size() && text.size() - start <= 2 * short_piece) {
+        return {text.size(), false};
+    }
+    const Details &known = details();
+    size_t reach = start; // the special texts so far end here, or before
+    size_t n_special = 0;
+    for (size_t i = start; i < text.size();) {
+        const bool enough = i >= wanted || n_special >= specials_max;
+        if (i > reach && enough && known.cuts_text && begins_character(text[i]) && can_cut(known, text, i)) {
+            return {i, false};
+        }
+        const Special one = longest(known, text, i, parse_special);
+        if (one.size == 0) {
+            ++i;
+            continue;
+        }
+        ++n_special;
+        if (i < reach || !is_taken(known, text, i, parse_special)) {
+            reach = std::max(reach, i + one.size);
+            ++i;
+            continue;
+        }
+        reach = i += one.size;
+        const bool divides = parse_special || !(one.flags & guarded_text); // else it will be divided itself
+        if (divides && enough && i < text.size() && !(known.strips && is_blank(text[i]))) {
+            return {i, true};
+        }
+    }
+    return {text.size(), false};
+}
+
+// Whether the tokens of ordinary text before and after `i` are the same if they are made apart.
+bool llamacffi_tokenizer::can_cut(const Details &known, std::string_view text, size_t i) const {
+    switch (type) {
+    case LLAMA_VOCAB_TYPE_WPM: // it splits a text there before anything else
+        return text[i] == ' ';
+    case LLAMA_VOCAB_TYPE_BPE:
+        return can_cut_bpe(known, text, i);
+    default: // it joins characters, or chooses among tokens, and none has these two side by side
+        uint32_t before = character_before(text, i).code, after = character_at(text, i).code;
+        if (type == LLAMA_VOCAB_TYPE_SPM) {
+            before = before == ' ' ? blank : before;
+            after = after == ' ' ? blank : after;
+        }
+        return after != byte_order_mark && !known.pairs.has(before, after);
+    }
+}
+
+// Regular expressions split a text into words first.  They all read from left to right, and none looks beyond
+// a letter; so what is before a blank between two letters, or after a line, has the same words alone.  Some
+// do not end a word there, but then no token may go on.
+bool llamacffi_tokenizer::can_cut_bpe(const Details &known, std::string_view text, size_t i) const {
+    const auto before = character_before(text, i);
+    if (text[i] == ' ' && is_letter(before.code)) {
+        const uint32_t last = gpt2_character(static_cast<unsigned char>(text[i - 1]));
+        return i + 1 < text.size() && is_letter(character_at(text, i + 1).code) &&
+               !known.pairs.has(before.code, ' ') && !known.pairs.has(before.code, blank) &&
+               !known.pairs.has(last, gpt2_character(' '));
+    }
+    if (before.code == '\n' && i > 1) {
+        const auto after = character_at(text, i);
+        const unsigned char line_end = static_cast<unsigned char>(text[i - 2]);
+        const uint32_t first = gpt2_character(static_cast<unsigned char>(text[i]));
+        return is_letter(after.code) && line_end > ' ' && line_end < 0x7F &&
+               !known.pairs.has('\n', after.code) && !known.pairs.has(gpt2_character('\n'), first);
+    }
+    return false;
+}

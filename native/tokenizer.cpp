@@ -1,0 +1,253 @@
+#include "tokenizer.hpp"
+
+#include "llamacffi.h"
+#include "stack.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+using llamacffi::begins_character;
+using llamacffi::character_at;
+using llamacffi::character_before;
+using llamacffi::count_characters;
+
+namespace {
+
+// Besides what grows with the text.
+constexpr size_t stack_base = 256 * 1024;
+
+constexpr uint32_t byte_order_mark = 0xFEFF;
+
+bool starts_with(std::string_view text, std::string_view start) { return text.substr(0, start.size()) == start; }
+
+bool ends_with(std::string_view text, std::string_view end) {
+    return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+}
+
+// Whether a user-defined token is one that a chat is made of, and no word or tag of ordinary text: the
+// vocabulary does not tell.
+bool is_marker(std::string_view text, std::string_view templates) {
+    const auto within = [&](std::string_view open, std::string_view close) {
+        return text.size() > open.size() + close.size() && starts_with(text, open) && ends_with(text, close);
+    };
+    if (within("<|", "|>") || within("<｜", "｜>")) {
+        return true;
+    }
+    const bool bracketed = within("<", ">") || within("[", "]");
+    return bracketed && templates.find(text) != templates.npos;
+}
+
+} // namespace
+
+llamacffi_tokenizer::llamacffi_tokenizer(const llama_vocab *of, std::string_view templates)
+    : vocab(of), type(llama_vocab_type(of)) {
+    if (type == LLAMA_VOCAB_TYPE_NONE || type == LLAMA_VOCAB_TYPE_TEST) {
+        return; // the latter makes tokens out of nothing but a hash of the text
+    }
+    const llama_token n = llama_vocab_n_tokens(vocab);
+    guarded.resize(static_cast<size_t>(n));
+    for (llama_token i = 0; i < n; ++i) {
+        const int attr = llama_vocab_get_attr(vocab, i);
+        if (!(attr & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED))) {
+            continue;
+        }
+        const std::string_view text = llama_vocab_get_text(vocab, i);
+        const bool wanted = (attr & LLAMA_TOKEN_ATTR_CONTROL) || llama_vocab_is_eog(vocab, i) ||
+                            is_marker(text, templates);
+        // There is no other way to write a single character.
+        if (wanted && count_characters(text) > 1) {
+            guarded[static_cast<size_t>(i)] = guards = true;
+        }
+    }
+    // Nor to write what the vocabulary does not know, whatever the file says of that token.
+    for (const char *unknown : {"\u2603", "\U0001F999", "\U00013000", "\uF234"}) {
+        try {
+            for (const llama_token one : all(unknown, {false, false, 2048})) {
+                guarded[static_cast<size_t>(one)] = false;
+            }
+        } catch (const std::exception &) {
+            continue;
+        }
+    }
+}
+
+int32_t llamacffi_tokenizer::call(std::string_view text, llama_token *tokens, int32_t size,
+                                  const Options &options) const {
+    int32_t n = 0;
+    const auto body = [&] {
+        try {
+            n = llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens, size,
+                               options.add_special, options.parse_special);
+            // LLAMA_TOKEN_NULL stands for the unknown token that there is not.
+            if (n > 0 && llamacffi_token_outside(vocab, tokens, n) >= 0) {
+                throw std::out_of_range("");
+            }
+        } catch (const std::out_of_range &) { // also if a byte was looked up that is no token
+            throw std::runtime_error("the vocabulary has no token for a part of the text");
+        }
+    };
+    llamacffi::with_stack(stack_base + text.size() * options.stack_per_byte, body);
+    return n;
+}
+
+bool llamacffi_tokenizer::has_guarded(const llama_token *tokens, size_t n) const {
+    return guards && std::any_of(tokens, tokens + n, [this](llama_token one) {
+               return guarded[static_cast<size_t>(one)];
+           });
+}
+
+const llamacffi_tokenizer::Edges &llamacffi_tokenizer::edges() const {
+    std::call_once(once_edges, [this] {
+        const Tokens both = all("", {true, false, 0});
+        const bool is_end =
+            both.size() == 1 && !(llama_vocab_get_add_bos(vocab) && both[0] == llama_vocab_bos(vocab));
+        const auto middle = both.begin() + (both.empty() || is_end ? 0 : 1);
+        lazy_edges = {Tokens(both.begin(), middle), Tokens(middle, both.end())};
+    });
+    return lazy_edges;
+}
+
+int32_t llamacffi_tokenizer::tokenize(std::string_view text, llama_token *tokens, int32_t size,
+                                      const Options &options) const {
+    if (text.size() <= LLAMACFFI_SHORT_TEXT) {
+        const int32_t n = call(text, tokens, size, options);
+        const bool made = n >= 0;
+        if (options.parse_special || !guards || (made && !has_guarded(tokens, static_cast<size_t>(n)))) {
+            return n;
+        }
+        if (made && options.add_special) { // those that are added are control tokens
+            const Edges &added = edges();
+            const size_t middle = static_cast<size_t>(n) - added.before.size() - added.after.size();
+            if (!has_guarded(tokens + added.before.size(), middle)) {
+                return n;
+            }
+        }
+    }
+    llamacffi_tokens all(*this, text, options);
+    while (all.advance()) {
+    }
+    if (all.made.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
+        return std::numeric_limits<int32_t>::min(); // llama_tokenize's own sign for it
+    }
+    const int32_t n = static_cast<int32_t>(all.made.size());
+    if (n > size) {
+        return -n;
+    }
+    std::copy(all.made.begin(), all.made.end(), tokens);
+    return n;
+}
+
+bool llamacffi_tokens::advance() {
+    const auto cut = tokenizer.next_cut(text, start, options.parse_special);
+    const std::string_view part = text.substr(start, cut.end - start);
+    if (start == 0 && options.add_special) {
+        made = tokenizer.edges().before;
+    }
+    tokenizer.piece(part, begins, options, made, start == 0);
+    start = cut.end;
+    begins = cut.after_special;
+    if (start < text.size()) {
+        return true;
+    }
+    if (options.add_special) {
+        const auto &after = tokenizer.edges().after;
+        made.insert(made.end(), after.begin(), after.end());
+    }
+    return false;
+}
+
+// llama_tokenize() with a buffer that suffices.
+llamacffi_tokenizer::Tokens llamacffi_tokenizer::all(std::string_view text, const Options &options) const {
+    Tokens tokens(text.size() + 8);
+    int32_t n = call(text, tokens.data(), static_cast<int32_t>(tokens.size()), options);
+    if (n == std::numeric_limits<int32_t>::min()) {
+        throw std::length_error("it is too long");
+    }
+    if (n < 0) {
+        tokens.resize(static_cast<size_t>(-n));
+        n = call(text, tokens.data(), -n, options);
+    }
+    tokens.resize(static_cast<size_t>(n));
+    return tokens;
+}
+
+// The tokens of a piece, whatever they are.
+llamacffi_tokenizer::Tokens llamacffi_tokenizer::plain(std::string_view text, bool begins,
+                                                       const Options &options) const {
+    const Options inner{false, options.parse_special, options.stack_per_byte};
+    if (begins || text.empty()) {
+        return all(text, inner);
+    }
+    if (type == LLAMA_VOCAB_TYPE_PLAMO2 && character_at(text, 0).code == byte_order_mark) {
+        return all("\uFEFF" + std::string(text), inner); // it drops one at the beginning of a text
+    }
+    const Details &known = details();
+    if (known.sentinel.empty()) {
+        return all(text, inner);
+    }
+    Tokens tokens = all(known.sentinel + std::string(text), inner);
+    const Tokens &before = known.sentinel_tokens;
+    if (tokens.size() < before.size() || !std::equal(before.begin(), before.end(), tokens.begin())) {
+        return all(text, inner);
+    }
+    tokens.erase(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(before.size()));
+    return tokens;
+}
+
+void llamacffi_tokenizer::piece(std::string_view text, bool begins, const Options &options, Tokens &out,
+                                bool is_first) const {
+    Tokens tokens;
+    if (is_first && options.add_special && options.parse_special) { // so that it warns of a second BOS
+        const Edges &added = edges();
+        const Tokens whole = all(text, options);
+        tokens.assign(whole.begin() + static_cast<std::ptrdiff_t>(added.before.size()),
+                      whole.end() - static_cast<std::ptrdiff_t>(added.after.size()));
+    } else {
+        tokens = plain(text, begins, options);
+    }
+    if (options.parse_special || !has_guarded(tokens.data(), tokens.size())) {
+        out.insert(out.end(), tokens.begin(), tokens.end());
+    } else {
+        around(text, begins, options, out);
+    }
+}
+
+// Cuts the texts of guarded tokens after their first characters, and tokenizes what is between the cuts.
+void llamacffi_tokenizer::around(std::string_view text, bool begins, const Options &options, Tokens &out) const {
+    const Details &known = details();
+    size_t start = 0;
+    for (size_t i = 0; i <= text.size(); ++i) {
+        bool cut = i == text.size();
+        if (i > start && !cut && begins_character(text[i])) {
+            const size_t before = i - character_before(text, i).size;
+            known.special.at(text, before, [&](size_t size, uint8_t flags, size_t) {
+                cut |= (flags & guarded_text) && before + size > i;
+            });
+        }
+        if (cut && i > start) {
+            halves(text.substr(start, i - start), begins, options, out);
+            start = i;
+            begins = false;
+        }
+    }
+}
+
+// What is still guarded, by a text that differs from the token's own, is halved until it is not.
+void llamacffi_tokenizer::halves(std::string_view text, bool begins, const Options &options, Tokens &out) const {
+    const Tokens tokens = plain(text, begins, options);
+    if (!has_guarded(tokens.data(), tokens.size()) || count_characters(text) < 2) {
+        out.insert(out.end(), tokens.begin(), tokens.end());
+        return;
+    }
+    size_t middle = std::max<size_t>(text.size() / 2, character_at(text, 0).size);
+    while (!begins_character(text[middle])) {
+        ++middle;
+        if (middle == text.size()) { // the last character is more than the half
+            middle -= character_before(text, middle).size;
+            break;
+        }
+    }
+    halves(text.substr(0, middle), begins, options, out);
+    halves(text.substr(middle), false, options, out);
+}

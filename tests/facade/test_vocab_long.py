@@ -1,0 +1,134 @@
+"""Long texts are tokenized by pieces: the same tokens, in linear time, until Ctrl-C."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from llamacffi import Vocab
+from tests.facade.test_vocab_injection import CONTROLS, USERS, raw, special_texts
+from tests.facade.test_vocab_text import ALL
+
+WORDS = ("the", "llama", "ab", "x1", "12", "don't", "привет", "中文", "é", "über", "नमस्ते", "🦙")
+BETWEEN = (" ", " ", " ", "  ", "\n", ".\n", "\n\n", "\t", ", ", "", "!/", " \n ", "\r\n", "   ")
+
+
+def long_text(rng: random.Random, special: list[str], size: int) -> str:
+    """Return a text of all that pieces may begin or end with."""
+    parts: list[str] = []
+    while len(parts) < size:
+        kind = rng.randrange(8)
+        if kind < 5:
+            parts += [rng.choice(WORDS), rng.choice(BETWEEN)]
+        elif kind == 5:
+            parts.append(rng.choice(special) * rng.choice([1, 1, 2, 9]))
+        elif kind == 6:
+            parts.append(rng.choice([" ", "\n", "a", "🦙", "中", "z"]) * rng.randrange(1, 70))
+        else:
+            parts.append("".join(chr(rng.randrange(32, 0x500)) for _ in range(rng.randrange(30))))
+    return "".join(parts)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_tokens_of_a_long_text_are_those_of_c(vocabularies, name):
+    vocab, rng = vocabularies[name], random.Random(name)
+    plain = [text for text in special_texts(vocab) if "<" not in text] or ["<>"]
+    for parse_special, size in ((True, 2500), (False, 2500), (False, 6000)):
+        special = special_texts(vocab)[:30] + plain[:30] if parse_special else plain[:30]
+        text = long_text(rng, special, size)
+        assert len(text.encode()) > 9000
+        expected = raw(vocab, text, True, parse_special)
+        ids = vocab.tokenize(text, parse_special=parse_special)
+        if parse_special or not any(vocab.attr(one) & (CONTROLS | USERS) for one in expected[1:-1]):
+            assert ids == expected
+        assert vocab.tokenize_batch([text, "a"], parse_special=parse_special)[0] == ids
+
+
+@pytest.mark.parametrize("parse_special", [True, False])
+def test_runs_of_user_defined_tokens_are_those_of_c(vocabularies, parse_special):
+    """They overlap, and the longest are taken first."""
+    for name in ("mpt", "gpt-neox", "gemma-4", "deepseek-llm"):
+        vocab = vocabularies[name]
+        for unit in (" ", "\n", "  x", "\n   ", "   \n  y", " \t"):
+            text = unit * (10_000 // len(unit))
+            expected = raw(vocab, text, False, parse_special)
+            ids = vocab.tokenize(text, add_special=False, parse_special=parse_special)
+            assert ids == expected, (name, unit)
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Fail if it takes more time of the processor."""
+    began = time.process_time()
+    yield
+    assert time.process_time() - began < seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "parse_special"),
+    [
+        ("llama-spm", "<s>" * 80_000, True),
+        ("llama-bpe", "<|begin_of_text|>" * 15_000, True),
+        ("bert-bge", "[SEP]" * 50_000, True),
+        ("phi-3", "</s>" * 60_000, False),
+        ("llama-spm", "\U00013000\U0001f999" * 50_000, False),  # which it has not
+        ("gpt-2", "<|endoftext|> " * 20_000, True),
+        ("mpt", " " * 300_000, False),
+    ],
+)
+def test_no_text_takes_the_square_of_its_length(vocabularies, name, text, parse_special):
+    """By llama.cpp alone some of these take half a minute."""
+    with limited(3):
+        assert len(vocabularies[name].tokenize(text, parse_special=parse_special)) > 10_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_vocabulary_with_regular_expressions_takes_little_memory(run_python, llama_cpp):
+    result = run_python(
+        """
+        import re, sys
+        from pathlib import Path
+        from llamacffi import Model
+        vocab = Model(sys.argv[1], vocab_only=True).vocab
+        text = "The quick brown llama jumps over 12345 lazy dogs.\\n" * 40_000
+        print(len(vocab.tokenize(text)) > 400_000)
+        status = Path("/proc/self/status").read_text()
+        print(int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) < 250 * 1024)
+        """,
+        llama_cpp / "models" / "ggml-vocab-deepseek-llm.gguf",
+    )
+    assert (result.returncode, result.stdout) == (0, "True\nTrue\n"), result.stderr
+
+
+class Stop(BaseException):
+    """What the handler of a signal raises, as Ctrl-C does."""
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "deepseek-llm", "bert-bge"])
+def test_a_signal_ends_it(vocabularies, name):
+    vocab: Vocab = vocabularies[name]
+    text = "The quick brown llama jumps over 12345 lazy dogs.\n" * 200_000
+    calls: list[Callable[[], object]] = [
+        lambda: vocab.tokenize(text),
+        lambda: vocab.tokenize_batch([text[:10_000]] * 1000, n_threads=1),
+    ]
+
+    def stop(_number: int, _frame: object) -> None:
+        raise Stop
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    try:
+        for call in calls:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.05)
+            with limited(3), pytest.raises(Stop):
+                call()
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    assert vocab.tokenize("The llama")
