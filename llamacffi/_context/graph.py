@@ -42,7 +42,8 @@ def describe(ptr: Any, n_outputs_max: int, *, embeddings: bool, keep: bool) -> A
         lib.llama_set_embeddings(ptr, keep)
     if problem := ffi.string(graph.problem).decode(errors="replace"):
         raise ContextError(
-            f"cannot create a context: {problem}; the metadata of the file, or kv_overrides, say so"
+            f"cannot create a context: {problem}; look at the metadata of the file, at "
+            "kv_overrides and at the parameters of the context"
         )
     return graph
 

@@ -61,10 +61,11 @@ def check_hyperparameters(struct: Any, gguf: Any, name: str) -> None:
     overridden = dict(_overrides(struct))
     architecture = str(overridden.pop(ARCHITECTURE, None) or text_of(gguf, ARCHITECTURE))
     prefix = f"{architecture}."
-    found = {key: values for key, values in _numbers(gguf, prefix) if key not in overridden}
-    found.update((key, value) for key, value in overridden.items() if key.startswith(prefix))
+    prefixes = (prefix, OTHER)
+    found = {key: values for key, values in _numbers(gguf, prefixes) if key not in overridden}
+    found.update((key, value) for key, value in overridden.items() if key.startswith(prefixes))
     for key, values in found.items():
-        suffix = key[len(prefix) :]
+        suffix = key.removeprefix(prefix)
         for value in values if isinstance(values, list) else [values]:
             wanted = _wanted(suffix, architecture, value)
             if wanted:
@@ -121,12 +122,12 @@ def _overrides(struct: Any) -> Iterator[tuple[str, Any]]:
             yield key, int(one.val_i64) if integer else float(one.val_f64)
 
 
-def _numbers(gguf: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield the keys that begin with ``prefix`` and are numbers or arrays of them."""
+def _numbers(gguf: Any, prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Yield the keys that begin so, and are numbers or arrays of them."""
     types = _c_types()
     for i in range(lib.gguf_get_n_kv(gguf)):
         key = ffi.string(lib.gguf_get_key(gguf, i)).decode(errors="replace")
-        if not key.startswith(prefix):
+        if not key.startswith(prefixes):
             continue
         type_ = lib.gguf_get_kv_type(gguf, i)
         if type_ in types:
@@ -196,6 +197,9 @@ RELATIONS: tuple[tuple[tuple[str, ...], str, Callable[..., str | None]], ...] = 
     (("attention.indexer.types",), "glm-dsa", _needs_first),
     (("attention.sliding_window_pattern",), "dots3note", _needs_windows),
 )
+
+# The numbers of an activation (of Apertus), which have no architecture before them.
+OTHER = "xielu."
 
 # A bound that is not there.
 INFINITE = (("kda.gate_lower_bound", -math.inf),)
