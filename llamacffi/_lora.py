@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._ffi import lib
 from .errors import AdapterError
@@ -19,6 +20,27 @@ PART = re.compile(r"(.+)\.lora_([ab])")
 EMBEDDING = "token_embd.weight"
 ALPHA = "adapter.lora.alpha"
 INVOCATION = "adapter.alora.invocation_tokens"
+
+
+def check_kind(gguf: Gguf, name: str, architecture: Any, whose: str) -> None:
+    """Raise AdapterError unless a file is a LoRA for an architecture.
+
+    Args:
+        gguf: The file.
+        name: What to call it.
+        architecture: Of the model.
+        whose: What to call the model.
+    """
+    for key, wanted, what in (
+        ("general.type", "adapter", "is no adapter"),
+        ("adapter.type", "lora", "is no LoRA"),
+        ("general.architecture", architecture, f"is not for {whose}"),
+    ):
+        found = gguf.get(key)
+        if not isinstance(found, str) or found != wanted:
+            raise AdapterError(
+                f"{name!r} {what}: its {key} is {reprlib.repr(found)}, and not {wanted!r}"
+            )
 
 
 def pairs(gguf: Gguf, name: str) -> Iterator[tuple[str, GgufTensor, GgufTensor]]:
@@ -39,6 +61,8 @@ def pairs(gguf: Gguf, name: str) -> Iterator[tuple[str, GgufTensor, GgufTensor]]
 
 def fits(weight: Shape, a: Shape, b: Shape, *, flipped: bool) -> bool:
     """Return whether ``b @ a`` has the shape of a weight; all in ggml's order."""
+    if 0 in (*a, *b):
+        return False
     if flipped:
         return a[0] == b[0] and (b[1], a[1], *a[2:]) == weight and a[2:] == b[2:]
     return a[1] == b[0] and (a[0], b[1], *a[2:]) == weight and a[2:] == b[2:]

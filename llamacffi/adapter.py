@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from . import backend
 from ._checks import check_object
 from ._ffi import ffi, lib
 from ._handle import Handle, make, own
-from ._lora import ALPHA, EMBEDDING, INVOCATION, fits, ggml_shape, pairs, shape_text
+from ._lora import ALPHA, EMBEDDING, INVOCATION, check_kind, fits, ggml_shape, pairs, shape_text
 from ._model.weights import weight_shapes
 from ._sources import gguf_of, opened, sample_digest
 from ._text import read_metadata
@@ -182,18 +183,7 @@ def _check(file: OpenFile, model: Model) -> float | None:
 
 def _check_kind(gguf: Gguf, name: str, model: Model) -> None:
     """Check that it is a LoRA for the model's architecture."""
-    for key, wanted, what in (
-        ("general.type", "adapter", "is no adapter"),
-        ("adapter.type", "lora", "is no LoRA"),
-        (
-            "general.architecture",
-            model.metadata["general.architecture"],
-            f"is not for {model!r}",
-        ),
-    ):
-        found = gguf.get(key)
-        if not isinstance(found, str) or found != wanted:  # an array cannot be compared
-            raise AdapterError(f"{name!r} {what}: its {key} is {found!r}, and not {wanted!r}")
+    check_kind(gguf, name, model.metadata["general.architecture"], repr(model))
 
 
 def _check_invocation(gguf: Gguf, name: str, model: Model) -> None:
@@ -205,8 +195,8 @@ def _check_invocation(gguf: Gguf, name: str, model: Model) -> None:
     right = gguf.is_array(INVOCATION) and gguf.type(INVOCATION) == lib.GGUF_TYPE_UINT32
     if not right or not all(token < n_vocab for token in tokens):
         raise AdapterError(
-            f"{name!r} is not for {model!r}: its {INVOCATION} is {tokens!r}, and not some uint32 "
-            f"of 0 to {n_vocab - 1}"
+            f"{name!r} is not for {model!r}: its {INVOCATION} is {reprlib.repr(tokens)}, and not "
+            f"some uint32 of 0 to {n_vocab - 1}"
         )
 
 
@@ -218,7 +208,9 @@ def _alpha(gguf: Gguf, name: str) -> float | None:
     single = gguf.type(ALPHA) == lib.GGUF_TYPE_FLOAT32
     if isinstance(alpha, float) and single and math.isfinite(alpha):
         return alpha
-    raise AdapterError(f"{name!r} is damaged: its {ALPHA} is {alpha!r}, and no finite float32")
+    raise AdapterError(
+        f"{name!r} is damaged: its {ALPHA} is {reprlib.repr(alpha)}, and no finite float32"
+    )
 
 
 def _check_tensors(gguf: Gguf, name: str, model: Model) -> None:

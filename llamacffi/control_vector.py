@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from . import _types as types
     from .gguf import Gguf
 
+# What a small file could otherwise make us reserve.
+MOST_LAYERS = 4096
 DIRECTION = re.compile(r"direction\.([0-9]{1,6})")
 
 
@@ -100,6 +102,11 @@ class ControlVector:
             except GgufError as error:
                 raise AdapterError(f"{file.name!r} is no control vector: {error}") from error
             first, last = min(directions), max(directions)
+            if last > MOST_LAYERS:
+                raise AdapterError(
+                    f"{file.name!r} is no control vector: it has a direction for layer {last}, and "
+                    f"no model has over {MOST_LAYERS}"
+                )
             rows = np.zeros((last - first + 1, len(directions[first])))
             for layer, direction in directions.items():
                 rows[layer - first] = direction

@@ -122,7 +122,7 @@ class Imatrix(Mapping[str, "Floats"]):
         """Return one of what both have seen.
 
         Raises:
-            ArgumentError: A weight has another shape in the other.
+            ArgumentError: A weight has another shape in the other, or their sums are too large.
         """
         check_object("other", other, "Imatrix")
         squares = {name: Squares(one.sums, one.counts) for name, one in self.squares.items()}
@@ -135,7 +135,10 @@ class Imatrix(Mapping[str, "Floats"]):
                     f"{name!r} has the shape {old.sums.shape} here, and there {new.sums.shape}"
                 )
             else:
-                squares[name] = Squares(old.sums + new.sums, old.counts + new.counts)
+                sums = old.sums.astype(np.float64) + new.sums
+                if (np.abs(sums) > np.finfo(np.float32).max).any():
+                    raise ArgumentError(f"the sums of {name!r} are too large together")
+                squares[name] = Squares(sums.astype(old.sums.dtype), old.counts + new.counts)
         datasets = [*self.datasets, *other.datasets]
         chunks = self.chunk_count + other.chunk_count
         return Imatrix(squares, datasets, chunks, self.chunk_size or other.chunk_size)
@@ -327,18 +330,30 @@ def _from_gguf(gguf: Gguf, path: Path) -> Imatrix:
         if counts is None or {sums.type.name, counts.type.name} != {"F32"}:
             raise GgufError(f"{os.fspath(path)!r} has no counts, or other numbers, for {name!r}")
         n = counts.n_elements
-        if not n or sums.n_elements % n:
+        if not n or not sums.n_elements or sums.n_elements % n:
             raise GgufError(f"{os.fspath(path)!r}: the counts do not fit the sums of {name!r}")
-        if not (np.abs(counts.data) < MOST_COUNTED).all() or not np.isfinite(sums.data).all():
-            raise GgufError(f"{os.fspath(path)!r} has no numbers in the sums or counts of {name!r}")
-        squares[name] = Squares(
-            sums.data.reshape(n, -1).copy(), np.rint(counts.data.ravel()).astype(np.int64)
-        )
-    datasets, chunks = gguf.get(DATASETS, []), gguf.get(CHUNKS, 0)
-    size = gguf.get(CHUNK_SIZE, 0)
-    if not (isinstance(datasets, list) and isinstance(chunks, int) and isinstance(size, int)):
+        squares[name] = _squares(sums.data.reshape(n, -1), counts.data.ravel(), name, path)
+    datasets, chunks, size = gguf.get(DATASETS, []), gguf.get(CHUNKS, 0), gguf.get(CHUNK_SIZE, 0)
+    if not (
+        isinstance(datasets, list)
+        and all(isinstance(text, str) for text in datasets)
+        and isinstance(chunks, int)
+        and isinstance(size, int)
+        and all(0 <= number < 2**32 for number in (chunks, size))
+    ):
         raise GgufError(f"{os.fspath(path)!r} has metadata that no importance matrix has")
     return Imatrix(squares, datasets, chunks, size, path)
+
+
+def _squares(sums: Floats, counts: Floats, name: str, path: Path) -> Squares:
+    """Return what a file says of a weight.
+
+    Raises:
+        GgufError: They are no numbers.
+    """
+    if not ((counts >= 0) & (counts < MOST_COUNTED)).all() or not np.isfinite(sums).all():
+        raise GgufError(f"{os.fspath(path)!r} has no numbers in the sums or counts of {name!r}")
+    return Squares(sums.copy(), np.rint(counts).astype(np.int64))
 
 
 def _from_legacy(data: bytes, path: Path) -> Imatrix:
@@ -350,7 +365,7 @@ def _from_legacy(data: bytes, path: Path) -> Imatrix:
             (length,) = struct.unpack_from("<i", data, at)
             name, calls, n_values = struct.unpack_from(f"<{length}sii", data, at + 4)
             at += 12 + length
-            if n_values < 0:
+            if n_values < 1:
                 raise ValueError(f"it has {n_values} numbers for {name!r}")
             sums = np.frombuffer(data, "<f4", n_values, at).astype(np.float32)
             at += 4 * n_values

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import reprlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from ._ffi import ffi, lib
 from ._generated.enums import GgmlType
 from ._gguf.tensors import GgufTensor, computed_tensor
 from ._gguf.types import ggml_type, quantize_array, row_bytes
-from ._lora import ALPHA, EMBEDDING, INVOCATION, fits, ggml_shape, pairs, shape_text
+from ._lora import ALPHA, EMBEDDING, INVOCATION, check_kind, fits, ggml_shape, pairs, shape_text
 from ._params import CONVERTERS
 from ._text import checked_path
 from .errors import AdapterError, ArgumentError
@@ -105,25 +107,16 @@ def _add(changes: dict[str, Change], model: Gguf, adapter: Gguf, name: str, scal
     Raises:
         AdapterError: It does not fit the model.
     """
-    architecture = model.get("general.architecture")
-    for key, wanted in (
-        ("general.type", "adapter"),
-        ("adapter.type", "lora"),
-        ("general.architecture", architecture),
-    ):
-        value = adapter.get(key)
-        if not isinstance(value, str) or value != wanted:  # an array cannot be compared
-            raise AdapterError(
-                f"{name!r} is no LoRA for this model: its {key} is {adapter.get(key)!r}, and not "
-                f"{wanted!r}"
-            )
+    check_kind(adapter, name, model.get("general.architecture"), "this model")
     if INVOCATION in adapter:
         raise AdapterError(
             f"{name!r} takes effect only after certain tokens, which weights cannot express"
         )
     alpha = adapter.get(ALPHA, 0.0)
-    if not isinstance(alpha, float):
-        raise AdapterError(f"{name!r} is damaged: its {ALPHA} is {alpha!r}, and no number")
+    if not isinstance(alpha, float) or not math.isfinite(alpha):
+        raise AdapterError(
+            f"{name!r} is damaged: its {ALPHA} is {reprlib.repr(alpha)}, and no finite number"
+        )
     found = list(pairs(adapter, name))
     if not found:
         raise AdapterError(f"{name!r} changes nothing: it has no lora_a and lora_b")

@@ -329,7 +329,9 @@ class ModelInfo(Handle):
         """Where its weights are: bytes by the name of the buffer type, such as ``CUDA0``.
 
         ``CPU_Mapped`` is the file, mapped into memory; ``CPU_REPACK`` and its like are memory with
-        the weights in a layout for this processor.  Empty without weights.
+        the weights in a layout for this processor.  With ``no_alloc=True`` it is where they would
+        be, if the file were not mapped: ``CPU``, and not ``CPU_Mapped``.  Empty with
+        ``vocab_only=True``, which places none.
 
         Source: ``ggml_backend_buffer_name``.
         """

@@ -154,8 +154,13 @@ def test_where_the_weights_are(demo_path):
         assert model.devices == ()
         assert repr(model).endswith("all F32, 566.6 KiB on the processor>")
     with Model(demo_path, no_alloc=True) as model:
-        assert sum(model.placement.values()) == model.size  # where they would be
+        assert model.placement == {"CPU": model.size}  # where they would be
         assert repr(model).endswith(": llama, no_alloc>")
+
+
+def test_a_vocabulary_alone_is_placed_nowhere(demo_path):
+    with Model(demo_path, vocab_only=True) as model:
+        assert model.placement == {}
 
 
 def test_after_the_end(demo_path):
