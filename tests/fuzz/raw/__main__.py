@@ -20,36 +20,41 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--patience", type=float, default=PATIENCE, help="CPU seconds for a call")
     parser.add_argument("--few", action="store_true", help="a few bad values for each place")
+    parser.add_argument(
+        "--update", action="store_true", help="write what is found, and keep the rest"
+    )
+    parser.add_argument("--nulls", action="store_true", help="only NULL in each place")
     parser.add_argument("--compare", action="store_true", help="write nothing, tell what differs")
     parser.add_argument("--render", action="store_true", help="only write the page from the data")
     parser.add_argument("--in", dest="directory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.directory:
-        _work(options.directory, options.few, options.patience)
+        _work(options.directory, options.few, options.patience, options.nulls)
         return 0
     if options.render:
         page.write()
         return 0
     start = time.monotonic()
-    reports = run(
-        options.functions or list(functions()), options.jobs, options.few, options.patience
-    )
+    names = options.functions or list(functions())
+    reports = run(names, options.jobs, options.few, options.patience, options.nulls)
     found = table.tabulate(reports)
     print(f"{found.calls} calls of {len(reports)} functions in {time.monotonic() - start:.0f} s")
-    if options.functions or options.compare:
+    if options.update:
+        found = table.updated(table.load(), found, names, nulls=options.nulls)
+    elif options.functions or options.compare:
         return _compare(found, [one.function for one in reports])
     table.PATH.write_text(table.dump(found), encoding="utf-8")
     page.write()
     return 0
 
 
-def _work(directory: Path, few: bool, patience: float) -> None:
+def _work(directory: Path, few: bool, patience: float, nulls: bool) -> None:
     names = (directory / "names").read_text().split("\n")
     known = functions()
     (directory / "work").mkdir()
     with (directory / "reports").open("w") as reports:
         for report in walk(
-            [known[name] for name in names if name], directory / "work", few, patience
+            [known[name] for name in names if name], directory / "work", few, patience, nulls
         ):
             reports.write(write(report))
             reports.flush()

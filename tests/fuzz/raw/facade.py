@@ -197,6 +197,9 @@ OWN: tuple[Own, ...] = (
     Own("ggml_quantize_chunk", "[snr]*", "the shape of its own array"),
     Own("ggml_backend_tensor_[gs]et", "[so]*", "the size of the tensor"),
     Own("ggml_new_tensor", "n*", "the shape of its own array"),
+    Own("ggml_new_graph_custom", "size", "a constant"),
+    Own("ggml_mul_mat", "a", "a matrix of its own"),
+    Own("ggml_op_name", "op", "the operation of a node"),
     Own("ggml_backend_*_get", "i*", "below the count that it asked for"),
 )
 

@@ -22,7 +22,11 @@ _libc = ctypes.CDLL(None)
 
 
 def run(
-    names: Sequence[str], jobs: int = 1, few: bool = False, patience: float = PATIENCE
+    names: Sequence[str],
+    jobs: int = 1,
+    few: bool = False,
+    patience: float = PATIENCE,
+    nulls: bool = False,
 ) -> list[Report]:
     """Examine functions, each in one of several processes, and return the reports in their order.
 
@@ -39,7 +43,7 @@ def run(
             command = [sys.executable, "-m", "tests.fuzz.raw", "--in", str(place)]
             command += ["--patience", str(patience)]
             with (place / "printed").open("wb") as printed:  # C prints, and much of it
-                command += ["--few"] * few
+                command += ["--few"] * few + ["--nulls"] * nulls
                 started.append(_start(command, printed))
         codes = [one.wait() for one in started]
         reports = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llamacffi import ffi, lib
@@ -119,6 +119,26 @@ def _fatal(report: Report) -> list[Fatal]:
                 )
             )
     return found
+
+
+def updated(table: Table, found: Table, names: Iterable[str], *, nulls: bool) -> Table:
+    """Return a table with what was found of some functions, and the rest as it was.
+
+    Args:
+        table: The table.
+        found: What was found.
+        names: The functions that were looked at.
+        nulls: Only NULL was tried.
+    """
+    again, order = set(names), {name: i for i, name in enumerate(functions())}
+    null = {name: of for name, of in table.null.items() if name not in again} | found.null
+    kept = [one for one in table.fatal if nulls or one.function not in again]
+    fatal = kept if nulls else kept + found.fatal
+    return replace(
+        table,
+        null=dict(sorted(null.items(), key=lambda pair: order[pair[0]])),
+        fatal=sorted(fatal, key=lambda one: order[one.function]),
+    )
 
 
 def dump(table: Table) -> str:

@@ -60,6 +60,7 @@ def walk(
     directory: Path,
     few: bool = False,
     patience: float = child.PATIENCE,
+    nulls: bool = False,
 ) -> Iterator[Report]:
     """Call functions with valid and with bad arguments, in children of this process.
 
@@ -68,6 +69,7 @@ def walk(
         directory: Where files are, and where what is called may write.
         few: Only a few bad values for each place.
         patience: CPU seconds after which a call is one that does not end.
+        nulls: Only NULL in each place.
     """
     world = World(directory)
     os.chdir(directory)
@@ -77,10 +79,10 @@ def walk(
     for function in functions:
         world.renew()
         world.restore()
-        yield _examine(world, function, few)
+        yield _examine(world, function, few, nulls)
 
 
-def _examine(world: World, function: Function, few: bool) -> Report:
+def _examine(world: World, function: Function, few: bool, nulls: bool) -> Report:
     report = Report(function.name)
     pools: list[list[Choice]] = []
     for i, parameter in enumerate(function.parameters):
@@ -98,6 +100,8 @@ def _examine(world: World, function: Function, few: bool) -> Report:
     if attempt.one(Case(ANY, OBJECT, "what it was given", nothing), report):
         return report
     found = cases(world, function.parameters, arguments, pools, few)
+    if nulls:
+        found = (case for case in found if case.kind == NULL)
     if few:
         attempt.together(list(found), report)
     else:
@@ -205,6 +209,5 @@ class _Attempt:
         with suppress(Exception):  # of the guard, or of CFFI: both are what we want
             result = getattr(lib, self.function.name)(*changed)
         state.note(child.LATER, number)
-        if case.kind != NULL:
-            use(self.world, self.function, changed, result)
+        use(self.world, self.function, changed, result)  # a NULL may be called or read only there
         undo()
