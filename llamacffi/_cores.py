@@ -40,13 +40,14 @@ def processors() -> int:
 
 
 def free_cores() -> int:
-    """Count the physical cores that other work leaves to this process; at least 1.
+    """Count the physical cores that other programs leave to this process; at least 1.
 
     Threads that spin for each other need a processor each: if there is one too few, all wait for
-    the one that waits.  What counts as other work is what runs now, in this process too; the load
-    average would also tell of what has ended a minute ago.  Only Linux tells.
+    the one that waits.  What counts is what runs now: the load average would also tell of what has
+    ended a minute ago.  This process does not count, since the threads of a context that is there
+    already spin for a while without work.  Only Linux tells.
     """
-    return left(physical_cores(), os.cpu_count() or 1, _running())
+    return left(physical_cores(), os.cpu_count() or 1, _running(Path("/proc")))
 
 
 def left(cores: int, online: int, running: int) -> int:
@@ -55,22 +56,35 @@ def left(cores: int, online: int, running: int) -> int:
     Args:
         cores: The physical cores that may be used.
         online: All processors of the machine, hardware threads among them.
-        running: How many threads of all programs use one.
+        running: How many threads of other programs use one.
     """
     return max(1, min(cores, online - running))
 
 
-def _running() -> int:
-    """Return how many threads of the machine use a processor, besides this one; 0 if unknown."""
+def _running(proc: Path) -> int:
+    """Return how many threads of other programs use a processor; 0 if unknown.
+
+    Args:
+        proc: Where the system tells of processes.
+    """
     found = []
     for look in range(LOOKS):
         if look:
             time.sleep(PAUSE)
         # "0.20 0.18 0.12 1/80 11206": the load, what runs of all, and the last process.
-        fields = _read(Path("/proc/loadavg")).split()
+        fields = _read(proc / "loadavg").split()
         running = fields[3].partition("/")[0] if len(fields) > 3 else ""
-        found.append(int(running) - 1 if running.isdigit() else 0)
+        if not running.isdigit() or int(running) <= 1:  # this thread alone
+            return 0
+        found.append(int(running) - _own_running(proc))
     return max(0, min(found))
+
+
+def _own_running(proc: Path) -> int:
+    """Return how many threads of this process use a processor, or wait for one."""
+    # "11206 (a name) R ...": the thread, its name, and what it does.
+    stats = (_read(file) for file in (proc / "self/task").glob("*/stat"))
+    return max(1, sum(stat.rpartition(")")[2].split()[:1] == ["R"] for stat in stats))
 
 
 def _siblings(cpu: int) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,12 +49,33 @@ def test_how_many_cores_are_left(cores, online, running, expected):
 
 
 @pytest.mark.parametrize(
-    ("file", "running"),
-    [("0.20 0.18 0.12 3/80 11206\n", 2), ("0.0 0.0 0.0 0/0 0\n", 0), ("", 0), ("what?", 0)],
+    ("file", "own", "running"),
+    [
+        ("0.20 0.18 0.12 3/80 11206\n", "RSS", 2),
+        ("0.20 0.18 0.12 7/80 11206\n", "RRSR", 4),
+        ("0.20 0.18 0.12 3/80 11206\n", "RRRR", 0),
+        ("0.20 0.18 0.12 3/80 11206\n", "", 2),
+        ("0.20 0.18 0.12 1/80 11206\n", "R", 0),
+        ("0.0 0.0 0.0 0/0 0\n", "R", 0),
+        ("", "R", 0),
+        ("what?", "R", 0),
+    ],
 )
-def test_how_many_threads_run(monkeypatch, file, running):
-    monkeypatch.setattr(_cores, "_read", lambda _path: file)
-    assert _cores._running() == running
+def test_how_many_threads_of_others_run(tmp_path, file, own, running):
+    (tmp_path / "loadavg").write_text(file)
+    for i, state in enumerate(own):
+        (tmp_path / f"self/task/{i}").mkdir(parents=True)
+        (tmp_path / f"self/task/{i}/stat").write_text(f"{i} (a) R (b) {state} 1 2 3\n")
+    assert _cores._running(tmp_path) == running
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what runs")
+def test_threads_of_this_process_do_not_count():
+    """Those of a context that was made just now spin."""
+    before = _cores._own_running(_cores.Path("/proc"))
+    with Threadpool(4, poll=100):
+        time.sleep(0.01)
+        assert _cores._own_running(_cores.Path("/proc")) >= before + 3
 
 
 def test_the_cores_that_are_left_are_some():
