@@ -34,6 +34,7 @@ class Step:
         self._chain = chain
         self._seq_id = seq_id
         self._batch = Batch(1)
+        self._batch.set_one(0, 0, seq_id)
         self.look()
 
     def look(self) -> None:
@@ -51,7 +52,9 @@ class Step:
             ContextError: The memory of the sequence was changed since the last token.
         """
         context, chain, batch = self._context, self._chain, self._batch
-        batch.set_one(token, pos, self._seq_id)
+        # What `Batch.set_one` does after the first time; that the values fit is known here.
+        batch._first_token[0], batch._first_pos[0] = token, pos
+        batch._token_range = token, token
         ptr, outer, inner = context.ptr, context.exclusive, chain._exclusive
         # As `Exclusive.enter` does, but here.
         if outer.holders.setdefault(0, here()) is not here():
