@@ -12,6 +12,7 @@ from ..errors import (
     ArgumentError,
     ContextError,
     DecodeError,
+    LlamaError,
     NativeError,
     UnsupportedError,
     decode_error,
@@ -330,6 +331,11 @@ class Computation(Threads):
             if self._observer is not None:
                 self._observer.finish()
             raise
+        except LlamaError:  # C was not called
+            raise
+        except BaseException:
+            self._interrupted(batch)
+            raise
         stopped, error = False, None
         if self._observer is not None:
             stopped, error = self._observer.finish()
@@ -338,6 +344,12 @@ class Computation(Threads):
                 take_back(ptr, self._observer.before, self._lineage)
             self._fail(ptr, batch, code or ABORTED, error, encode)
         self._computed(ptr)
+
+    def _interrupted(self, batch: Batch) -> None:
+        """Note that C may have computed a batch: an interrupt came when it returned, or before."""
+        self._lineage.interrupted(batch)
+        if self._observer is not None and self._observer.finish()[0]:
+            lib.llamacffi_abort_set(self._abort, False)
 
     def _fail(
         self, ptr: Any, batch: Batch, code: int, error: BaseException | None, encode: bool

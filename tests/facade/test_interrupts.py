@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from llamacffi import Batch, BusyError
+from llamacffi import Batch, BusyError, Context, UnsupportedError
 from llamacffi._exclusive import Exclusive, Together
 from tests.conftest import ROOT
 from tests.facade import interrupts, loras
@@ -190,6 +190,43 @@ def test_a_batch_that_nobody_reads_any_more():
     batch.add([1, 2])
     batch.set_one(3, 0)
     assert batch.tokens.tolist() == [3]
+
+
+class Interrupted(Batch):
+    """A batch that C has computed when Ctrl-C is heard of, as nearly always."""
+
+    def submit(self, context, encode=False):
+        assert super().submit(context, encode) == 0
+        raise KeyboardInterrupt
+
+
+def test_what_was_computed_before_an_interrupt_is_known(new_context):
+    context = new_context(n_seq_max=2, kv_unified=True)
+    with pytest.raises(KeyboardInterrupt):
+        context.decode(Interrupted.from_tokens([1, 2, 3], seq_ids=(0, 1)))
+    assert context.memory.pos_max(0) == context.memory.pos_max(1) == 2
+    with pytest.raises(UnsupportedError, match="may share tokens at positions 0 to 2"):
+        context.memory.shift(0, 1)
+    with pytest.raises(IndexError, match="there are no outputs"):
+        context.logits()
+    context.decode(Batch.from_tokens([4], 3))
+
+
+def test_a_callback_that_stops_and_an_interrupt(model):
+    stop = True
+    with Context(
+        model, n_ctx=64, n_threads=1, cb_eval=lambda _node, ask: ask or not stop
+    ) as context:
+
+        class Both(Batch):
+            def submit(self, ptr, encode=False):
+                super().submit(ptr, encode)
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            context.decode(Both.from_tokens([1, 2, 3]))
+        stop = False
+        context.decode(Batch.from_tokens([1], context.memory.next_pos()))
 
 
 def test_every_operation_is_tried():
