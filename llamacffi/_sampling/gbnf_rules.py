@@ -150,8 +150,8 @@ def check_recursion(rules: Mapping[int, Rule]) -> None:
             if followed and component[number] == component[ref]:
                 raise GrammarError(
                     f"the rule {rules[number].name!r:.80} is left recursive: it can begin with "
-                    'itself.  Write what comes first in front, and repeat the rest: not `x ::= x "," y | y`'
-                    ' but `x ::= y ("," y)*`'
+                    "itself.  Write what comes first in front, and repeat the rest: not "
+                    '`x ::= x "," y | y` but `x ::= y ("," y)*`'
                 )
 
 
