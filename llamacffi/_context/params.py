@@ -126,17 +126,13 @@ class ContextRequest:
 def default_n_ctx(struct: Any, model: Model, other: ContextBase | None) -> int:
     """Return the length of a context if nobody gives one: that of the training, or a modest one.
 
-    A context that works with another has as many as that one; where the file does not tell what
-    the model was trained with, it is llama.cpp's own default.
+    A context that works with another has as many as that one.
     """
     if other is not None:
         length: int = lib.llama_n_ctx(other.ptr)
         return length
-    trained: int = lib.llama_model_n_ctx_train(model.ptr)
-    if trained <= 0:
-        own: int = struct.n_ctx
-        return own
-    return min(trained * max(1, int(struct.n_seq_max)), MODEST_CTX)
+    trained: int = lib.llama_model_n_ctx_train(model.ptr)  # 0 of a vocabulary alone
+    return min(trained * max(1, int(struct.n_seq_max)), MODEST_CTX) or int(struct.n_ctx)
 
 
 def default_n_threads(model: Model, offload_kqv: bool) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llamacffi import Context, Gguf, Model, SamplerChain, generate, lib
+from llamacffi import Context, Gguf, Model, SamplerChain, generate
 from tests.facade.gguf_models import write_llama
 
 PROMPT = "The llama"
@@ -46,15 +46,6 @@ def test_a_context_is_as_long_as_the_training_up_to_a_limit(tmp_path, trained, p
         gguf.write(other := tmp_path / "other.gguf")
     with Model(other) as model, Context(model, n_threads=1, **params) as context:
         assert context.n_ctx == expected
-
-
-def test_without_a_training_length_it_is_that_of_llama_cpp(tmp_path):
-    path = write_llama(tmp_path / "model.gguf", n_layer=1)
-    with Gguf.open(path) as gguf:
-        gguf["llama.context_length"] = 0
-        gguf.write(other := tmp_path / "other.gguf")
-    with Model(other) as model, Context(model, n_threads=1) as context:
-        assert context.n_ctx == lib.llama_context_default_params().n_ctx
 
 
 def test_a_generation_samples_as_the_file_recommends(tmp_path):
