@@ -54,7 +54,8 @@ VERSION = 1  # of the file: raise it when the model changes
 # Of the file, but where other logarithms are rounded otherwise.
 SHA256 = "d9301666f737f4f3644106cb8471c7c24cac844f4a7de2826be946c05bb252b2"
 MOST_BYTES = 2**22  # more than it has
-O_BINARY: int = getattr(os, "O_BINARY", 0)
+# Follow no link, and wait for nobody who writes to a pipe.
+FLAGS = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_NOFOLLOW"))
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def path() -> Path:
         return file
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if cached is None and not file.is_dir():  # a link, which would be followed, or a pipe
+            file.unlink(missing_ok=True)
         with replacing(file) as part:
             part.write(content)
     except OSError as error:
@@ -95,10 +98,9 @@ def path() -> Path:
 
 
 def _read(file: Path) -> bytes | None:
-    """Return what is in a regular file that is not too long; else None."""
+    """Return what is in a regular file that is not too long, and no link; else None."""
     try:
-        # Else opening a pipe waits for somebody who writes to it.
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | O_BINARY)
+        descriptor = os.open(file, os.O_RDONLY | FLAGS)
         with open(descriptor, "rb") as stream:
             status = os.fstat(descriptor)
             if stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES:

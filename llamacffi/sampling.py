@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, overload
 
 from ._checks import check_object
 from ._ffi import ffi, lib
+from ._hints import hinting
 from ._params import elements
 from ._sampling.chain import ChainBase, parts_of
 from ._sampling.plan import check_order, reseeded
@@ -68,6 +69,7 @@ class SamplerChain(ChainBase):
         super().__init__(samplers, vocab, bool(grammar_first), bool(no_perf))
 
     @classmethod
+    @hinting
     def default(cls, *, temp: float = 0.8, seed: int | None = None) -> Self:
         """Return a chain that suits most models: top-k 40, top-p 0.95, min-p 0.05, temperature.
 

@@ -19,6 +19,7 @@ from ._cores import free_cores, processors
 from ._exclusive import Ending, Exclusive
 from ._ffi import ffi, lib
 from ._handle import Handle, make, own
+from ._hints import hinting
 from ._params import enum_number, fill
 from .errors import ArgumentError, BackendUnavailableError, NativeError, UnsupportedError
 from .log import drain, logger, with_log
@@ -61,6 +62,7 @@ class Threadpool(Handle):
     placement: Placement | None
     """What the thread that calls takes on; None if neither processors nor priority were chosen."""
 
+    @hinting
     def __init__(
         self,
         n_threads: int | None = None,

@@ -122,6 +122,23 @@ def test_another_file_of_the_same_size_is_not_taken(tmp_path, monkeypatch):
     assert [file.name for file in good.parent.iterdir()] == [good.name]
 
 
+def test_a_link_in_the_cache_is_replaced(tmp_path, monkeypatch):
+    """And not what it leads to."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    good = demo.path()
+    content = good.read_bytes()
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    good.unlink()
+    good.symlink_to(precious)
+    assert demo.path().read_bytes() == content
+    assert not good.is_symlink()
+    assert precious.read_text() == "mine"
+    good.unlink()
+    os.mkfifo(good)
+    assert demo.path().read_bytes() == content
+
+
 def test_the_hash_is_that_of_the_model(demo_path):
     assert hashlib.sha256(demo_path.read_bytes()).hexdigest() == demo.SHA256
 

@@ -186,6 +186,9 @@ def test_parameters_of_something_else(context, demo_path):
         (lambda: generate(context, "a", max_tokns=2), "did you mean 'max_tokens'"),
         (lambda: generate(context, "a", xyz=2), "known are .*stop_when"),
         (lambda: SamplerChain.from_model(model, temperature=2), "did you mean 'temp'"),
+        (lambda: SamplerChain.default(temperature=2), "did you mean 'temp'"),
+        (lambda: SamplerChain.default(top_k=2), r"use sampler=SamplerChain\(TopK\(k\)"),
+        (lambda: Threadpool(threads=2), "did you mean 'n_threads'"),
     ):
         with pytest.raises(TypeError, match=message):
             call()
@@ -194,7 +197,12 @@ def test_parameters_of_something_else(context, demo_path):
 def test_the_hints_name_what_exists():
     known = set(inspect.signature(generate).parameters) | {"path"}
     known |= {name for struct in OWNERS for name in KINDS[struct]}
-    known |= set(SamplerChain.default.__kwdefaults__) | {"top_k", "top_p", "min_p", "mirostat"}
+    known |= set(inspect.signature(SamplerChain.default).parameters) | {
+        "top_k",
+        "top_p",
+        "min_p",
+        "mirostat",
+    }
     known |= {"penalty_repeat", "penalty_last_n", "mirostat_tau", "mirostat_eta"}
     assert {ours for ours, _ in HINTS.values() if ours} <= known
     # What exists everywhere needs no hint.
