@@ -229,7 +229,7 @@ RULES = (
     _rule(r"attention\.indexer\.(head_count|key_length|top_k)", r"glm-dsa", 1, INT32_MAX),
     _rule(r"attention\.group_norm_groups", r"wavtokenizer-dec", 1, WIDE),
     _rule(r"attention\.relative_buckets_count", r"t5(encoder)?", 2, WIDE),
-    _rule(r"attention\.sliding_window", r"afmoe", 1, WIDE),
+    _rule(r"attention\.sliding_window", r"afmoe|llama4", 1, WIDE),
     _rule(r"attention\.head_count", r"olmo2|phimoe|gemma[23]|deepseek2.*", 1, WIDE),
     _rule(r"attention\.(key|value)_length_mla", r"kimi.*", 1, WIDE),
     _rule(r"expert_feed_forward_length", r"mimo2", 1, WIDE),
