@@ -24,8 +24,8 @@ class Mark:
     __slots__ = ("n_tensors", "sizes")
 
     def __init__(self) -> None:
-        self.sizes = 0, 0
-        self.n_tensors = 0
+        self.sizes: tuple[int, int] = (0, 0)
+        self.n_tensors: int = 0
 
 
 def check_room(ptr: Any, seq_id: int, flags: int, before: Mark | None, mark: Mark) -> None:
