@@ -51,7 +51,8 @@ class Vocab(Tokenizing):
                 out of it, even of a vocabulary that would make one of its letters; its text is
                 divided instead.  The same goes for tokens that the file calls user-defined, if they
                 end a generation, look like ``<|this|>``, or are ``<this>`` or ``[this]`` and stand
-                in the model's chat template.  Other user-defined tokens are ordinary text, such as
+                in the model's chat template; and for words like ``<this>`` that end a generation.
+                Other user-defined tokens are ordinary text, such as
                 runs of blanks and HTML tags, and are read as llama.cpp does.  What a vocabulary
                 cannot say otherwise stays: a control token that is a single character, the one
                 that stands for what it does not know, and all of the ``test`` tokenizer's.

@@ -25,6 +25,11 @@ bool ends_with(std::string_view text, std::string_view end) {
     return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
 }
 
+bool is_bracketed(std::string_view text) {
+    return text.size() > 2 && ((text.front() == '<' && text.back() == '>') ||
+                               (text.front() == '[' && text.back() == ']'));
+}
+
 // Whether a user-defined token is one that a chat is made of, and no word or tag of ordinary text: the
 // vocabulary does not tell.
 bool is_marker(std::string_view text, std::string_view templates) {
@@ -34,8 +39,7 @@ bool is_marker(std::string_view text, std::string_view templates) {
     if (within("<|", "|>") || within("<｜", "｜>")) {
         return true;
     }
-    const bool bracketed = within("<", ">") || within("[", "]");
-    return bracketed && templates.find(text) != templates.npos;
+    return is_bracketed(text) && templates.find(text) != templates.npos;
 }
 
 } // namespace
@@ -49,12 +53,12 @@ llamacffi_tokenizer::llamacffi_tokenizer(const llama_vocab *of, std::string_view
     guarded.resize(static_cast<size_t>(n));
     for (llama_token i = 0; i < n; ++i) {
         const int attr = llama_vocab_get_attr(vocab, i);
-        if (!(attr & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED))) {
-            continue;
-        }
         const std::string_view text = llama_vocab_get_text(vocab, i);
-        const bool wanted = (attr & LLAMA_TOKEN_ATTR_CONTROL) || llama_vocab_is_eog(vocab, i) ||
-                            is_marker(text, templates);
+        const bool user_defined = (attr & LLAMA_TOKEN_ATTR_USER_DEFINED) != 0;
+        // Files call the end of a generation a word, too.
+        const bool may_end = user_defined || (attr == LLAMA_TOKEN_ATTR_NORMAL && is_bracketed(text));
+        const bool wanted = (attr & LLAMA_TOKEN_ATTR_CONTROL) || (may_end && llama_vocab_is_eog(vocab, i)) ||
+                            (user_defined && is_marker(text, templates));
         // There is no other way to write a single character.
         if (wanted && count_characters(text) > 1) {
             guarded[static_cast<size_t>(i)] = guards = true;

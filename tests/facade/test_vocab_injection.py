@@ -191,6 +191,17 @@ def test_user_defined_tokens(new_vocab):
     assert first not in plain.tokenize("<|channel|>")
 
 
+def test_an_end_that_the_file_calls_a_word(new_vocab):
+    entries: list[Entry] = [*START, *BYTES, "▁", *"<>enda", "<e", "nd", "nd>", "<end>", "and"]
+    end = len(entries) - 2
+    for eos, expected in ((end, False), (2, True), (end + 1, True)):
+        vocab = new_vocab("llama", entries, eos_token_id=eos)
+        assert vocab.is_eog(eos)
+        assert (end in vocab.tokenize("a<end>", add_special=False)) == expected
+        assert end + 1 in vocab.tokenize("and", add_special=False)  # a word, if it ends or not
+        assert vocab.detokenize(vocab.tokenize("<end><end> a")) == "<end><end> a"
+
+
 def test_what_a_vocabulary_cannot_say_otherwise(new_vocab):
     vocab = new_vocab("llama", [*START, *BYTES, "▁", ("\n", CONTROL), "a"])
     newline = vocab.tokenize("a\na", add_special=False)
