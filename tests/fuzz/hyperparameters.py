@@ -38,6 +38,7 @@ MEMORY = 6 << 30
 BATCH = 400  # cases of one process
 INTEGERS = (0, 1, -1, 3, 7, 255, 1 << 16, (1 << 31) - 1)
 FLOATS = (0.0, -1.0, -1e-5, 1e-30, 1e30, math.nan, math.inf, -math.inf)
+WIDE = 1 << 24  # what is above is refused
 WAYS = ("file", "override", "fill")
 DOCUMENTED = (LoadError, ContextError, UnsupportedError, ArgumentError)
 
@@ -72,9 +73,14 @@ def cases(path: Path) -> Iterator[Case]:
                 for way in ways:
                     if way == "override" and not is_override(value, new):
                         continue
-                    # Made in memory, it would have all those layers, and need time for them.
-                    if way != "fill" or not key.endswith("block_count"):
+                    if way != "fill" or is_small(key, new):
                         yield Case(path, key, new, way, 2 if i % 16 == 0 else 1)
+
+
+def is_small(key: str, new: Any) -> bool:
+    """Return whether a model made in memory is not so large that it needs time to be filled."""
+    is_wide = isinstance(new, int) and 255 < new <= WIDE
+    return not key.endswith("block_count") and not is_wide
 
 
 def is_override(value: Any, new: Any) -> bool:
