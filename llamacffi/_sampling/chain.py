@@ -70,8 +70,7 @@ class ChainBase(Handle):
         if vocab is not None and not isinstance(vocab, Vocab):
             raise TypeError(f"vocab must be a Vocab, not {vocab!r}")
         self._closed = False
-        self._samplers = samplers
-        self._plan = plan_of(samplers)
+        self._samplers, self._plan = samplers, plan_of(samplers)
         self._grammar_first, self._no_perf = grammar_first, no_perf
         self._exclusive = Exclusive("SamplerChain")
         self._needy = any(one.needs_vocab for one in samplers)
@@ -165,8 +164,7 @@ class ChainBase(Handle):
         if self._vocab is not None and self._needy:
             # They may point into the vocabulary, which is the model's: it closes them first.
             keep = (*keep, self._vocab.model.ptr)
-        made = make(lib.llama_sampler_free, keep, function, *args)
-        if made[1] == ffi.NULL:
+        if (made := make(lib.llama_sampler_free, keep, function, *args))[1] == ffi.NULL:
             raise with_log(LlamaError("llama.cpp cannot make a sampler chain"))
         return own(made)
 
