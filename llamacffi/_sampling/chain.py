@@ -372,10 +372,9 @@ class ChainBase(Handle):
         first = next((k for k, one in enumerate(self._samplers) if type(one) is Grammar), None)
         if first is None:
             return ArgumentError(f"{self!r} has ruled out all tokens")
-        hint = ""
-        if first:
-            hint = f"; put Grammar before {self._samplers[0]!r}, which may have removed them"
-        return GrammarError(f"the grammar allows none of the tokens that are left{hint}")
+        hint = f"; put Grammar before {self._samplers[0]!r}, which may have removed them"
+        reason = "the grammar allows none of the tokens that are left"
+        return GrammarError(reason + hint if first else reason)
 
 
 def parts_of(chain: Any) -> list[Any]:
