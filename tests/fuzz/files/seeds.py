@@ -15,6 +15,7 @@ from llamacffi.imatrix import Imatrix, Squares
 from tests.facade import loras, random_models
 from tests.facade.vocabularies import BYTES, CONTROL, UNKNOWN, USER_DEFINED, Entry, write_vocab
 
+MODEL_USES = ("2", "read", "embeddings", "small", "apart")
 SPECIAL: list[Entry] = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)]
 TOKENS = [1, 5, 9, 60]
 CONTEXT = {"n_ctx": 64, "n_batch": 32, "n_ubatch": 32, "n_seq_max": 2, "n_threads": 1}
@@ -44,7 +45,7 @@ def write(directory: Path) -> dict[str, Seed]:
 
 def more(directory: Path, most_bytes: int = 2**23) -> dict[str, Seed]:
     """Return models in a directory, such as those of every architecture."""
-    uses = ("model", "model", "model 2", "model read")
+    uses = (*(["model"] * 4), *(f"model {one}" for one in MODEL_USES))
     paths = sorted(path for path in directory.glob("*.gguf") if path.stat().st_size < most_bytes)
     return {path.stem: Seed(path.stem, path, uses) for path in paths}
 
@@ -55,16 +56,17 @@ def base(directory: Path) -> Path:
 
 
 def _models(directory: Path) -> list[Seed]:
-    uses = ("model", "model", "model", "model 2", "model read", "gguf", "quantize")
+    uses = (*(["model"] * 4), *(f"model {one}" for one in MODEL_USES), "gguf", "quantize")
     seeds = []
     for kind in random_models.KINDS:
         if kind == "eagle3":  # for another model
             continue
         path = random_models.write(directory / f"model-{kind}.gguf", kind)
-        seeds.append(Seed(kind, path, uses))
+        without = ("model embeddings", "model apart") if kind == "t5" else ()  # it cannot
+        seeds.append(Seed(kind, path, tuple(use for use in uses if use not in without)))
     demo.write(base(directory))
     seeds.append(Seed("demo", base(directory), uses))
-    for name in ("Q4_0", "Q8_0", "Q4_K_M", "F16"):
+    for name in ("Q4_0", "Q8_0", "Q4_K_M", "F16", "BF16", "IQ4_NL", "Q2_K", "Q5_1", "MXFP4_MOE"):
         path = directory / f"model-{name}.gguf"
         quantize(base(directory), path, name)
         seeds.append(Seed(name, path, uses))

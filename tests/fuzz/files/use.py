@@ -34,6 +34,14 @@ DOCUMENTED = (LlamaError, MemoryError)
 SAMPLE = "ab <s>a b</s>\n é中 \N{LLAMA} 12 <mark>"
 
 
+CONTEXTS: dict[str, dict[str, Any]] = {
+    "2": {"n_threads": 2, "n_threads_batch": 2},
+    "embeddings": {"embeddings": True, "pooling_type": "mean"},
+    "small": {"type_k": "q8_0", "type_v": "q8_0", "flash_attn_type": "enabled"},
+    "apart": {"kv_unified": False, "swa_full": False, "flash_attn_type": "disabled"},
+}
+
+
 class World:
     """What the files of a process are used with."""
 
@@ -79,8 +87,7 @@ def _model(world: World, path: Path, detail: str) -> None:
         _describe(model)
         if lib.llama_vocab_type(model.vocab.ptr):
             _try(lambda: _tokenize(model))
-        n_threads = {"n_threads": 2, "n_threads_batch": 2} if detail == "2" else {}
-        with Context(model, **CONTEXT | n_threads) as context:
+        with Context(model, **CONTEXT | CONTEXTS.get(detail, {})) as context:
             _compute(model, context)
 
 
