@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .._checks import check_object
 from .._cores import free_cores
 from .._ffi import ffi, lib
-from .._model.weights import is_elsewhere, places, tensors
+from .._model.weights import is_elsewhere, places, tensors, weight_shapes
 from .._params import fill
 from ..errors import ArgumentError, UnsupportedError
 from ..tensor import Observer
@@ -217,6 +217,8 @@ def check_model(struct: Any, model: Model, given: set[str]) -> None:
     ptr = model.ptr
     if is_draft(struct):
         _check_draft(model)
+    else:
+        _check_trunk(model)
     encodes = lib.llama_model_has_encoder(ptr)
     if encodes and asked(struct, "n_outputs_max"):
         raise UnsupportedError("an encoder has an output for each token: leave out n_outputs_max")
@@ -267,6 +269,22 @@ def _check_draft(model: Model) -> None:
         raise UnsupportedError(
             f"{model!r} was loaded without its layers for multi-token prediction: give "
             "load_mtp=True to Model"
+        )
+
+
+def _check_trunk(model: Model) -> None:
+    """Check that there is more than the layers that predict several tokens at once.
+
+    Of a file that begins without this norm, llama.cpp takes all other layers for optional, and then
+    computes with those that are not there.
+    """
+    if not lib.llama_model_n_layer_nextn(model.ptr):
+        return
+    first = {name for name in weight_shapes(model.ptr) if name.startswith("blk.0.")}
+    if first.isdisjoint({"blk.0.attn_norm.weight", "blk.0.post_attention_norm.weight"}):
+        raise UnsupportedError(
+            f"{model!r} has only layers for multi-token prediction, or is not whole: it drafts for "
+            'another model, with ctx_type="mtp" and load_mtp=True'
         )
 
 

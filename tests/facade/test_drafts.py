@@ -16,6 +16,7 @@ from llamacffi import (
     ClosedError,
     Context,
     ContextError,
+    Gguf,
     Model,
     UnsupportedError,
 )
@@ -162,6 +163,22 @@ def test_a_target_that_does_not_fit(random_context, new_context):
     for value in (0, "x", object()):
         with pytest.raises(TypeError, match="ctx_other must be a Context"):
             random_context("eagle3", ctx_other=value)
+
+
+@pytest.mark.parametrize("gone", ["blk.0.", "blk.", "blk.0.attn_norm", ""])
+def test_a_model_that_has_no_other_layers_computes_nothing_else(random_path, tmp_path, gone):
+    with Gguf.open(random_path("mimo2")) as gguf:
+        for name in [name for name in gguf.tensors if name.startswith(gone)] if gone else []:
+            if not name.startswith("blk.2."):
+                gguf.remove_tensor(name)
+        gguf.write(tmp_path / "part.gguf")
+    with Model(tmp_path / "part.gguf", load_mtp=True) as model:
+        if gone:
+            with pytest.raises(UnsupportedError, match="only layers for multi-token prediction"):
+                Context(model, n_ctx=64)
+        else:
+            Context(model, n_ctx=64).close()
+        Context(model, n_ctx=64, ctx_type="mtp").close()
 
 
 def test_a_model_without_its_layers_for_it_says_how_to_load_them(random_path):
