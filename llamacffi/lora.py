@@ -35,13 +35,20 @@ class Change:
     """Scales, and the two matrices."""
 
     def apply(self, base: GgufTensor) -> Floats:
-        """Return the weight with all that is added."""
+        """Return the weight with all that is added.
+
+        Raises:
+            AdapterError: It has numbers that are not finite.
+        """
         weight = base.dequantize()
         for scale, a, b in self.parts:
             left, right = _matrix(b), _matrix(a)
             if base.name == EMBEDDING:  # the parts are flipped
                 left, right = right, np.swapaxes(left, -1, -2)
-            weight += np.float32(scale) * (left @ right).reshape(weight.shape)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found next
+                weight += np.float32(scale) * (left @ right).reshape(weight.shape)
+        if not np.isfinite(weight).all():
+            raise AdapterError(f"with the adapters, {base.name!r} has numbers that are not finite")
         return weight
 
 
@@ -67,7 +74,8 @@ def merge_lora(
     Raises:
         ModelNotFoundError: There is no such file.
         GgufError: One is no GGUF.
-        AdapterError: One is no LoRA, does not fit the model, or is activated by tokens (aLoRA).
+        AdapterError: One is no LoRA, does not fit the model, makes numbers of its weights that are
+            not finite, or is activated by tokens (aLoRA).
         ArgumentError: A scale is no finite number, the type cannot be made, or the target is one
             of the files that are read.
         OSError: The target cannot be written.

@@ -235,6 +235,12 @@ def test_used(path, mixture, tmp_path):
             assert two["quantize.imatrix.file"] == str(tmp_path / "x.gguf")[:127]
 
 
+def test_sums_that_cannot_be_added():
+    one = Imatrix({"a": Squares(np.full((1, 2), 3e38, np.float32), np.array([1]))})
+    with pytest.raises(ArgumentError, match="'a' are too large together"):
+        one.merge(one)
+
+
 def legacy(entries, *, rest=b""):
     raw = struct.pack("<i", len(entries))
     for name, (calls, values) in entries.items():

@@ -136,6 +136,9 @@ def test_nothing_to_merge(path, out):
     assert out.read_bytes() == path.read_bytes()
 
 
+HUGE = "output.weight.lora_a"
+
+
 def test_what_does_not_fit(path, tmp_path, out):
     adapter = write_adapter(tmp_path / "a.gguf", path)
     wide = write_llama(tmp_path / "wide.gguf", n_embd=N_EMBD * 2)
@@ -158,6 +161,7 @@ def test_what_does_not_fit(path, tmp_path, out):
             (lambda one: one.add_tensor("x", np.ones(1, np.float32)), "tensor 'x'"),
             (lambda one: one.update({"adapter.lora.alpha": "x"}), "no finite number"),
             (lambda one: one.update({"adapter.type": np.ones(2)}), "adapter.type"),
+            (lambda one: one.replace_tensor(HUGE, one.tensors[HUGE].data * 0 + 3e38), "not finite"),
             (lambda one: [one.remove_tensor(name) for name in list(one.tensors)], "nothing"),
         ):
             with gguf.copy() as damaged:
