@@ -4,6 +4,7 @@
 #include "stack.hpp"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <stdexcept>
 
@@ -42,6 +43,32 @@ bool is_marker(std::string_view text, std::string_view templates) {
     return is_bracketed(text) && templates.find(text) != templates.npos;
 }
 
+// The bytes with which tokens of an RWKV vocabulary begin, and which are none: it goes back to one for ever.
+std::array<bool, 256> endless_bytes(const llama_vocab *vocab) {
+    std::array<bool, 256> begins{}, single{};
+    if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_RWKV) {
+        return begins;
+    }
+    std::string piece(256, '\0');
+    for (llama_token i = 0; i < llama_vocab_n_tokens(vocab); ++i) {
+        const auto write = [&] {
+            return llama_token_to_piece(vocab, i, piece.data(), static_cast<int32_t>(piece.size()), 0, true);
+        };
+        int32_t size = write();
+        if (size < 0) {
+            piece.resize(static_cast<size_t>(-size));
+            size = write();
+        }
+        if (size > 0) {
+            (size == 1 ? single : begins)[static_cast<unsigned char>(piece[0])] = true;
+        }
+    }
+    for (size_t byte = 0; byte < begins.size(); ++byte) {
+        begins[byte] = begins[byte] && !single[byte];
+    }
+    return begins;
+}
+
 } // namespace
 
 llamacffi_tokenizer::llamacffi_tokenizer(const llama_vocab *of, std::string_view templates)
@@ -65,7 +92,12 @@ llamacffi_tokenizer::llamacffi_tokenizer(const llama_vocab *of, std::string_view
         }
     }
     // Nor to write what the vocabulary does not know, whatever the file says of that token.
-    for (const char *unknown : {"\u2603", "\U0001F999", "\U00013000", "\uF234"}) {
+    const std::array<bool, 256> endless = endless_bytes(vocab);
+    for (const std::string_view unknown : {"\u2603", "\U0001F999", "\U00013000", "\uF234"}) {
+        if (std::any_of(unknown.begin(), unknown.end(),
+                        [&](char byte) { return endless[static_cast<unsigned char>(byte)]; })) {
+            continue;
+        }
         try {
             for (const llama_token one : all(unknown, {false, false, 2048})) {
                 guarded[static_cast<size_t>(one)] = false;

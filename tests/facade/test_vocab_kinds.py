@@ -123,6 +123,14 @@ def test_rwkv_without_the_bytes_that_its_tokens_begin_with(new_vocab):
             call("axa")
 
 
+def test_rwkv_with_tokens_of_longer_characters_alone(new_vocab):
+    """No text of ours is tokenized with them either."""
+    vocab = new_vocab("rwkv", [("[X]", CONTROL), "\\n", "▁a", "\N{LLAMA}b", "b"])
+    assert vocab.tokenize("b\n") == [4, 1]
+    with pytest.raises(TokenizeError, match="byte 0xe2"):
+        vocab.tokenize("▁")
+
+
 def test_plamo2(new_vocab):
     entries: list[Entry] = [*SPECIAL, ("<pad>", CONTROL), *BYTES, "a", "ab", "中"]
     vocab = new_vocab("plamo2", entries)
