@@ -81,7 +81,7 @@ def test_what_the_limits_allow(tmp_path, kind):
             found.extend(model.vocab.tokenize("c" * 256, add_special=False))
 
     work()
-    before = threading.stack_size(128 * 1024)
+    before = threading.stack_size(256 * 1024)
     try:
         thread = threading.Thread(target=work)
         thread.start()
