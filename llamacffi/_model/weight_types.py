@@ -31,8 +31,14 @@ def check_weight_types(model: Any, name: str) -> None:
         name: Where it comes from, for messages.
 
     Raises:
-        LoadError: One has another type.
+        LoadError: One has another type, or one is missing that llama.cpp takes for optional, and
+            computes with.
     """
+    found = {ffi.string(tensor.name).decode(errors="replace") for tensor in tensors(model)}
+    for part in ("enc.blk.0.", "dec.blk.0."):  # of T5: other layers use those of the first
+        needed = f"{part}attn_rel_b.weight"
+        if needed not in found and any(one.startswith(part) for one in found):
+            raise LoadError(f"cannot load {name!r}: it has no tensor {needed!r}")
     for tensor in tensors(model):
         if tensor.type == lib.GGML_TYPE_F32 or not _is_on_processor(tensor):
             continue

@@ -91,3 +91,13 @@ def test_float64_is_stored_with_a_warning_only_where_it_is_not_asked_for(tmp_pat
         gguf.add_tensor("f64", numbers, type="f64")
         gguf.replace_tensor("t", gguf.tensors["f64"])
         assert [tensor.type.name for tensor in gguf.tensors.values()] == ["F64", "F32", "F64"]
+
+
+@pytest.mark.parametrize(("kind", "part"), [("t5", "enc"), ("t5", "dec"), ("t5encoder", "enc")])
+def test_what_llama_cpp_takes_for_optional_and_uses(tmp_path, kind, part):
+    name = f"{part}.blk.0.attn_rel_b.weight"
+    with Gguf.open(random_models.write(tmp_path / "whole.gguf", kind)) as gguf:
+        gguf.remove_tensor(name)
+        gguf.write(tmp_path / "part.gguf")
+    with pytest.raises(LoadError, match=f"has no tensor '{name}'"):
+        Model(tmp_path / "part.gguf")
