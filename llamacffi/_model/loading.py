@@ -23,6 +23,7 @@ from .file_kind import check_kind
 from .hyperparameters import check_hyperparameters
 from .overrides import fit_kv_overrides
 from .vocabulary import check_vocabulary
+from .weight_types import check_factor_types
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -277,6 +278,7 @@ def _look(struct: Any, read: Callable[[Any], Made], name: str) -> bool:
         fit_kv_overrides(struct, gguf)
     check_hyperparameters(struct, gguf, name)
     check_vocabulary(struct, gguf, name)
+    check_factor_types(struct, gguf, name)
     return bool(lib.gguf_get_data_offset(gguf) % _alignment() == 0)
 
 

@@ -17,6 +17,7 @@ from .info import shape_of
 from .loading import load, load_file, make_model
 from .overrides import fit_kv_overrides
 from .vocabulary import check_vocabulary
+from .weight_types import check_factor_types
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -70,6 +71,7 @@ def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) ->
     fit_kv_overrides(struct, metadata)
     check_vocabulary(struct, metadata, "<metadata>")
     check_hyperparameters(struct, metadata, "<metadata>")
+    check_factor_types(struct, metadata, "<metadata>")
     return load(call, struct, "<metadata>", None)
 
 

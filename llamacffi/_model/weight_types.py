@@ -51,6 +51,32 @@ def check_weight_types(model: Any, name: str) -> None:
             )
 
 
+def check_factor_types(struct: Any, gguf: Any, name: str) -> None:
+    """Raise unless the factors of positions are F32, which each device needs.
+
+    While it loads, llama.cpp makes the operation that reads them, which fails an assertion that
+    names no tensor.
+
+    Args:
+        struct: The ``struct llama_model_params *``.
+        gguf: The ``struct gguf_context *`` of the file.
+        name: Of the file, for the message.
+
+    Raises:
+        LoadError: They have another type.
+    """
+    for i in range(0 if struct.vocab_only else lib.gguf_get_n_tensors(gguf)):
+        type_ = lib.gguf_get_tensor_type(gguf, i)
+        if type_ == lib.GGML_TYPE_F32:
+            continue
+        tensor_name = ffi.string(lib.gguf_get_tensor_name(gguf, i)).decode(errors="replace")
+        if FACTORS.search(tensor_name):
+            raise LoadError(
+                f"cannot load {name!r}: the tensor {tensor_name!r} is {_type_name(type_)}, and "
+                "these factors must be F32; Gguf.replace_tensor(..., type='f32') converts one"
+            )
+
+
 def _is_on_processor(tensor: Any) -> bool:
     """Return whether the processor computes with a tensor, in the layout that it has in a file."""
     if tensor.buffer == ffi.NULL:
@@ -85,6 +111,8 @@ def _is_index(type_: int) -> bool:
 def _type_name(type_: int) -> str:
     return str(ffi.string(lib.ggml_type_name(type_)).decode()).upper()
 
+
+FACTORS = re.compile(r"\brope_(freqs|factors_\w+)\.weight$")
 
 # What reads a tensor, by its name: the first that matches counts.
 RULES: tuple[Rule, ...] = (

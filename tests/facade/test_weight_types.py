@@ -79,6 +79,18 @@ def test_each_way_to_load(tmp_path):
         assert len(model.vocab)
 
 
+@pytest.mark.parametrize("type_", ["f16", "q8_0", "i32", "f64"])
+def test_factors_of_positions_are_named(type_):
+    with Gguf.open(demo.path()) as gguf:
+        gguf.add_tensor("rope_freqs.weight", np.ones(32, INTEGERS.get(type_, "f4")), type=type_)
+        for load in (
+            lambda: Model.from_gguf(gguf),
+            lambda: Model.from_gguf(gguf, lambda _name, _array: None),
+        ):
+            with pytest.raises(LoadError, match=f"'rope_freqs.weight' is {type_.upper()}.*F32"):
+                load()
+
+
 def test_float64_is_stored_with_a_warning_only_where_it_is_not_asked_for(tmp_path):
     numbers = np.ones((2, 4))
     with Gguf.new() as gguf:
