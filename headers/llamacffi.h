@@ -140,6 +140,7 @@ struct llamacffi_graph {
     bool mixes_some;     /* some keys go into the cache multiplied by a Hadamard matrix, */
     bool mixes_all;      /* or all of them */
     bool turns_all;      /* the keys are turned by their positions, just as llama.cpp turns them again */
+    bool turns_each;     /* each cache has a layer with rotary positions: one without makes it fail */
     char problem[256];   /* what the processor would fail at, or never end with; empty if nothing */
 };
 
@@ -185,6 +186,7 @@ bool llamacffi_snapshot_fits(struct llama_context *context, int32_t seq_id, uint
 #define LLAMACFFI_TURNS_AND_SCALES 1 /* each turn also makes them longer or shorter */
 #define LLAMACFFI_TURNS_NOT 2        /* some device cannot, or does it wrongly: see `reason` */
 #define LLAMACFFI_TURNS_OTHERS 3     /* also those that the model has not turned so (turns_all) */
+#define LLAMACFFI_TURNS_NOTHING 4    /* a cache has no keys to turn, and llama.cpp fails (turns_each) */
 
 /* Turn keys like those of a context on the devices that hold them, in memory of their own and on one
  * thread, and look at the result.  `type` is the enum ggml_type of the keys, `offload` whether they are on the

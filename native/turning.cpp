@@ -394,12 +394,16 @@ void llamacffi::look_at_keys(const llama_context &context, ggml_cgraph *graph,
                              llamacffi_graph &found) {
     const llama_hparams &hparams = context.get_model().hparams;
     found.turns_all = found.mixes_all = true;
+    const bool divided = hparams.swa_type != LLAMA_SWA_TYPE_NONE; // in a cache of those that slide, and one more
+    bool turns_full = false, turns_sliding = false, any = false;
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         const ggml_tensor *node = ggml_graph_node(graph, i);
         const int il = layer_of_keys(node);
         if (il < 0 || static_cast<uint32_t>(il) >= hparams.n_layer_all) {
             continue;
         }
+        any = true;
+        (divided && hparams.is_swa(il) ? turns_sliding : turns_full) |= hparams.has_rope(il);
         const bool mixed = origin(node->src[0], mixes);
         found.mixes_some = found.mixes_some || mixed;
         found.mixes_all = found.mixes_all && mixed;
@@ -409,6 +413,7 @@ void llamacffi::look_at_keys(const llama_context &context, ggml_cgraph *graph,
         // Without a kind of rotary positions, llama.cpp turns nothing.
         found.turns_all &= alike || hparams.rope_type == LLAMA_ROPE_TYPE_NONE;
     }
+    found.turns_each = !any || (turns_full && (turns_sliding || !divided));
 }
 
 int32_t llamacffi_try_turning(const llama_context *context, int32_t type, bool offload,
@@ -421,6 +426,9 @@ int32_t llamacffi_try_turning(const llama_context *context, int32_t type, bool o
         }
         if (!graph->turns_all) {
             return LLAMACFFI_TURNS_OTHERS;
+        }
+        if (!graph->turns_each) {
+            return LLAMACFFI_TURNS_NOTHING;
         }
         if (ggml_is_quantized(static_cast<ggml_type>(type)) && !graph->mixes_all) {
             std::snprintf(reason, size, "it takes them for mixed, which is for heads of 64, 128 ...");

@@ -56,4 +56,9 @@ def _try(context: ContextBase) -> str:
             "llama.cpp would also turn keys that this model does not turn by their positions, or "
             "turns in another way"
         )
+    if found == lib.LLAMACFFI_TURNS_NOTHING:
+        return (
+            "one of its caches has no layer with rotary positions, as where all layers have a "
+            "sliding window, and there llama.cpp fails"
+        )
     return ""

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from llamacffi import Batch, Context, ContextShift, Model, UnsupportedError, generate
+from llamacffi import Batch, Context, ContextShift, Gguf, Model, UnsupportedError, generate
 
 TOKENS = [5, 9, 2, 7, 11, 3, 8, 6]
 
@@ -125,3 +125,15 @@ def test_all_tokens_beside_a_state_are_moved(random_context):
     for context in (moved, there):
         context.decode(Batch.from_tokens([4], pos=28))
     assert np.allclose(moved.logits(), there.logits(), atol=1e-3)
+
+
+def test_a_cache_without_keys_to_turn_is_no_end_of_the_context(random_path):
+    """Where all layers have a sliding window, the cache of the others is there, and empty."""
+    with Gguf.open(random_path("mimo2")) as gguf:
+        gguf.set("mimo2.attention.sliding_window_pattern", [True, True, True], type="bool")
+        with Model.from_gguf(gguf, n_gpu_layers=0) as model, Context(model, n_ctx=64) as context:
+            context.decode(Batch.from_tokens(TOKENS))
+            assert not context.memory.can_shift
+            with pytest.raises(UnsupportedError, match="sliding window"):
+                context.memory.cut(0, 1, 3)
+            context.decode(Batch.from_tokens([4], pos=8))
