@@ -83,9 +83,9 @@ def download_package(name: str, version: str, sha256: str | None, directory: Pat
         pinned = f" --hash=sha256:{sha256}\n--require-hashes" if sha256 else ""
         requirements.write_text(f"{name}=={version}{pinned}\n", encoding="utf-8")
         out = Path(scratch, "out")
-        command = [sys.executable, "-I", "-m", "pip", "download", "--disable-pip-version-check"]
+        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
         command += ["--no-input", "--no-deps", "--no-binary", name, "--progress-bar", "off"]
-        done = run(*command, "-r", str(requirements), "-d", str(out))
+        done = run(*command, "-r", str(requirements), "-d", str(out), cwd=scratch)
         if sha256 and "DO NOT MATCH THE HASHES" in done.stderr:
             got = re.search(r"Got\s+([0-9a-f]{64})", done.stderr)
             raise _wrong_hash(wanted, sha256, got[1] if got else "another one")
@@ -185,13 +185,17 @@ def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> 
         path.chmod(0o755)
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run ``command`` without a terminal; a missing program is an exit code, as in a shell."""
+def run(*command: str, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` without a terminal; a missing program is an exit code, as in a shell.
+
+    ``python -m`` runs what it finds in its directory first: ``cwd`` is one with nothing in it.
+    """
     environ = {name: value for name, value in os.environ.items() if name not in _GIT_REDIRECTS}
     environ["GIT_TERMINAL_PROMPT"] = "0"
     try:
         done = subprocess.run(
             command,
+            cwd=cwd,
             env=environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,

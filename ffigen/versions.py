@@ -73,7 +73,9 @@ def available_versions(root: Path) -> list[str]:
         VendorError: It cannot be asked.
     """
     pin = read_pin(root)
-    asked = run(sys.executable, "-I", "-m", "pip", "index", "versions", pin.package, "--no-input")
+    ask = [sys.executable, "-m", "pip", "index", "versions", pin.package, "--no-input"]
+    with tempfile.TemporaryDirectory() as empty:
+        asked = run(*ask, cwd=empty)
     found = re.search(r"^Available versions: (.+)$", asked.stdout, re.MULTILINE)
     if asked.returncode or not found:
         raise VendorError(

@@ -39,7 +39,7 @@ def on_terminal(start_cli: StartCli, *args: object, code: str | None) -> str:
 
 def test_it_is_drawn_in_place_and_erased(start_cli: StartCli) -> None:
     written = on_terminal(start_cli, code=IMPATIENT)
-    drawn = re.findall(r"\rloading demo-v\d+-\d+\.gguf \[([# ]+)\] +(\d+) %", written)
+    drawn = re.findall(r"\rloading demo-v\d+\.gguf \[([# ]+)\] +(\d+) %", written)
     assert len(drawn) > 2
     percents = [int(percent) for _bar, percent in drawn]
     assert percents == sorted(percents)
