@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ._context.adapters import Adapters
@@ -20,7 +21,7 @@ from ._ffi import ffi, lib
 from ._handle import make, own
 from ._views import Exports
 from .errors import ArgumentError, ContextError, ForkError, NativeError, UnsupportedError
-from .log import drain, with_log
+from .log import drain, recent, with_log
 from .memory import Memory
 from .snapshot import Snapshots
 from .state import States
@@ -177,6 +178,19 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         return Memory(self)  # new each time: as an attribute it would be a reference cycle
 
 
+def _reason() -> str:
+    """Return why llama.cpp has made no context, as its log says; "" if that does not say so."""
+    failed = "failed to initialize the context: "
+    lines = (line.partition(failed)[2] for line in recent(logging.ERROR))
+    reason = next(filter(None, lines), "")
+    if "GGML_ASSERT" in reason:
+        reason += (
+            "; the types and shapes of the weights, the metadata of the file, kv_overrides and the "
+            "parameters of the context do not fit each other"
+        )
+    return reason
+
+
 def _create(model: Any, struct: Any, keep: tuple[object, ...]) -> Made:
     """Create a context, for `own`."""
     try:
@@ -191,5 +205,7 @@ def _create(model: Any, struct: Any, keep: tuple[object, ...]) -> Made:
                 "; pooling by mean needs an n_ubatch that is a multiple of n_seq_max, and no "
                 "n_outputs_max"
             )
+        elif reason := _reason():
+            hint = f": {reason}"
         raise with_log(ContextError(f"cannot create a context{hint}"))
     return made

@@ -178,6 +178,12 @@ def _needs_first(types: list[Any]) -> str | None:
     return "the first layer must have an indexer of its own (1)" if types and not types[0] else None
 
 
+def _needs_layers(stacked: list[Any], layers: list[Any]) -> str | None:
+    if stacked and layers and stacked[0] >= layers[0]:
+        return f"it must be below the number of layers (block_count), {layers[0]}"
+    return None
+
+
 def _needs_windows(pattern: list[Any]) -> str | None:
     return "at least one layer must slide" if pattern and not any(pattern) else None
 
@@ -195,6 +201,7 @@ RELATIONS: tuple[tuple[tuple[str, ...], str, Callable[..., str | None]], ...] = 
     ),
     (("attention.key_length_mla", "attention.value_length_mla"), ".*", _needs_both),
     (("attention.indexer.types",), "glm-dsa", _needs_first),
+    (("n_deepstack_layers", "block_count"), "qwen3vl(moe)?", _needs_layers),
     (("attention.sliding_window_pattern",), "dots3note", _needs_windows),
 )
 

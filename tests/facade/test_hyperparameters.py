@@ -50,6 +50,29 @@ def test_a_number_out_of_range_in_the_file(key, value, type_, message):
         Model.from_file(data)
 
 
+def test_more_layers_that_get_an_image_than_there_are(tmp_path):
+    """llama.cpp would fail in decode, where the last layer keeps the outputs alone."""
+    with Gguf.open(random_models.write(tmp_path / "model.gguf", "qwen2vl")) as gguf:
+        for key in ("embedding_length", "block_count", "attention.head_count"):
+            gguf[f"qwen3vl.{key}"] = gguf[f"qwen2vl.{key}"]
+        gguf["general.architecture"] = "qwen3vl"
+        gguf.set("qwen3vl.n_deepstack_layers", gguf["qwen2vl.block_count"], type="u32")
+        with pytest.raises(LoadError, match=r"n_deepstack_layers is 2, .* below .* 2$"):
+            Model.from_gguf(gguf)
+
+
+def test_why_there_is_no_context_is_said():
+    """A reason that llama.cpp only writes to its log."""
+    with Gguf.open(demo.path()) as gguf:
+        n_head = gguf["llama.attention.head_count"]
+        gguf.set("llama.attention.head_count_kv", n_head + 1, type="u32")
+        with (
+            Model.from_gguf(gguf, lambda _name, array: array.fill(0), n_gpu_layers=0) as model,
+            pytest.raises(ContextError, match=r"cannot create a context: .* do not fit each other"),
+        ):
+            Context(model, n_ctx=64)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
