@@ -119,16 +119,16 @@ class BatchArrays(Pointer):
         counts, rows = self._n_seq_id[: len(self)], self._seq_id[: len(self)]
         return [ids[:n] for n, ids in zip(counts.tolist(), rows.tolist(), strict=True)]
 
-    def _known(self) -> tuple[list[int], list[int], int | list[list[int]]]:
-        """Return the tokens, which embeddings alone lack, their positions and their sequences.
+    def _known(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int | None]:
+        """Return views of the tokens, none if there are only embeddings, and of their positions.
 
-        Of a batch for one sequence it is the number of that; else it is `seq_ids`.
+        The last is the sequence that all belong to; None if there are several.
         """
         n = len(self)
-        tokens = [] if self._content == EMBEDDINGS else self._token[:n].tolist()
         first, seq_ids = int(self._seq_id[0, 0]), self._seq_id[:n, 0]
         alone = not self.is_coupled and (self._single is not None or (seq_ids == first).all())
-        return tokens, self._pos[:n].tolist(), first if alone else self.seq_ids
+        tokens = self._token[: 0 if self._content == EMBEDDINGS else n]
+        return tokens, self._pos[:n], first if alone else None
 
     def __len__(self) -> int:
         return int(self._value.n_tokens)

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from ..batch import Batch
 
@@ -42,11 +42,14 @@ class KnownTokens:
         if line and line[-1] < packed:
             line.append(packed | token)
         else:
-            self.put(seq_id, [pos], [token])
+            self._put(seq_id, array("q", [packed | token]))
 
-    def put(self, seq_id: int, positions: Iterable[int], tokens: Iterable[int]) -> None:
+    def put(self, seq_id: int, tokens: Sequence[int]) -> None:
+        """Note the tokens that a sequence consists of, from position 0 on."""
+        self._put(seq_id, array("q", [p << BITS | t for p, t in enumerate(tokens)]))
+
+    def _put(self, seq_id: int, added: Line) -> None:
         """Note tokens at the end of a sequence: what was known of later positions is gone."""
-        added = array("q", [p << BITS | t for p, t in zip(positions, tokens, strict=True)])
         line = self._lines.get(seq_id)
         if line and line[-1] < added[0] & ~MASK:
             line.extend(added)  # a copy of a long text for each token would cost more than C does
@@ -58,19 +61,18 @@ class KnownTokens:
         """Note the tokens of a batch."""
         if batch._single is not None:  # the fast way, for a loop over tokens
             return self.one(batch._single, batch._first_pos[0], batch._first_token[0])
-        tokens, positions, seq_ids = batch._known()
-        if not tokens:  # embeddings alone
+        tokens, positions, seq_id = batch._known()
+        if not len(tokens):  # embeddings alone
             return
-        if isinstance(seq_ids, int):
-            return self.put(seq_ids, positions, tokens)
-        found: dict[int, tuple[list[int], list[int]]] = {}
-        for pos, token, ids in zip(positions, tokens, seq_ids, strict=True):
+        added = array("q", (positions.astype("q") << BITS | tokens).tobytes())
+        if seq_id is not None:
+            return self._put(seq_id, added)
+        found: dict[int, Line] = {}
+        for one, ids in zip(added, batch.seq_ids, strict=True):
             for seq_id in ids:
-                line = found.setdefault(seq_id, ([], []))
-                line[0].append(pos)
-                line[1].append(token)
+                found.setdefault(seq_id, array("q")).append(one)
         for seq_id, line in found.items():
-            self.put(seq_id, *line)
+            self._put(seq_id, line)
 
     def cleared(self) -> None:
         """Forget all."""

@@ -93,7 +93,7 @@ class Remembering(Threads):
             if len(there) == 1:  # else nobody knows of which sequence they are
                 number, last = there.popitem()
                 if last < len(tokens) and all(0 <= one < self._sizes[1] for one in tokens):
-                    self._lineage.tokens.put(number, range(last + 1), tokens[: last + 1])
+                    self._lineage.tokens.put(number, tokens[: last + 1])
 
 
 class Held:
