@@ -252,6 +252,7 @@ FLOAT_RULES = (
     _rule(r"rope\.freq_base(_swa)?", ".*", 1e-9, 1e18),
     _rule(r"attention\.compress_rope_freq_base", ".*", 0, 1e18),
     _rule(r"rope\.scaling\.(factor|original_context_length)", ".*", 0, 1e9),
+    _rule(r"rope\.scaling\.attn_factor", ".*", 0, 1000),  # keys are stored times this, often as F16
     _rule(r"attention\.max_alibi_bias|attention\.clamp_kqv", ".*", 0, 1e9),
     _rule(r".*", ".*", -1e9, 1e9),
 )
