@@ -8,15 +8,17 @@ and, where the system lets it, its owner.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ._opening import open_owned
 from ._text import checked_path
 from .errors import LlamaError
 
@@ -92,28 +94,26 @@ class Target:
         start = os.fsencode(self.path.name)[:MOST_BYTES].decode("utf-8", "ignore")
         return self.path.with_name(f".{start}.{secrets.token_hex(4)}.part")
 
-    def create(self, part: Path, *, private: bool = False) -> int:
-        """Make an empty file, with the mode and the owner that the file has; return a descriptor.
+    def create(self, part: Path) -> io.FileIO:
+        """Make an empty file, with the mode and the owner that the file has; return it open.
 
         Args:
-            part: Its name.
-            private: Give it to its owner alone.
+            part: Its name.  If this fails, it may be there.
         """
         # `tempfile` gives its files to their owner alone, whatever the umask says.
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
-        mode = 0o666 if self.status is None and not private else 0o600
+        mode = 0o666 if self.status is None else 0o600
         try:
-            descriptor = os.open(part, flags, mode)
+            file = open_owned("r+", os.open, part, flags, mode)
         except OSError as error:
             raise self._reason(error) from None
-        if self.status is not None and not private:
+        if self.status is not None:
             try:
-                _be_like(descriptor, self.status)
+                _be_like(file.fileno(), self.status)
             except BaseException:
-                os.close(descriptor)
-                part.unlink()
+                file.close()
                 raise
-        return descriptor
+        return file
 
     def _reason(self, error: OSError) -> OSError:
         """Return why there can be no file beside it."""
@@ -179,15 +179,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Target(path)
     part = target.beside()
-    descriptor = target.create(part)
-    try:
-        with _naming(target), open(descriptor, "wb") as file:
+    with _vanishing([part]):
+        with _naming(target), target.create(part) as raw, io.BufferedWriter(raw) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         target.replace(part)
-    finally:  # also if interrupted: leave nothing behind
-        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -212,16 +209,15 @@ def replacing_all() -> Iterator[Callable[[str | os.PathLike[str]], Path]]:
         OSError: One cannot take its place.
     """
     targets: dict[Path, Target] = {}
-    with ExitStack() as stack:
 
-        def instead(path: str | os.PathLike[str]) -> Path:
-            target = Target(path)
-            part = target.beside()
-            os.close(target.create(part))
-            stack.callback(part.unlink, missing_ok=True)
-            targets[part] = target
-            return part
+    def instead(path: str | os.PathLike[str]) -> Path:
+        target = Target(path)
+        part = target.beside()
+        targets[part] = target  # first: it may be made, and the exception come then
+        target.create(part).close()
+        return part
 
+    with _vanishing(targets):
         yield instead
         for target in targets.values():
             target._look()
@@ -239,14 +235,35 @@ def scratch_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Target(path)
     directory = target.beside()
-    try:
-        directory.mkdir(0o700)
-    except OSError as error:
-        raise target._reason(error) from None
-    try:
+    with _vanishing([directory]):
+        try:
+            directory.mkdir(0o700)
+        except OSError as error:
+            raise target._reason(error) from None
         yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _vanishing(parts: Collection[Path]) -> Iterator[None]:
+    """Remove files and directories in the end, those that there are by then.
+
+    Wherever Ctrl-C comes, nothing is left.
+    """
+    try:
+        try:
+            yield
+        finally:
+            _remove(parts)
+    finally:  # Ctrl-C may have kept the first from it
+        _remove(parts)
+
+
+def _remove(parts: Collection[Path]) -> None:
+    for part in parts:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def explain_failure(part: Path, path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ and several threads can read from one open file at once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import operator
 import os
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ._ffi import ffi, lib
+from ._handle import make
+from ._opening import open_owned
 from .errors import ArgumentError, LoadError
 
 if TYPE_CHECKING:
@@ -113,13 +116,11 @@ def own_file(descriptor: int, offset: int, name: str) -> Iterator[OpenFile]:
     size = os.fstat(descriptor).st_size
     if offset > size:
         raise ArgumentError(f"offset={offset} is behind the end of {name!r}, at {size}")
-    file = lib.llamacffi_file_open(descriptor, offset, False)
+    file = make(lib.llamacffi_file_close, (), lib.llamacffi_file_open, descriptor, offset, False)[1]
     if file == ffi.NULL:
         raise LoadError(ffi.errno, os.strerror(ffi.errno), name)
-    try:
+    with file:  # closes it
         yield OpenFile(file, descriptor, offset, size, name)
-    finally:
-        lib.llamacffi_file_close(file)
 
 
 def _opened_anew(descriptor: int, name: str) -> io.FileIO:
@@ -131,7 +132,7 @@ def _opened_anew(descriptor: int, name: str) -> io.FileIO:
     wanted = os.fstat(descriptor)
     for path in _paths_of(descriptor, name):
         try:
-            file = io.FileIO(path, opener=open_at_once)
+            file = open_at_once(path)
         except OSError:
             continue
         if os.path.samestat(os.fstat(file.fileno()), wanted):
@@ -153,9 +154,16 @@ def _paths_of(descriptor: int, name: str) -> Iterator[str]:
     yield name
 
 
-def open_at_once(path: str, flags: int) -> int:
-    """Open a file; of a pipe, do not wait for somebody who writes to it."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+def open_at_once(path: str) -> io.FileIO:
+    """Open a file for reading; of a pipe, do not wait for somebody who writes to it.
+
+    Raises:
+        OSError: It cannot be opened, or is a directory.
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    flags = (getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_CLOEXEC"))
+    return open_owned("r", os.open, path, os.O_RDONLY | sum(flags))
 
 
 def _pieces(descriptor: int) -> Iterator[bytes]:
@@ -273,6 +281,6 @@ def anonymous_file(pieces: Iterable[Buffer], name: str) -> io.FileIO:
 
 def _new_anonymous() -> io.FileIO:
     if hasattr(os, "memfd_create"):
-        return io.FileIO(os.memfd_create("llamacffi"), "r+")
+        return open_owned("r+", os.memfd_create, "llamacffi")
     with tempfile.TemporaryFile(buffering=0) as file:
-        return io.FileIO(os.dup(file.fileno()), "r+")
+        return open_owned("r+", os.dup, file.fileno())

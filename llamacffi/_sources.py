@@ -36,7 +36,7 @@ def opened(source: str | os.PathLike[str] | types.FileSource) -> Iterator[OpenFi
         return
     name = checked_path(source)
     try:
-        stream = open(name, "rb", buffering=0, opener=open_at_once)  # noqa: SIM115
+        stream = open_at_once(name)
     except FileNotFoundError:
         raise no_file("there is no such file", name) from None
     except OSError as error:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from ._atomic import replacing
 from ._ffi import lib
+from ._opening import open_owned
 from .errors import LoadError
 
 if TYPE_CHECKING:
@@ -100,9 +101,8 @@ def path() -> Path:
 def _read(file: Path) -> bytes | None:
     """Return what is in a regular file that is not too long, and no link; else None."""
     try:
-        descriptor = os.open(file, os.O_RDONLY | FLAGS)
-        with open(descriptor, "rb") as stream:
-            status = os.fstat(descriptor)
+        with open_owned("r", os.open, file, os.O_RDONLY | FLAGS) as stream:
+            status = os.fstat(stream.fileno())
             if stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES:
                 return stream.read(MOST_BYTES)
     except OSError:

@@ -95,7 +95,7 @@ FILE *llamacffi_file_open(int32_t descriptor, int64_t offset, bool writable) {
     return file;
 }
 
-int32_t llamacffi_file_close(FILE *file) { return std::fclose(file) == 0 ? 0 : -1; }
+int32_t llamacffi_file_close(FILE *file) { return !file || std::fclose(file) == 0 ? 0 : -1; }
 
 int32_t llamacffi_threads_fit(int32_t n) {
     std::atomic<bool> over{false};

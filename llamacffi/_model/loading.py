@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import log
 from .._callbacks import Bridge
 from .._ffi import ffi, lib
-from .._files import OpenFile, c_file
+from .._files import OpenFile, c_file, own_file
 from .._handle import make, own
 from .._path_hints import no_file
 from .._text import c_path, checked_path
@@ -290,13 +290,8 @@ def _read_again(
     file: OpenFile, call: Callable[..., Made], function: Callable[..., Any], params: Any
 ) -> Made:
     """Call a C function that reads a ``FILE *`` with one of its own, at the beginning."""
-    ptr = lib.llamacffi_file_open(file.descriptor, file.offset, False)
-    if ptr == ffi.NULL:
-        raise LoadError(ffi.errno, os.strerror(ffi.errno), file.name)
-    try:
-        return call(function, ptr, params)
-    finally:
-        lib.llamacffi_file_close(ptr)
+    with own_file(file.descriptor, file.offset, file.name) as again:
+        return call(function, again.ptr, params)
 
 
 def shard_info(path: Path) -> tuple[int, int]:

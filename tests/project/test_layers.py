@@ -11,7 +11,7 @@ import pytest
 # From the ground up; a module may import those of the lines above its own, and of its own line.
 LAYERS = """
 _llama
-_elf _layout _libraries _frames _unique
+_elf _layout _libraries _frames _opening _unique
 _loading
 _chosen_libraries
 errors
