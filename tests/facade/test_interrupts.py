@@ -231,4 +231,4 @@ def test_a_callback_that_stops_and_an_interrupt(model):
 
 def test_every_operation_is_tried():
     public = {name for name, one in vars(interrupts.Subject).items() if callable(one)}
-    assert public - {"__init__", "text", "check"} == set(interrupts.OPERATIONS)
+    assert public - {"__init__", "text", "check", "left"} == set(interrupts.OPERATIONS)
