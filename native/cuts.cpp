@@ -73,6 +73,7 @@ const llamacffi_tokenizer::Details &llamacffi_tokenizer::details() const {
                 continue;
             }
             const uint8_t flags = static_cast<uint8_t>((attr & LLAMA_TOKEN_ATTR_USER_DEFINED ? read_always : 0) |
+                                                       (attr & LLAMA_TOKEN_ATTR_RSTRIP ? strips_after : 0) |
                                                        (guard ? guarded_text : 0));
             found.special.add(text, flags);
             const int32_t size = llama_token_to_piece(vocab, i, piece, sizeof piece, 0, true);
@@ -182,9 +183,16 @@ llamacffi_tokenizer::Cut llamacffi_tokenizer::next_cut(std::string_view text, si
             ++i;
             continue;
         }
-        reach = i += one.size;
-        const bool divides = parse_special || !(one.flags & guarded_text); // else it will be divided itself
-        if (divides && enough && i < text.size() && !(known.strips && is_blank(text[i]))) {
+        i += one.size;
+        bool divides = parse_special || !(one.flags & guarded_text); // else it will be divided itself
+        if (one.flags & strips_after) {
+            while (i < text.size() && is_blank(text[i]) && longest(known, text, i, parse_special).size == 0) {
+                ++i;
+            }
+            divides = divides && i < text.size() && !is_blank(text[i]);
+        }
+        reach = i;
+        if (divides && enough && i < text.size()) {
             return {i, true};
         }
     }

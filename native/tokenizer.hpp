@@ -57,6 +57,7 @@ struct llamacffi_tokenizer {
     // What is only needed for long texts, and for those with texts of special tokens in them.
     static constexpr uint8_t read_always = 1; // flags of special texts: llama.cpp reads it in any text
     static constexpr uint8_t guarded_text = 2;
+    static constexpr uint8_t strips_after = 4; // it takes the blanks that follow along
 
     struct Details {
         llamacffi::TextSet special;

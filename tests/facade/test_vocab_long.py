@@ -62,6 +62,16 @@ def test_runs_of_user_defined_tokens_are_those_of_c(vocabularies, parse_special)
             assert ids == expected, (name, unit)
 
 
+@pytest.mark.parametrize("name", ["phi-3", "nomic-bert-moe"])
+def test_special_tokens_that_take_blanks_along(vocabularies, name):
+    """Phi 3 has such that take those that follow, and the other one that takes those before."""
+    vocab, rng = vocabularies[name], random.Random(5)
+    units = [*special_texts(vocab)[:30], " ", "  ", "\n", " \n ", "a", "b c"]
+    for _ in range(12):
+        text = "".join(rng.choice(units) for _ in range(6000))
+        assert vocab.tokenize(text, parse_special=True) == raw(vocab, text, True, True)
+
+
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
     """Fail if it takes more time of the processor."""
@@ -80,6 +90,8 @@ def limited(seconds: float) -> Iterator[None]:
         ("llama-spm", "\U00013000\U0001f999" * 50_000, False),  # which it has not
         ("gpt-2", "<|endoftext|> " * 20_000, True),
         ("mpt", " " * 300_000, False),
+        ("nomic-bert-moe", "<s> a\n" * 50_000, True),
+        ("phi-3", "<|end|> \n" * 30_000, True),
     ],
 )
 def test_no_text_takes_the_square_of_its_length(vocabularies, name, text, parse_special):
