@@ -9,13 +9,15 @@ import re
 
 from .errors import ModelNotFoundError
 
+# A Path makes one slash of two.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # As pages of the Hugging Face hub are addressed: the repository, the revision and the file.
 _HUB_FILE = re.compile(
-    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s?#]+)"
+    r"(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s?#]+)"
     r"(?:/(?:resolve|blob|raw)/([^/\s]+)/([^\s?#]+))?"
 )
-_REPOSITORY = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
-_FILE_IN_REPOSITORY = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
+_REPOSITORY = re.compile(r"(?:hf:/+)?([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
+_FILE_IN_REPOSITORY = re.compile(r"(?:hf:/+)?([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
 # How many names of a directory are compared.
 _MAX_NAMES = 1000
 
@@ -50,7 +52,7 @@ def _on_hub(name: str) -> str:
     """Return what to call for what looks like a model of the hub, or like a URL."""
     if match := _HUB_FILE.match(name):
         repository, revision, file = match.groups()
-    elif "://" in name and not name.startswith("hf://"):
+    elif _URL.match(name) and not name.startswith("hf:"):
         return "it is a URL: download the file, and give its path"
     elif match := _FILE_IN_REPOSITORY.fullmatch(name):
         repository, revision, file = match[1], None, match[2]

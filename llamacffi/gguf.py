@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ._atomic import replacing
 from ._ffi import lib
-from ._files import file_position
+from ._files import check_readable, file_position, open_at_once
 from ._gguf.files import map_file, metadata_of, parse, serialize
 from ._gguf.metadata import GgufMetadata
 from ._gguf.tensors import GgufTensor, Source, add_tensors, make_tensor, read_tensor
@@ -96,13 +96,14 @@ class Gguf(GgufMetadata):
             ModelNotFoundError: There is no such file.
             LoadError: It cannot be read.
             GgufError: It is no GGUF, or damaged; the lines of llama.cpp's log are in the notes.
-            ArgumentError: No file can be called so.
+            ArgumentError: It is no regular file, as a pipe, or no file can be called so.
 
         Source: ``gguf_init_from_buffer``.
         """
         name = checked_path(path)
         try:
-            with open(name, "rb") as file:
+            with open_at_once(name) as file:
+                check_readable(file.fileno(), name)
                 data = map_file(file.fileno(), 0, repr(name))
         except FileNotFoundError:
             raise no_file("there is no such file", name) from None

@@ -117,6 +117,7 @@ def test_stop_may_be_none(context):
         ("http://hf.co/a/b/blob/main/c/d.gguf", "Model.from_pretrained('a/b', 'c/d.gguf')"),
         ("huggingface.co/a/b/resolve/v2/d.gguf?download=true", "'d.gguf', revision='v2')"),
         ("https://example.com/m.gguf", "it is a URL: download the file"),
+        ("https:/example.com/m.gguf", "it is a URL: download the file"),  # out of a Path
         ("s3://bucket/m.gguf", "it is a URL: download the file"),
         ("own-er/re.po", "Model.from_pretrained('own-er/re.po')"),
         ("owner/repo:Q4_K_M", "Model.from_pretrained('owner/repo:Q4_K_M')"),

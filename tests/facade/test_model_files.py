@@ -18,10 +18,12 @@ from llamacffi import (
     Batch,
     Context,
     Gguf,
+    Imatrix,
     LoadError,
     Model,
     ModelNotFoundError,
     lib,
+    quantize,
 )
 from tests.facade.loras import write_lora
 
@@ -423,6 +425,9 @@ def test_a_path_that_is_no_file(tmp_path):
     os.mkfifo(pipe)
     with pytest.raises(LoadError, match="no regular file"):
         Model(pipe)  # and does not wait for somebody to write to it
+    for opened in (Gguf.open, Imatrix.open, lambda path: quantize(path, tmp_path / "new", "Q8_0")):
+        with pytest.raises(ArgumentError, match="is a pipe"):
+            opened(pipe)
     with pytest.raises(LoadError, match="no regular file"):
         Model("/dev/null")
     loop = tmp_path / "loop"
