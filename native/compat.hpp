@@ -1,7 +1,7 @@
 // What an older llama.cpp lacks of what we call: as it would answer there.
 #pragma once
 
-#include "has.h" // generated: LLAMACFFI_HAS_f for each function f that the headers declare
+#include "has.h" // generated: LLAMACFFI_HAS_f for each function and enumerator f that the headers declare
 #include "upstream.h"
 
 #if !LLAMACFFI_HAS_mtmd_helper_log_set
@@ -16,3 +16,17 @@ inline const llama_token *llama_get_sampled_candidates_ith(llama_context *, int3
 inline uint32_t llama_get_sampled_logits_count_ith(llama_context *, int32_t) { return 0; }
 inline llama_token llama_get_sampled_token_ith(llama_context *, int32_t) { return LLAMA_TOKEN_NULL; }
 #endif
+
+namespace llamacffi {
+
+// Makes tokens out of nothing but a hash of the text.
+inline bool is_test_vocabulary(enum llama_vocab_type type) {
+#if LLAMACFFI_HAS_LLAMA_VOCAB_TYPE_TEST
+    return type == LLAMA_VOCAB_TYPE_TEST;
+#else
+    (void)type;
+    return false;
+#endif
+}
+
+} // namespace llamacffi

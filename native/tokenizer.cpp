@@ -1,5 +1,6 @@
 #include "tokenizer.hpp"
 
+#include "compat.hpp"
 #include "llamacffi.h"
 #include "stack.hpp"
 
@@ -73,8 +74,8 @@ std::array<bool, 256> endless_bytes(const llama_vocab *vocab) {
 
 llamacffi_tokenizer::llamacffi_tokenizer(const llama_vocab *of, std::string_view templates)
     : vocab(of), type(llama_vocab_type(of)) {
-    if (type == LLAMA_VOCAB_TYPE_NONE || type == LLAMA_VOCAB_TYPE_TEST) {
-        return; // the latter makes tokens out of nothing but a hash of the text
+    if (type == LLAMA_VOCAB_TYPE_NONE || llamacffi::is_test_vocabulary(type)) {
+        return;
     }
     const llama_token n = llama_vocab_n_tokens(vocab);
     guarded.resize(static_cast<size_t>(n));
