@@ -193,6 +193,9 @@ bool llamacffi_snapshot_fits(struct llama_context *context, int32_t seq_id, uint
  * devices of their layers, and `graph` that of the context. */
 int32_t llamacffi_try_turning(const struct llama_context *context, int32_t type, bool offload,
                               const struct llamacffi_graph *graph, char *reason, size_t size);
+
+/* The largest number that divides the width of a head in all layers: of its keys, or of its values. */
+int32_t llamacffi_model_head_unit(const struct llama_model *model, bool values);
 #endif /* LLAMACFFI_WITHOUT_TURNING */
 
 #ifndef LLAMACFFI_WITHOUT_MODEL
@@ -204,9 +207,6 @@ struct ggml_backend_device *llamacffi_model_device(const struct llama_model *mod
  * used in two places may be there twice. */
 int32_t llamacffi_model_n_tensors(const struct llama_model *model);
 const struct ggml_tensor *llamacffi_model_tensor(const struct llama_model *model, int32_t i);
-
-/* The largest number that divides the width of a head in all layers: of its keys, or of its values. */
-int32_t llamacffi_model_head_unit(const struct llama_model *model, bool values);
 
 /* Whether the data of a tensor can be read back: some buffers keep it in a layout of their own. */
 bool llamacffi_tensor_readable(const struct ggml_tensor *tensor);

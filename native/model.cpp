@@ -6,7 +6,6 @@
 #include "llamacffi.h"
 
 #include <exception>
-#include <numeric>
 #include <regex>
 
 int32_t llamacffi_model_n_devices(const llama_model *model) { return llama_model_n_devices(model); }
@@ -22,17 +21,6 @@ int32_t llamacffi_model_n_tensors(const llama_model *model) {
 const ggml_tensor *llamacffi_model_tensor(const llama_model *model, int32_t i) {
     const auto &tensors = llama_internal_get_tensor_map(model);
     return i >= 0 && static_cast<size_t>(i) < tensors.size() ? tensors[i].second : nullptr;
-}
-
-int32_t llamacffi_model_head_unit(const llama_model *model, bool values) {
-    uint32_t unit = 0;
-    for (uint32_t il = 0; il < model->hparams.n_layer_all; ++il) {
-        if (model->hparams.has_kv(il)) {
-            unit = std::gcd(unit, values ? model->hparams.n_embd_head_v(il)
-                                         : model->hparams.n_embd_head_k(il));
-        }
-    }
-    return static_cast<int32_t>(unit);
 }
 
 bool llamacffi_tensor_readable(const ggml_tensor *tensor) {

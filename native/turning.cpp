@@ -13,6 +13,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -451,4 +452,15 @@ int32_t llamacffi_try_turning(const llama_context *context, int32_t type, bool o
         std::snprintf(reason, size, "%s", error.what());
         return LLAMACFFI_TURNS_NOT;
     }
+}
+
+int32_t llamacffi_model_head_unit(const llama_model *model, bool values) {
+    uint32_t unit = 0;
+    for (uint32_t il = 0; il < model->hparams.n_layer_all; ++il) {
+        if (model->hparams.has_kv(il)) {
+            unit = std::gcd(unit, values ? model->hparams.n_embd_head_v(il)
+                                         : model->hparams.n_embd_head_k(il));
+        }
+    }
+    return static_cast<int32_t>(unit);
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .._checks import check_object
 from .._cores import free_cores
 from .._ffi import ffi, lib
-from .._model.weights import is_elsewhere, places, tensors, weight_shapes
+from .._model.weights import CAN_LIST, is_elsewhere, places, tensors, weight_shapes
 from .._params import fill
 from ..errors import ArgumentError, UnsupportedError
 from ..tensor import Observer
@@ -142,7 +142,7 @@ def default_n_threads(model: Model, offload_kqv: bool) -> int:
         model: The model.
         offload_kqv: Whether what is remembered goes where the layers are.
     """
-    if offload_kqv and model.devices and is_elsewhere(places(model.ptr)):
+    if CAN_LIST and offload_kqv and model.devices and is_elsewhere(places(model.ptr)):
         return 1  # which is faster than several: it has next to nothing to compute
     return min(free_cores(), lib.GGML_MAX_N_THREADS)
 
@@ -241,6 +241,8 @@ def check_model(struct: Any, model: Model, given: set[str]) -> None:
 
 def _check_blocks(struct: Any, model: Model) -> None:
     """Check that each head fills whole blocks of a quantized type: else C reads beyond them."""
+    if not hasattr(lib, "llamacffi_model_head_unit"):  # an older llama.cpp does not tell
+        return
     for name, values in (("type_k", False), ("type_v", True)):
         number = getattr(struct, name)
         block = lib.ggml_blck_size(number)

@@ -19,6 +19,10 @@ ROWS = ("token_embd.weight", "per_layer_token_embd.weight")
 OUTPUTS = ("output.weight", "token_embd.weight")
 
 
+# Whether the tensors and devices of a model can be listed, which an older llama.cpp does not allow.
+CAN_LIST = hasattr(lib, "llamacffi_model_tensor")
+
+
 def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Return the shape of each weight of a model by its name, in ggml's order, all dimensions."""
     return {
