@@ -16,7 +16,8 @@ class Unique:
     def __reduce__(self) -> NoReturn:
         """Raise TypeError for `copy.copy`, `copy.deepcopy` and `pickle`."""
         name = type(self).__name__
+        article = "an" if name[0] in "AEIOU" else "a"
         raise TypeError(
-            f"a {name} cannot be copied or pickled, since it stands for memory of C in this "
+            f"{article} {name} cannot be copied or pickled, since it stands for memory of C in this "
             f"process: {self._instead}"
         )

@@ -128,7 +128,9 @@ class Parser(argparse.ArgumentParser):
         """Return the message for an argument that is none of this parser's."""
         name = argument.partition("=")[0]
         if not argument.startswith("-"):
-            return f"one argument too many: {argument!r}; a text with blanks needs quotes"
+            takes_text = any(not action.option_strings for action in self._actions)
+            remedy = "; a text with blanks needs quotes" if takes_text else ""
+            return f"one argument too many: {argument!r}{remedy}"
         options = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(name, options, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -58,6 +58,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
         (["run", "x.gguf", "hi"], ["'x.gguf' is a model", "did you mean -m x.gguf?"]),
         (["tokenize", "dir/x.gguf"], ["did you mean -m dir/x.gguf?"]),
         (["run", "two", "words"], ["one argument too many: 'words'", "quotes"]),
+        (["info", "m.gguf"], ["one argument too many: 'm.gguf' (see llamacffi info"]),
         (["tokenize", "--ids", "--count", "x"], ["--ids", "--count"]),
     ],
 )

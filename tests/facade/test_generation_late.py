@@ -251,7 +251,7 @@ def test_what_stands_for_memory_of_c_is_not_copied(context, chain):
     for name, (thing, advice) in things.items():
         for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(
-                TypeError, match=rf"^a {name} cannot be copied or pickled.*{advice}"
+                TypeError, match=rf"^an? {name} cannot be copied or pickled.*{advice}"
             ):
                 duplicate(thing)
 
