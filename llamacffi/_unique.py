@@ -18,6 +18,6 @@ class Unique:
         name = type(self).__name__
         article = "an" if name[0] in "AEIOU" else "a"
         raise TypeError(
-            f"{article} {name} cannot be copied or pickled, since it stands for memory of C in this "
-            f"process: {self._instead}"
+            f"{article} {name} cannot be copied or pickled, since it stands for memory of C in "
+            f"this process: {self._instead}"
         )
