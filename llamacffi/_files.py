@@ -178,7 +178,9 @@ def _checked_offset(offset: Any) -> int:
     try:
         number = operator.index(offset)
     except TypeError:
-        raise TypeError(f"offset must be an integer, not {offset!r}") from None
+        number = None
+    if number is None or isinstance(offset, bool):
+        raise TypeError(f"offset must be an integer, not {offset!r}")
     if not 0 <= number < 2**63:
         raise ArgumentError(f"offset={number} is not a position in a file")
     return number

@@ -112,5 +112,6 @@ def _advice(gpu: bool) -> str:
 def has_gpu() -> bool:
     """Return whether a backend for another device than the processor is loaded."""
     devices = (lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count()))
-    gpus = lib.GGML_BACKEND_DEVICE_TYPE_GPU, lib.GGML_BACKEND_DEVICE_TYPE_IGPU
+    integrated = getattr(lib, "GGML_BACKEND_DEVICE_TYPE_IGPU", None)  # not in an older llama.cpp
+    gpus = lib.GGML_BACKEND_DEVICE_TYPE_GPU, integrated
     return any(lib.ggml_backend_dev_type(device) in gpus for device in devices)

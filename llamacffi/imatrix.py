@@ -375,7 +375,11 @@ def _from_legacy(data: bytes, path: Path) -> Imatrix:
         if at < len(data):
             chunks, length = struct.unpack_from("<ii", data, at)
             datasets = [struct.unpack_from(f"<{length}s", data, at + 8)[0].decode(errors="replace")]
-    except (struct.error, ValueError) as error:
+    except struct.error:  # its text is of buffers
+        raise GgufError(
+            f"{os.fspath(path)!r} is no importance matrix, or is cut off: it has {len(data)} bytes"
+        ) from None
+    except ValueError as error:
         raise GgufError(f"{os.fspath(path)!r} is no importance matrix: {error}") from None
     if not squares:
         raise GgufError(f"{os.fspath(path)!r} is no importance matrix")

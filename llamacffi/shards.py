@@ -58,6 +58,8 @@ def split(
     for name, limit in (("max_tensors", max_tensors), ("max_bytes", max_bytes)):
         if limit is not None and limit < 1:
             raise ArgumentError(f"{name}={limit} is less than 1")
+    if not os.path.basename(name := checked_path(prefix, "prefix")):
+        raise ArgumentError(f"prefix={name!r} has no name for the files to begin with: add one")
     if max_tensors is None and max_bytes is None:
         raise ArgumentError("say how large a file may be, with max_tensors= or max_bytes=")
     with ExitStack() as stack:

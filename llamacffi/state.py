@@ -14,6 +14,7 @@ from ._context.state_format import SavedState
 from ._context.state_format import StateInfo as StateInfo
 from ._params import CONVERTERS
 from ._sources import opened
+from ._text import path_text
 from .errors import ArgumentError, StateError
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class States(Remembering):
 
         Source: ``llama_state_load_file``, ``llama_state_seq_load_file``.
         """
-        name = repr(os.fspath(path))
+        name = repr(path_text(path))
         seq_id, any_adapters = self._sequence(seq_id), _as_bool("any_adapters", any_adapters)
         with opened(path) as file:
             head = file.read(format.HEADER.size)

@@ -280,6 +280,8 @@ def _check_trunk(model: Model) -> None:
     Of a file that begins without this norm, llama.cpp takes all other layers for optional, and then
     computes with those that are not there.
     """
+    if not hasattr(lib, "llama_model_n_layer_nextn"):  # an older llama.cpp has no such layers
+        return
     if not lib.llama_model_n_layer_nextn(model.ptr):
         return
     first = {name for name in weight_shapes(model.ptr) if name.startswith("blk.0.")}

@@ -15,11 +15,11 @@ def check_order(samplers: Sequence[Sampler]) -> None:
     reduced = False
     for i, sampler in enumerate(samplers):
         if not isinstance(sampler, Sampler):
-            raise TypeError(f"not a sampler: {sampler!r}")
+            raise TypeError(f"not a sampler: {sampler!r:.80}")
         if sampler.selects and i + 1 < len(samplers):
             raise ArgumentError(
-                f"{sampler!r} chooses the token, so {samplers[i + 1]!r} after it would spoil that: "
-                "it must be the last"
+                f"{sampler!r:.80} chooses the token, so {samplers[i + 1]!r:.80} after it would "
+                "spoil that: it must be the last"
             )
         reduced = reduced or (isinstance(sampler, TopK) and sampler.k > 0)
         if isinstance(sampler, Infill) and not reduced:

@@ -8,12 +8,15 @@ import os
 import pytest
 
 from llamacffi import (
+    ArgumentError,
     Batch,
     Context,
     ContextShift,
     ControlVector,
     Gguf,
+    GgufError,
     Grammar,
+    Imatrix,
     Model,
     ModelNotFoundError,
     SamplerChain,
@@ -22,6 +25,7 @@ from llamacffi import (
     generate,
     merge_lora,
     quantize,
+    shards,
     state_info,
 )
 from llamacffi._generated.params import KINDS
@@ -93,6 +97,8 @@ class Wrong:
         ("adapters", lambda o, w: merge_lora(o.model.path, {w: 1.0}, "x.gguf")),
         ("data", lambda o, w: state_info(w)),
         ("data", lambda o, w: o.load_state(w)),
+        ("path", lambda o, w: o.load_file(w)),
+        ("offset", lambda o, w: Model.from_file(b"GGUF", offset=w)),
     ],
 )
 def test_a_value_of_a_wrong_type(context, argument, call):
@@ -215,3 +221,22 @@ def test_the_hints_name_what_exists():
 def test_a_path_as_bytes_is_one(demo_path):
     with Model(os.fsencode(demo_path)) as model:
         assert model.path == str(demo_path)
+
+
+def test_files_need_a_name_to_begin_with(demo_path, tmp_path):
+    with pytest.raises(ArgumentError, match="prefix='' has no name"):
+        shards.split(demo_path, "", max_tensors=3)
+    with pytest.raises(ArgumentError, match="has no name for the files"):
+        shards.split(demo_path, f"{tmp_path}/", max_tensors=3)
+
+
+def test_what_is_no_importance_matrix_is_told_by_its_size(tmp_path):
+    (tmp_path / "x").write_bytes(b"root:x:0:0")
+    with pytest.raises(GgufError, match="or is cut off: it has 10 bytes"):
+        Imatrix.open(tmp_path / "x")
+
+
+def test_a_long_value_is_not_repeated_in_whole():
+    with pytest.raises(TypeError) as caught:
+        SamplerChain([Grammar(f'root ::= "{"a" * 1000}"')])
+    assert len(str(caught.value)) < 200
