@@ -27,7 +27,6 @@ inline locale_t plain_locale() {
     return plain;
 }
 
-// As long as it lives, the thread is inside a guard, and in the "C" locale.
 // Whether the calling thread has a stack that is large enough to compute; if not, a failure is left.
 bool has_stack(const char *function) noexcept;
 
@@ -51,6 +50,7 @@ constexpr bool needs_stack(const char *name) {
     return false;
 }
 
+// As long as it lives, the thread is inside a guard, and in the "C" locale.
 struct Enter {
     Enter() : outside(uselocale(plain_locale())), further_out(llamacffi_guard.locale) {
         llamacffi_guard.locale = outside;
