@@ -2,7 +2,8 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "guard.hpp"
-#include "llama-ext.h" // llama_graph_reserve: exported, but not in llama.h yet
+#include "llama-ext.h"    // llama_graph_reserve: exported, but not in llama.h yet
+#include "llama-memory.h" // of which kind a memory is
 #include "llamacffi.h"
 #include "native.hpp"
 #include "planning.hpp"
@@ -11,6 +12,7 @@
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
+#include <typeinfo>
 
 namespace {
 
@@ -29,6 +31,16 @@ bool is_logits(const ggml_tensor *node, int64_t n_vocab) {
 // A table of learned positions is read by the positions of the batch.
 bool reads_positions(const ggml_tensor *node) {
     return node->op == GGML_OP_GET_ROWS && is_called(node->src[1], "inp_pos");
+}
+
+bool reads_keys(const ggml_tensor *node) {
+    for (const ggml_tensor *source : node->src) {
+        const ggml_tensor *whole = source && source->view_src ? source->view_src : source;
+        if (whole && std::strncmp(whole->name, "cache_", 6) == 0 && std::strstr(whole->name, "k_l")) {
+            return true;
+        }
+    }
+    return false;
 }
 
 int32_t integer(const ggml_tensor *node, int i) { return node->op_params[i]; }
@@ -153,6 +165,21 @@ llamacffi_graph describe(ggml_cgraph *graph, int64_t n_vocab) {
     return found;
 }
 
+// A memory for attention and for recurrent states makes inputs for the attention, which fail if nothing
+// reads them.
+void check_hybrid(llama_context *context, ggml_cgraph *graph, char (&problem)[256]) {
+    const llama_memory_t memory = llama_get_memory(context);
+    if (problem[0] || !memory || !std::strstr(typeid(*memory).name(), "memory_hybrid")) {
+        return;
+    }
+    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+        if (reads_keys(ggml_graph_node(graph, i))) {
+            return;
+        }
+    }
+    std::snprintf(problem, sizeof(problem), "the model is hybrid, but none of its layers has attention");
+}
+
 } // namespace
 
 void llamacffi_graph_describe(llama_context *context, uint32_t n_tokens, uint32_t n_seqs,
@@ -166,6 +193,7 @@ void llamacffi_graph_describe(llama_context *context, uint32_t n_tokens, uint32_
             throw std::runtime_error("no memory for the graph");
         }
         *graph = describe(reserved, llama_vocab_n_tokens(vocab));
+        check_hybrid(context, reserved, graph->problem);
 #ifndef LLAMACFFI_WITHOUT_TURNING
         if (!graph->problem[0]) {
             llamacffi::look_at_keys(*context, reserved, *graph);
