@@ -31,6 +31,8 @@ KINDS = {
 # Of a file's name in that of the one beside it: a whole name takes at most 255 bytes, and in some
 # file systems 143.
 MOST_BYTES = 64
+# How often to look: another process may replace the file between two looks.
+LOOKS = 10
 PROBE = 2**20  # bytes that find out whether there is room
 
 
@@ -54,16 +56,20 @@ class Target:
             ArgumentError: No file can be called so.
         """
         self.name = os.fsdecode(checked_path(path))
-        self.status = self._look()
-        self.path = Path(os.path.realpath(self.name))
-        if self.status is None:
-            return
-        try:  # the name of a file that is open and deleted leads elsewhere
-            same = os.path.samestat(os.stat(self.path), self.status)
+        for _ in range(LOOKS):
+            self.status = self._look()
+            self.path = Path(os.path.realpath(self.name))
+            if self.status is None or self._is_at(self.path):
+                return
+        # The name of a file that is open and deleted leads elsewhere.
+        raise self.error(errno.EINVAL, "it is a file without a name, which cannot be replaced")
+
+    def _is_at(self, path: Path) -> bool:
+        """Return whether the file that was found has this path."""
+        try:
+            return self.status is not None and os.path.samestat(os.stat(path), self.status)
         except FileNotFoundError:
-            same = False
-        if not same:
-            raise self.error(errno.EINVAL, "it is a file without a name, which cannot be replaced")
+            return False
 
     def _look(self) -> os.stat_result | None:
         """Return what is there now."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import secrets
 import stat
 import sys
 from collections import Counter
@@ -88,10 +89,14 @@ def path() -> Path:
         return file
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if cached is None and not file.is_dir():  # a link, which would be followed, or a pipe
-            file.unlink(missing_ok=True)
-        with replacing(file) as part:
-            part.write(content)
+        # Not `replacing(file)`, which follows a link that somebody has put there.
+        own = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+        try:
+            with replacing(own) as part:
+                part.write(content)
+            os.replace(own, file)  # other processes may do so at the same time
+        finally:
+            own.unlink(missing_ok=True)
     except OSError as error:
         reason = f"cannot keep the built-in model in the cache: {error.strerror}"
         raise LoadError(error.errno, reason, os.fspath(directory)) from error

@@ -7,12 +7,14 @@ import os
 import socket
 import stat
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llamacffi import Context, Gguf, Model, demo, quantize, shards
+from llamacffi._atomic import replacing
 from llamacffi.imatrix import Imatrix, Squares
 from llamacffi.lora import merge_lora
 from tests.facade.loras import write_lora
@@ -255,3 +257,18 @@ def test_an_error_of_the_system_names_the_file(tmp_path, run_python):
     """
     done = run_python(code)
     assert done.stdout == f"t/x.gguf {errno.EFBIG} []\n" * 5, done
+
+
+def test_many_who_write_one_file_at_once(tmp_path):
+    path = tmp_path / "file"
+    contents = [bytes([i]) * 100_000 for i in range(4)]
+
+    def write(content):
+        for _ in range(50):
+            with replacing(path) as file:
+                file.write(content)
+
+    with ThreadPoolExecutor(len(contents)) as pool:
+        list(pool.map(write, contents))
+    assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]
