@@ -2,6 +2,7 @@
 #pragma once
 
 #include "llama.h"
+#include "llamacffi.h"
 #include "pattern.hpp"
 
 #include <cstdint>
@@ -37,7 +38,13 @@ class Pieces {
 };
 
 // What a symbol of a rule is.
-enum SlotKind : int32_t { SLOT_END, SLOT_CHARS, SLOT_RULE, SLOT_TOKEN, SLOT_NOT_TOKEN };
+enum SlotKind : int32_t {
+    SLOT_END = LLAMACFFI_SLOT_END,
+    SLOT_CHARS = LLAMACFFI_SLOT_CHARS,
+    SLOT_RULE = LLAMACFFI_SLOT_RULE,
+    SLOT_TOKEN = LLAMACFFI_SLOT_TOKEN,
+    SLOT_NOT_TOKEN = LLAMACFFI_SLOT_NOT_TOKEN,
+};
 
 struct Slot {
     int32_t kind;

@@ -1,6 +1,8 @@
 // Regular expressions that are searched in a text which is still growing, each byte once.
 #pragma once
 
+#include "llamacffi.h"
+
 #include <cstdint>
 #include <cstddef>
 #include <vector>
@@ -26,15 +28,15 @@ struct Utf8 {
 };
 
 enum PatternOp : int32_t {
-    PATTERN_MATCH,
-    PATTERN_SET,    // a character of `b` ranges from `a` on
-    PATTERN_JUMP,   // to `a`
-    PATTERN_SPLIT,  // to `a`, or else to `b`
-    PATTERN_SAVE,   // the position, as number `a`
-    PATTERN_BEGIN,  // the text begins here
-    PATTERN_END,    // and ends here
-    PATTERN_WORD,   // a word begins or ends here
-    PATTERN_INSIDE, // neither
+    PATTERN_MATCH = LLAMACFFI_PATTERN_MATCH,
+    PATTERN_SET = LLAMACFFI_PATTERN_SET,    // a character of `b` ranges from `a` on
+    PATTERN_JUMP = LLAMACFFI_PATTERN_JUMP,   // to `a`
+    PATTERN_SPLIT = LLAMACFFI_PATTERN_SPLIT,  // to `a`, or else to `b`
+    PATTERN_SAVE = LLAMACFFI_PATTERN_SAVE,   // the position, as number `a`
+    PATTERN_BEGIN = LLAMACFFI_PATTERN_BEGIN,  // the text begins here
+    PATTERN_END = LLAMACFFI_PATTERN_END,    // and ends here
+    PATTERN_WORD = LLAMACFFI_PATTERN_WORD,   // a word begins or ends here
+    PATTERN_INSIDE = LLAMACFFI_PATTERN_INSIDE, // neither
 };
 
 struct PatternStep {
