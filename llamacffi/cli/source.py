@@ -11,9 +11,6 @@ from pathlib import Path
 
 from .failure import UsageError
 
-# How a GGUF begins.
-MAGIC = b"GGUF"
-
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
     """Add ``-m``."""
@@ -34,6 +31,8 @@ def model_path(args: argparse.Namespace) -> Path:
 
 def model_hint(text: str) -> str | None:
     """Return what to say of a text that is the name of a model, there or not."""
+    from .._model.loading import MAGIC
+
     is_model = text.endswith(".gguf") and len(text.split()) == 1
     with contextlib.suppress(OSError, ValueError):  # ValueError: no file can be called so
         if not is_model and os.path.isfile(text):
