@@ -174,6 +174,9 @@ struct llamacffi_snapshot {
 void llamacffi_snapshot_size(struct llama_context *context, int32_t seq_id, uint32_t flags,
                              struct llamacffi_snapshot *snapshot);
 
+/* How many bytes C needs, at most, to say what is copied where, of so many tensors. */
+size_t llamacffi_snapshot_description(uint64_t n_tensors);
+
 /* Allocate as much memory as it would, without `data` only what describes them, and free it again.  There it
  * would end the process if there were none. */
 bool llamacffi_snapshot_fits(struct llama_context *context, int32_t seq_id, uint32_t flags,

@@ -33,16 +33,11 @@ class Counter : public llama_io_write_i {
     size_t n_written = 0;
 };
 
-// What else is needed meanwhile: each tensor is padded, listed several times, and so on.
-size_t described_in(size_t n_tensors) {
-    return n_tensors * (2 * ggml_tensor_overhead() + 512) + (size_t{4} << 20);
-}
-
 bool fits(const Counter &counter, bool data) {
     std::vector<ggml_backend_buffer_ptr> buffers;
     std::vector<std::unique_ptr<void, decltype(&std::free)>> blocks;
     for (const auto &[type, buffer] : counter.buffers) {
-        blocks.emplace_back(std::malloc(described_in(buffer.n_tensors)), &std::free);
+        blocks.emplace_back(std::malloc(llamacffi_snapshot_description(buffer.n_tensors)), &std::free);
         if (!blocks.back()) {
             return false;
         }
@@ -58,6 +53,11 @@ bool fits(const Counter &counter, bool data) {
 }
 
 } // namespace
+
+// Each tensor is padded, listed several times, and so on.
+size_t llamacffi_snapshot_description(uint64_t n_tensors) {
+    return n_tensors * (2 * ggml_tensor_overhead() + 512) + (size_t{4} << 20);
+}
 
 void llamacffi_snapshot_size(llama_context *context, int32_t seq_id, uint32_t flags,
                              llamacffi_snapshot *snapshot) {

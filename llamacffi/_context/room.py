@@ -14,8 +14,6 @@ from ..errors import StateError
 from .memory_size import GIB, available_bytes
 
 CAN_TELL = hasattr(lib, "llamacffi_snapshot_fits")
-# What C needs for each tensor, and for all of them, to say what is copied where.
-TENSOR_BYTES, MORE_BYTES = 2 * lib.ggml_tensor_overhead() + 512, 4 << 20
 
 
 class Mark:
@@ -64,8 +62,12 @@ def check_room_to_restore(mark: Mark) -> None:
 
     Raises:
         StateError: There is no memory for that.
+
+    Source: ``llamacffi_snapshot_description``.
     """
+    if not CAN_TELL:
+        return
     try:
-        new_uncleared("char[]", 2 * mark.n_tensors * TENSOR_BYTES + MORE_BYTES)
+        new_uncleared("char[]", lib.llamacffi_snapshot_description(2 * mark.n_tensors))
     except MemoryError:
         raise StateError("there is no memory to restore a snapshot: free some first") from None
