@@ -116,7 +116,7 @@ class Target:
         if self.status is not None:
             try:
                 _be_like(file.fileno(), self.status)
-            except BaseException:
+            except BaseException:  # also if interrupted: nobody else would close it
                 file.close()
                 raise
         return file

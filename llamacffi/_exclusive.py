@@ -137,7 +137,7 @@ class Together:
         try:
             for other in held:
                 other.enter(frame)
-        except BaseException:
+        except BaseException:  # also if interrupted: all of them or none
             self._release(held, frame)
             raise
         self._held = held

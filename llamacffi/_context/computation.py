@@ -333,7 +333,7 @@ class Computation(Threads):
             raise
         except LlamaError:  # C was not called
             raise
-        except BaseException:
+        except BaseException:  # interrupted: C may have computed the batch all the same
             self._interrupted(batch)
             raise
         stopped, error = False, None

@@ -108,7 +108,7 @@ class Held:
         self._computing.enter(frame)
         try:
             self._context._update(self._ptr, self._loading)
-        except BaseException:
+        except BaseException:  # also if interrupted: `__exit__` is not called then
             self._computing.leave(frame)
             raise
         return self._ptr

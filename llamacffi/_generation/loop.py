@@ -191,7 +191,7 @@ class Loop:
                 earlier = self.context._lineage.tokens.before(self.seq_id, self.pos)
                 chain.accept_prompt([*earlier, *self.prompt])
                 n = self.decode_prompt()
-        except BaseException:
+        except BaseException:  # also if interrupted
             # What made it fail may keep this from succeeding too: then that is what to tell.
             with contextlib.suppress(LlamaError):
                 memory = self.context.memory

@@ -261,6 +261,24 @@ def _metadata(call: Callable[[Any], Made]) -> Any:
     return None if made[1] == ffi.NULL else own(made)
 
 
+def check_metadata(struct: Any, gguf: Any, name: str) -> None:
+    """Fit the overrides of metadata, and check what llama.cpp would read then.
+
+    Args:
+        struct: The ``struct llama_model_params *``.
+        gguf: The ``struct gguf_context *``.
+        name: Of the file, for messages.
+
+    Raises:
+        LoadError: It is no model, or has numbers or a vocabulary that llama.cpp could not read.
+    """
+    check_kind(gguf, name)
+    fit_kv_overrides(struct, gguf)
+    check_hyperparameters(struct, gguf, name)
+    check_vocabulary(struct, gguf, name)
+    check_factor_types(struct, gguf, name)
+
+
 def _look(struct: Any, read: Callable[[Any], Made], name: str) -> bool:
     """Look at the metadata in a file, and fit the overrides of it.
 
@@ -273,12 +291,7 @@ def _look(struct: Any, read: Callable[[Any], Made], name: str) -> bool:
     gguf = _metadata(read)
     if gguf is None:  # the load itself will say what is wrong
         return True
-    check_kind(gguf, name)
-    if struct.kv_overrides != ffi.NULL:
-        fit_kv_overrides(struct, gguf)
-    check_hyperparameters(struct, gguf, name)
-    check_vocabulary(struct, gguf, name)
-    check_factor_types(struct, gguf, name)
+    check_metadata(struct, gguf, name)
     return bool(lib.gguf_get_data_offset(gguf) % _alignment() == 0)
 
 

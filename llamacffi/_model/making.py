@@ -11,13 +11,8 @@ from .._files import anonymous_file
 from ..errors import ArgumentError, NativeError
 from ..gguf import Gguf
 from . import load_mode
-from .file_kind import check_kind
-from .hyperparameters import check_hyperparameters
 from .info import shape_of
-from .loading import load, load_file, make_model
-from .overrides import fit_kv_overrides
-from .vocabulary import check_vocabulary
-from .weight_types import check_factor_types
+from .loading import check_metadata, load, load_file, make_model
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -67,11 +62,7 @@ def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) ->
         return made
 
     metadata = _metadata_of(gguf)
-    check_kind(metadata, "<metadata>")
-    fit_kv_overrides(struct, metadata)
-    check_vocabulary(struct, metadata, "<metadata>")
-    check_hyperparameters(struct, metadata, "<metadata>")
-    check_factor_types(struct, metadata, "<metadata>")
+    check_metadata(struct, metadata, "<metadata>")
     return load(call, struct, "<metadata>", None)
 
 
