@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._batch.arrays import BOTH, EMBEDDINGS, TOKENS, BatchArrays
-from ._batch.ext import process
+from ._batch.ext import fill
 from ._batch.input import (
     SECTIONS,
     embedding_rows,
@@ -50,6 +50,7 @@ class Batch(BatchArrays):
             n_embd: The width of embeddings, `Model.n_embd` for most models; 0 for tokens alone.
         """
         super().__init__(capacity, n_seq_max, n_embd)
+        self.reached = False
         self._set_rows(1)
         self.clear()
 
@@ -249,10 +250,16 @@ class Batch(BatchArrays):
         Source: ``llama_decode``, ``llama_encode``; with embeddings ``llama_process``.
         """
         with self._exclusive:
-            if self._content is not TOKENS:
-                return self._process(context, encode)
-            run = lib.llama_encode if encode else lib.llama_decode
-            code: int = run(context, self._value)
+            self.reached, code = False, 0
+            if self._content is TOKENS:
+                run = lib.llama_encode if encode else lib.llama_decode
+                self.reached = True
+                code = run(context, self._value)
+            else:
+                filled = self._with_embeddings(context)
+                kind = lib.LLAMA_PROCESS_TYPE_ENCODE if encode else lib.LLAMA_PROCESS_TYPE_DECODE
+                self.reached = True
+                code = lib.llama_process(context, kind, filled)
             return code
 
     def _place(
@@ -303,8 +310,8 @@ class Batch(BatchArrays):
             self._value.token = self._first_token if token else ffi.NULL
             self._value.embd = pointer("float *", self._embd) if embd else ffi.NULL
 
-    def _process(self, context: Any, encode: bool) -> int:
-        """Compute a batch with embeddings."""
+    def _with_embeddings(self, context: Any) -> Any:
+        """Return this as a batch with embeddings is for C."""
         n, sections = len(self), self._sections
         rope = lib.llama_model_rope_type(lib.llama_get_model(context))
         if sections is None:
@@ -316,7 +323,7 @@ class Batch(BatchArrays):
             )
         tokens = None if self._content == EMBEDDINGS else self._token[:n].tolist()
         rows = self._embd[:n]
-        return process(context, tokens, rows, sections[:n], self.seq_ids, self.outputs(), encode)
+        return fill(context, tokens, rows, sections[:n], self.seq_ids, self.outputs())
 
     def _check_free(self) -> None:
         self._exclusive.check()

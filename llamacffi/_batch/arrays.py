@@ -29,7 +29,7 @@ class BatchArrays(Pointer):
         *("_content", "_embd", "_first_pos", "_first_token", "_exclusive", "_logits", "_n_seq_id"),
         *("_n_rows", "_pos", "_rows", "_sections", "_single"),
         *("_seq_id", "_struct", "_token", "_value", "is_coupled", "n_embd"),
-        *("_n_seq_id_max", "_outputs", "_seq_id_max", "_token_range"),
+        *("_n_seq_id_max", "_outputs", "_seq_id_max", "_token_range", "reached"),
     )
 
     _embd: npt.NDArray[np.float32]
@@ -39,6 +39,7 @@ class BatchArrays(Pointer):
     _single: int | None  # the sequence, if `set_one` has filled it
     _token: npt.NDArray[np.int32]
     _token_range: tuple[int, int] | None  # least and greatest; None if they are not known
+    reached: bool  # whether C may have got it when it was submitted last
     is_coupled: bool
     """Whether a token belongs to several sequences."""
     n_embd: int

@@ -23,16 +23,15 @@ if TYPE_CHECKING:
 INVALID = -2
 
 
-def process(
+def fill(
     context: Any,
     tokens: Sequence[int] | None,
     embeddings: npt.NDArray[np.float32],
     positions: npt.NDArray[np.int32],
     seq_ids: Sequence[Sequence[int]],
     outputs: bytes,
-    encode: bool,
-) -> int:
-    """Compute a batch with embeddings and return C's code.
+) -> Any:
+    """Return a ``llama_batch_ext_t`` with embeddings, for ``llama_process``.
 
     Args:
         context: The ``struct llama_context *``.
@@ -41,12 +40,11 @@ def process(
         positions: ``[n, SECTIONS]``, C-contiguous; most models use the first alone.
         seq_ids: The sequences of each entry.
         outputs: Which entries have an output, a byte each.
-        encode: By the encoder.
 
     Raises:
-        ArgumentError: The embeddings have another width than the model's; nothing was computed.
+        ArgumentError: The embeddings have another width than the model's.
 
-    Source: ``llama_batch_ext_init`` and following, ``llama_process``.
+    Source: ``llama_batch_ext_init`` and following.
     """
     batch = own(make(lib.llama_batch_ext_free, (context,), lib.llama_batch_ext_init, context))
     rows = ffi.from_buffer("float[]", embeddings)
@@ -67,6 +65,4 @@ def process(
         done = done and lib.llama_batch_ext_set_pos(batch, index, where + i * step)
         done = done and lib.llama_batch_ext_set_output_logits(batch, index, bool(outputs[i]))
         assert done, "C refuses only indices and sequences that are out of range"
-    kind = lib.LLAMA_PROCESS_TYPE_ENCODE if encode else lib.LLAMA_PROCESS_TYPE_DECODE
-    code: int = lib.llama_process(context, kind, batch)
-    return code
+    return batch

@@ -12,7 +12,6 @@ from ..errors import (
     ArgumentError,
     ContextError,
     DecodeError,
-    LlamaError,
     NativeError,
     UnsupportedError,
     decode_error,
@@ -320,9 +319,6 @@ class Computation(Threads):
             else:
                 with self._other_context:
                     code = batch.submit(ptr, encode)
-        except ArgumentError:  # nothing was computed
-            self._outputs = before
-            raise
         except NativeError:
             self._applied.plan_anew(ptr)
             if encode:  # llama.cpp has switched it off for the encoder
@@ -331,10 +327,11 @@ class Computation(Threads):
             if self._observer is not None:
                 self._observer.finish()
             raise
-        except LlamaError:  # C was not called
-            raise
-        except BaseException:  # interrupted: C may have computed the batch all the same
-            self._interrupted(batch)
+        except BaseException:  # its own, Ctrl-C, or what the handler of a signal has raised
+            if batch.reached:
+                self._interrupted(batch)
+            else:
+                self._outputs = before
             raise
         stopped, error = False, None
         if self._observer is not None:

@@ -76,7 +76,7 @@ class BackendSampling(Outputs, Threads):
             self._settle_outputs(ptr)
             if chain is not None:
                 with chain._exclusive:
-                    chain._settle_for(self)
+                    chain._settle_for(self._vocab)
                     _enter(chain, len(self._vocab))
                     self._replace(ptr, seq_id, None)
                     self._replace(ptr, seq_id, chain)
@@ -195,8 +195,7 @@ class BackendSampling(Outputs, Threads):
             self._hold_chains()
             return
         try:
-            self._attach(seq_id, chain)
-            if not lib.llama_set_sampler(ptr, seq_id, chain._owner):
+            if not lib.llama_set_sampler(ptr, seq_id, self._attach(seq_id, chain)):
                 raise with_log(UnsupportedError("the context does not sample in its graph"))
             check_first(chain)
         except BaseException:  # also if interrupted: C must not keep what nobody keeps alive
@@ -204,12 +203,13 @@ class BackendSampling(Outputs, Threads):
             chain._leave_graph()
             raise
 
-    def _attach(self, seq_id: int, chain: SamplerChain) -> None:
-        """Note that C has the chain, or will have it."""
-        self._chain_owners[seq_id] = chain._owner
+    def _attach(self, seq_id: int, chain: SamplerChain) -> Any:
+        """Note that C has the chain, or will have it; return what it has."""
+        owner = self._chain_owners[seq_id] = chain._held()
         self._chains[seq_id] = chain
         chain._attached = weakref.ref(self)
         self._hold_chains()
+        return owner
 
     def _hold_chains(self) -> None:
         """Let nobody else use the chains while C computes."""
@@ -252,12 +252,12 @@ def given(
     try:
         for config, (seq_id, chain) in zip(configs, chains.items(), strict=True):
             with chain._exclusive:
-                chain._settle_for_vocab(vocab)
+                chain._settle_for(vocab)
                 _enter(chain, len(vocab))
                 chain._attached = _gone  # until it is in the context
                 entered.append(chain)
-                owners[seq_id] = chain._owner
-                config.seq_id, config.sampler = seq_id, chain._owner
+                config.seq_id = seq_id
+                config.sampler = owners[seq_id] = chain._held()
         struct.samplers, struct.n_samplers = configs, len(chains)
         yield
     except BaseException:  # also if interrupted: the chains are free again
@@ -295,7 +295,7 @@ def _enter(chain: SamplerChain, n_vocab: int) -> None:
 
 def check_first(chain: SamplerChain) -> None:
     """Check that the first sampler runs in the graph, with this model and on its device."""
-    name = ffi.string(lib.llama_sampler_name(parts_of(chain._owner)[0])).decode()
+    name = ffi.string(lib.llama_sampler_name(parts_of(chain._held())[0])).decode()
     if name[0] not in "+?":  # on, or switched off
         what = name.removeprefix("-")
         raise with_log(UnsupportedError(f"the context cannot run {what!r} in its graph"))

@@ -99,7 +99,7 @@ class ChainBase(Handle):
         if gone or (self._owner is None and not self._closed):
             with self._exclusive:
                 return self._ready()
-        return super().ptr
+        return self._held()
 
     def _ready(self) -> Any:
         """Return `ptr`, of a chain that can be used; who calls holds it."""
@@ -108,6 +108,10 @@ class ChainBase(Handle):
                 self._make()
         elif self._attached is not None and self._attached() is None:
             self._leave_graph()
+        return self._held()
+
+    def _held(self) -> Any:
+        """Return `ptr` of a chain that is made, unless somebody has closed it meanwhile."""
         return super().ptr
 
     @property
@@ -130,9 +134,7 @@ class ChainBase(Handle):
         self._exclusive.sweep()
 
     def __enter__(self) -> Self:
-        if self._closed:
-            return super().__enter__()  # which raises
-        return self  # it may still lack a vocabulary
+        return super().__enter__() if self._closed else self  # which raises; or lacks a vocabulary
 
     def _lacks_vocab(self) -> bool:
         return self._vocab is None and self._needy
@@ -192,7 +194,7 @@ class ChainBase(Handle):
         if not any(one.selects for one in self._samplers):
             raise ArgumentError(f"{self!r} chooses no token: end it with Greedy() or Dist()")
         with self._exclusive:
-            self._settle_for(context)
+            self._settle_for(context._vocab)
             n = len(context._vocab)
             self._prepared = _nobody  # the room is about to move
             if self._runs:
@@ -206,11 +208,8 @@ class ChainBase(Handle):
             # A weak reference: it would keep the weights in memory.
             self._prepared = weakref.ref(context._vocab)
 
-    def _settle_for(self, context: ContextBase) -> None:
-        """Make the chain, for the vocabulary of a context if it has none yet."""
-        self._settle_for_vocab(context._vocab)
-
-    def _settle_for_vocab(self, vocab: Vocab) -> None:
+    def _settle_for(self, vocab: Vocab) -> None:
+        """Make the chain, for this vocabulary if it has none yet."""
         if self._lacks_vocab():
             self._vocab = vocab
             try:
@@ -234,12 +233,14 @@ class ChainBase(Handle):
         """Become a chain again that does not leave out what was in the graph."""
         self._attached = None
         self._struct.in_graph = False
-        self._rebuild(None)
+        if self._owner is not None:  # else it is closed, or to be made anew
+            self._rebuild(None)
 
     def _rebuild(self, stop: int | None) -> None:
         """Move the samplers into a new chain; with something at ``stop`` that ends the graph."""
+        old = self._held()
         try:
-            self._move(self._owner, stop)
+            self._move(old, stop)
         except BaseException:
             # Some are in the one, and some in the other: make new ones when they are needed.
             self._owner, self._attached, self._stop = None, None, None
@@ -282,7 +283,7 @@ class ChainBase(Handle):
         if source._stop is not None:
             lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, source._stop))
         self._bind(chain, handles)
-        self._become_of(source)
+        self._become_of(source, chain)
 
     def _copy(self, source: ChainBase) -> None:
         """Take over the state of another chain of the same samplers; who calls holds both."""
@@ -294,7 +295,7 @@ class ChainBase(Handle):
         struct, other = self._struct, source._struct
         if not self._runs:
             lib.llama_sampler_copy(ptr, own_ptr)
-            self._become_of(source)
+            self._become_of(source, own_ptr)
             struct.n_sample, struct.t_sample_us = other.n_sample, other.t_sample_us
             return
         # llama.cpp could not cope with an exception out of a clone function there.
@@ -308,9 +309,9 @@ class ChainBase(Handle):
             for run in self._runs:
                 run.room = self._room
 
-    def _become_of(self, source: ChainBase) -> None:
+    def _become_of(self, source: ChainBase, chain: Any) -> None:
         """Copy what the clone of a chain in C lacks, and make safe what it should not have."""
-        for part, sampler in zip(parts_of(self._owner), self._plan, strict=True):
+        for part, sampler in zip(parts_of(chain), self._plan, strict=True):
             if isinstance(sampler, AdaptiveP):
                 # It copies the token that waits to be accepted, but not the probabilities, which it
                 # would then look up.  This is not that token, and makes it forget it.

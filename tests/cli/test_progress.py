@@ -20,21 +20,27 @@ IMPATIENT = """if True:
 """
 
 
+def all_of(terminal: int) -> str:
+    """Return what is written to a terminal until nobody writes to it any more; close it."""
+    written = b""
+    try:
+        while part := os.read(terminal, 4096):  # it comes in pieces, some of them late
+            written += part
+    except OSError:  # Linux says so at the end
+        pass
+    os.close(terminal)
+    return written.decode()
+
+
 def on_terminal(start_cli: StartCli, *args: object, code: str | None) -> str:
     """Return what a command writes to a terminal on stderr."""
     ours, theirs = pty.openpty()
     with start_cli("run", "-t", 1, "-n", 2, *args, code=code, stderr=theirs) as process:
         os.close(theirs)
-        written = b""
-        try:
-            while part := os.read(ours, 4096):
-                written += part
-        except OSError:  # Linux says so at the end
-            pass
-        os.close(ours)
+        written = all_of(ours)
         process.communicate(timeout=30)
     assert process.returncode == 0
-    return written.decode()
+    return written
 
 
 def test_it_is_drawn_in_place_and_erased(start_cli: StartCli) -> None:
@@ -69,8 +75,7 @@ def test_it_is_erased_if_loading_fails(monkeypatch: pytest.MonkeyPatch) -> None:
             bar(0.5)
             raise KeyError
     # The terminal keeps what was written until it is read, even with the other end closed.
-    written = os.read(ours, 4096).decode()
-    os.close(ours)
+    written = all_of(ours)
     line = written.split("\r")[1]
     assert written == f"\r{line}\r{' ' * len(line)}\r"
 

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from llamacffi import Batch, BusyError, Context, UnsupportedError
+from llamacffi import ArgumentError, Batch, BusyError, Context, UnsupportedError
 from llamacffi._exclusive import Exclusive, Together
 from tests.conftest import ROOT
 from tests.facade import interrupts, loras
@@ -199,17 +199,17 @@ def test_a_batch_that_nobody_reads_any_more():
     assert batch.tokens.tolist() == [3]
 
 
-class Interrupted(Batch):
-    """A batch that C has computed when Ctrl-C is heard of, as nearly always."""
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BusyError, ArgumentError])
+def test_what_was_computed_before_an_interrupt_is_known(new_context, error):
+    """A signal is handled when C has computed, nearly always; its handler may raise anything."""
 
-    def submit(self, context, encode=False):
-        assert super().submit(context, encode) == 0
-        raise KeyboardInterrupt
+    class Interrupted(Batch):
+        def submit(self, ptr, encode=False):
+            assert super().submit(ptr, encode) == 0
+            raise error("by a handler")
 
-
-def test_what_was_computed_before_an_interrupt_is_known(new_context):
     context = new_context(n_seq_max=2, kv_unified=True)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error, match="by a handler"):
         context.decode(Interrupted.from_tokens([1, 2, 3], seq_ids=(0, 1)))
     assert context.memory.pos_max(0) == context.memory.pos_max(1) == 2
     with pytest.raises(UnsupportedError, match="may share tokens at positions 0 to 2"):
