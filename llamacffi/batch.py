@@ -50,7 +50,7 @@ class Batch(BatchArrays):
             n_embd: The width of embeddings, `Model.n_embd` for most models; 0 for tokens alone.
         """
         super().__init__(capacity, n_seq_max, n_embd)
-        self.reached = False
+        self.reached: bool = False
         self._set_rows(1)
         self.clear()
 
