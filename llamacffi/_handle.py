@@ -74,11 +74,9 @@ def own(made: Made, *keep: object) -> Any:
         *keep: What else the object points into from now on.
     """
     assert made[1] != ffi.NULL, "check for NULL first: only the caller knows the error"
-    global _registered
     owner = ffi.cast(ffi.typeof(made[1]), made[1])  # a second cdata: the first has the destructor
     if not _registered:
-        atexit.register(_end)
-        _registered = True
+        _register()
     # Outside of all cycles; what C calls when the owner goes is C too.
     _life.owned[weakref.ref(owner, _life.owned.pop)] = (*keep, *made[0]), made[1]
     if _life.ending:
@@ -87,6 +85,24 @@ def own(made: Made, *keep: object) -> Any:
 
 
 _registered = False
+_afterwards: set[Callable[[], object]] = set()
+
+
+def after_end(function: Callable[[], object]) -> None:
+    """Call a function, once, when the interpreter exits and all objects are freed.
+
+    If one cannot be freed, since a thread is in a call of C, the function is not called either: it
+    takes away what objects stand on.
+    """
+    _afterwards.add(function)
+    if not _registered:
+        _register()
+
+
+def _register() -> None:
+    global _registered
+    atexit.register(_end)
+    _registered = True
 
 
 def live_objects() -> int:
@@ -98,7 +114,10 @@ def _end() -> None:
     """Take all objects away from their users, wait until no call is running, and free them."""
     _life.begin_end()
     lib.llamacffi_guard_exit()
-    if not (_is_quiet() and _free_all()):
+    if _is_quiet() and _free_all():
+        for function in _afterwards:
+            function()
+    else:
         _life.abandon()
 
 

@@ -13,7 +13,8 @@ lead other connections through a tunnel, as of ``ssh -L``.
 
 A server serves one client at a time, a process being one client.  If it ends while a model is on
 it, llama.cpp ends this process too (SIGABRT): the connection belongs to a thread of its own, whose
-failures nobody can catch.  So free the models first.
+failures nobody can catch.  So a server that this process has started and uses stays until it is
+closed, or until the process ends; one of elsewhere must outlive the models on it.
 
 ``python -I -m llamacffi.rpc`` starts a server from the command line (``-I`` keeps Python from
 running files of the current directory); ``--help`` tells more.
@@ -22,11 +23,8 @@ running files of the current directory); ``--help`` tells more.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
-import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,8 +36,9 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from . import backend
 from ._devices import Device, new_device
+from ._endpoint import check_timeout, exposure, free_endpoint, knock, parse
 from ._ffi import ffi, lib
-from ._handle import live_objects
+from ._handle import after_end, live_objects
 from ._params import integer
 from ._subprocess import python_command
 from ._unique import Unique
@@ -51,7 +50,7 @@ from .errors import (
     UnsupportedError,
 )
 from .log import drain, logger, with_log
-from .threads import check_n_threads
+from .threads import check_computing
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -61,8 +60,9 @@ if TYPE_CHECKING:
 
 # Where a server from the command line listens by default: the port is that of llama.cpp's own.
 DEFAULT_ENDPOINT = "127.0.0.1:50052"
-# The servers that this process is a client of.
-_added: set[str] = set()
+# The servers of this process, and those it is a client of itself: these stay, whoever lets go.
+_running: weakref.WeakSet[RpcServer] = weakref.WeakSet()
+_used: set[RpcServer] = set()
 
 
 def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
@@ -84,11 +84,13 @@ def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
 
     Source: ``ggml_backend_rpc_add_server``, ``ggml_backend_register``.
     """
-    host, port = _parse(endpoint)
-    _check_timeout(timeout)
+    host, port = parse(endpoint)
+    check_timeout(timeout)
     _require_backend()
+    # By the port alone, since one address has several names.
+    ours = [server for server in _running if parse(server.endpoint)[1] == port]
     try:
-        _knock(host, port, timeout)
+        knock(host, port, timeout)
     except OSError as error:
         busy = ": it serves one client at a time" if isinstance(error, TimeoutError) else ""
         raise BackendUnavailableError(
@@ -104,8 +106,8 @@ def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
         ) from error
     if reg == ffi.NULL:
         raise with_log(BackendUnavailableError(f"the RPC server {endpoint} has no devices"))
+    _used.update(ours)
     backend.register(reg)
-    _added.add(endpoint)
     drain()
     n_devices = lib.ggml_backend_reg_dev_count(reg)
     return [new_device(lib.ggml_backend_reg_dev_get(reg, i)) for i in range(n_devices)]
@@ -114,8 +116,8 @@ def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
 class RpcServer(Unique):
     """A server in a process of its own, since the C function never returns.
 
-    It ends when it is closed, when nothing refers to this object any more, and with this process.
-    Keep it for as long as a model is on it.
+    It ends when it is closed, or with this process; and when nothing refers to this object any
+    more, unless this process has made its devices known by `add_server`.
     """
 
     endpoint: str
@@ -138,6 +140,7 @@ class RpcServer(Unique):
             devices: What it lends, as devices or their names; without them the GPUs, or if there
                 are none, the CPU.
             n_threads: How many threads compute on the CPU; one for each physical core if omitted.
+                Some more than processors are a warning in the log, many more an error.
             cache_dir: A directory to keep large tensors in, so that a model that is loaded again
                 need not travel again.  Not kept if omitted.
             timeout: How many seconds it may take to start.
@@ -149,10 +152,10 @@ class RpcServer(Unique):
 
         Source: ``ggml_backend_rpc_start_server``.
         """
-        _check_timeout(timeout)
+        check_timeout(timeout)
         settings = _check(endpoint, devices, n_threads, cache_dir)
         self.endpoint = settings.endpoint
-        if warning := _exposure(self.endpoint):
+        if warning := exposure(self.endpoint):
             logger.warning("%s", warning)
         output = tempfile.TemporaryFile()  # noqa: SIM115  `_end` closes it; a pipe could fill up
         process = subprocess.Popen(
@@ -163,6 +166,9 @@ class RpcServer(Unique):
             start_new_session=True,  # Ctrl-C is for this process, which still needs the server
         )
         self._end = weakref.finalize(self, _end, process, output, os.getpid())
+        self._end.atexit = False
+        _running.add(self)
+        after_end(_end_all)
         try:
             _wait(self.endpoint, process, output, timeout)
         except BaseException:
@@ -182,14 +188,21 @@ class RpcServer(Unique):
 
         Raises:
             UnsupportedError: This process uses the server, and has C objects: if one of them has
-                its memory there, the process would be aborted.
+                its memory there, the process would be aborted.  The server goes on.
         """
-        if self._end.alive and self.endpoint in _added and (n := live_objects()):
+        if self in _used and (n := live_objects()):
             raise UnsupportedError(
                 f"{self!r} may still be in use: close all models, contexts and what else was made "
                 f"({n} C objects); at the exit of the process it ends by itself"
             )
-        self._end()
+        self._finish()
+        _used.discard(self)
+
+    def _finish(self) -> None:
+        """End the server, also at the exit, where a finalizer that is called does nothing."""
+        if alive := self._end.detach():
+            _, function, args, _ = alive
+            function(*args)
 
     def __enter__(self) -> Self:
         return self
@@ -200,45 +213,15 @@ class RpcServer(Unique):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if exc is None or not live_objects():  # an error may hold what uses the server
+        # An error may hold what uses the server, and is not to be replaced.
+        if exc is None or self not in _used or not live_objects():
             self.close()
-
-
-def _parse(endpoint: str) -> tuple[str, int]:
-    """Return the host and the port of ``"host:port"``; llama.cpp takes more, and cuts it short."""
-    if not isinstance(endpoint, str):
-        raise TypeError(f"an endpoint must be a str, not {endpoint!r}")
-    match = re.fullmatch(r"([A-Za-z0-9._-]+):([0-9]{1,5})", endpoint)
-    if not match or int(match[2]) >= 2**16:
-        raise ArgumentError(
-            f"endpoint={endpoint!r} must be 'host:port': a name or an IPv4 address, and a number "
-            f"below {2**16}"
-        )
-    return match[1], int(match[2])
-
-
-def _check_timeout(timeout: float) -> None:
-    if not 0 < timeout <= threading.TIMEOUT_MAX:
-        raise ArgumentError(f"timeout={timeout!r} is not in 0 to {threading.TIMEOUT_MAX} seconds")
 
 
 def _require_backend() -> None:
     backend.load()
     if not lib.llama_supports_rpc():
         raise BackendUnavailableError("this build has no RPC backend: build it with GGML_RPC=ON")
-
-
-def _knock(host: str, port: int, timeout: float) -> None:
-    """Connect and disconnect; a server that serves nobody else disconnects too.
-
-    llama.cpp would wait for the server without end, and nothing could stop it.
-    """
-    found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
-        client.settimeout(timeout)
-        client.connect(found[0][4])
-        client.shutdown(socket.SHUT_WR)
-        client.recv(1)
 
 
 class Settings(NamedTuple):
@@ -281,52 +264,23 @@ def _check(
     if not lent or any(one.backend == "RPC" for one in lent):
         raise ArgumentError(f"devices={devices!r}: name at least one, and none of another machine")
     n_threads = backend.physical_cores() if n_threads is None else integer("n_threads", n_threads)
-    check_n_threads("n_threads", n_threads)
+    check_computing("n_threads", n_threads)
     if cache_dir is not None:
         cache_dir = os.path.abspath(os.fspath(cache_dir))
         if not os.path.isdir(cache_dir):
             raise ArgumentError(f"cache_dir={cache_dir!r} is no directory")
-    return Settings(_free_endpoint(endpoint), lent, n_threads, cache_dir)
-
-
-def _exposure(endpoint: str) -> str | None:
-    """Return what to warn of if other machines can reach an endpoint."""
-    host, _ = _parse(endpoint)
-    if ipaddress.IPv4Address(host).is_loopback:
-        return None
-    return (
-        f"other machines can reach the RPC server at {endpoint}, and whoever reaches it can take "
-        "over its process: see the documentation of llamacffi.rpc"
-    )
-
-
-def _free_endpoint(endpoint: str) -> str:
-    """Return an endpoint of this machine that nobody listens at."""
-    host, port = _parse(endpoint)
-    try:
-        ipaddress.IPv4Address(host)
-    except ValueError:
-        raise ArgumentError(
-            f"endpoint={endpoint!r} must begin with the IPv4 address to listen at"
-        ) from None
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind((host, port))
-            return f"{host}:{server.getsockname()[1]}"
-    except OSError as error:
-        raise BackendUnavailableError(f"cannot listen at {endpoint}: {error}") from None
+    return Settings(free_endpoint(endpoint), lent, n_threads, cache_dir)
 
 
 def _wait(
     endpoint: str, process: subprocess.Popen[bytes], output: IO[bytes], timeout: float
 ) -> None:
     """Wait until a server listens."""
-    host, port = _parse(endpoint)
+    host, port = parse(endpoint)
     end = time.monotonic() + timeout
     while process.poll() is None:
         try:
-            return _knock(host, port, max(0.1, end - time.monotonic()))
+            return knock(host, port, max(0.1, end - time.monotonic()))
         except OSError:
             if time.monotonic() > end:
                 raise BackendUnavailableError(
@@ -356,6 +310,12 @@ def _end(process: subprocess.Popen[bytes], output: IO[bytes], pid: int) -> None:
     output.close()
 
 
+def _end_all() -> None:
+    """End the servers that are left at the exit; before the models on them it would be an abort."""
+    for server in list(_running):
+        server._finish()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Be a server, until the process is ended."""
     parser = argparse.ArgumentParser(
@@ -382,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the C function does not come back for Python's
     if args.until_eof:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    if not args.until_eof and (warning := _exposure(settings.endpoint)):
+    if not args.until_eof and (warning := exposure(settings.endpoint)):
         print(f"warning: {warning}", file=sys.stderr)
     lib.llama_log_set(ffi.NULL, ffi.NULL)  # nobody will drain ours
     settings.serve()

@@ -32,7 +32,7 @@ _gguf.files
 gguf
 shards
 _sources _model.weights _model.weight_types _context.planning
-_backend_files _build_info _cores _devices
+_backend_files _build_info _cores _devices _endpoint
 interop
 backend
 perf tensor threads
