@@ -1,8 +1,11 @@
-"""Arrays over memory that C owns."""
+"""Arrays over memory that C owns.
+
+No Python runs when one goes: an interrupt could be lost in it, with what it was to do.
+"""
 
 from __future__ import annotations
 
-import math
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from ._ffi import ffi
@@ -13,20 +16,40 @@ if TYPE_CHECKING:
 
 
 class Exports:
-    """Counts the live views of a buffer that C may move, as `bytearray` does."""
+    """Knows the live views of a buffer that C may move, as `bytearray` does."""
 
-    __slots__ = ("count",)
+    __slots__ = ("live",)
+
+    live: set[weakref.ref[_Floats]]
+    """One for each view; C takes it out."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.live = set()
 
     def check_none(self) -> None:
         """Raise `BufferError` while a view is alive."""
-        if self.count:
+        if n := len(self.live):
             raise BufferError(
-                f"{self.count} zero-copy view(s) of the outputs are alive; delete them before "
+                f"{n} zero-copy view(s) of the outputs are alive; delete them before "
                 "decoding, or use logits(), which copies"
             )
+
+
+class _Floats:
+    """Memory of C as numpy reads it: the base of an array, and of all that look into that."""
+
+    __slots__ = ("__array_interface__", "__weakref__", "_owner")
+
+    def __init__(self, ptr: Any, shape: tuple[int, ...], owner: Any) -> None:
+        import numpy as np
+
+        self._owner = owner
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (int(ffi.cast("uintptr_t", ptr)), True),  # read-only
+            "shape": shape,
+            "typestr": np.dtype(np.float32).str,
+        }
 
 
 def float_view(
@@ -34,18 +57,10 @@ def float_view(
 ) -> npt.NDArray[np.float32]:
     """Return a read-only float32 array over ``ptr`` that keeps ``owner`` alive.
 
-    The chain is array -> buffer -> ``tied`` -> ``release`` -> owner: the owner goes no earlier than
-    the last array, slice or memoryview that looks into its memory.
+    The owner goes no earlier than the last array, slice or memoryview that looks into its memory.
     """
     import numpy as np
 
-    def release(_ptr: Any, _owner: Any = owner) -> None:
-        exports.count -= 1
-
-    exports.count += 1
-    tied = ffi.gc(ptr, release)
-    n_bytes = math.prod(shape) * ffi.sizeof("float")
-    view: npt.NDArray[np.float32] = np.frombuffer(ffi.buffer(tied, n_bytes), np.float32)
-    view = view.reshape(shape)
-    view.flags.writeable = False
-    return view
+    floats = _Floats(ptr, shape, owner)
+    exports.live.add(weakref.ref(floats, exports.live.discard))
+    return np.asarray(floats)

@@ -95,7 +95,7 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         self._computing = Computing(pools, 0), Computing(pools, 1)
         cancel = functools.partial(lib.llamacffi_abort_set, self._abort, True)
         self._exports = exports = Exports()
-        ending = Ending(self.exclusive, cancel, lambda: exports.count > 0)
+        ending = Ending(self.exclusive, cancel, lambda: bool(exports.live))
         self._params, self._applied, self._snapshots = struct, Applied(), {}
         self._chains, self._chain_owners = {}, {}
         # C reads the flag, the pools, the model's weights, the adapters, the samplers and what the

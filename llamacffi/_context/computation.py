@@ -199,7 +199,7 @@ class Computation(Threads):
 
     def _check_batch(self, batch: Batch, n: int) -> None:
         """Check what every batch must be."""
-        if self._exports.count:
+        if self._exports.live:
             self._exports.check_none()
         n_batch, n_vocab, n_seq_max = self._sizes
         if not 1 <= n <= n_batch:

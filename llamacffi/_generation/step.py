@@ -97,7 +97,7 @@ class Step:
             or context._observer is not None
             or context._other_context is not None
             or context._chains
-            or context._exports.count
+            or context._exports.live
             or context._abort.requested
             or not context._applied.planned
             or lineage.watches

@@ -96,11 +96,23 @@ class Subject:
         """Raise unless all can be used on."""
         self.context.adapters = {}
         self.context.set_sampler(1, None)
+        self.context.set_embeddings(False)
         self.context.detach_threadpool()
         assert self.text() == self.want, self.want
 
     def generate(self) -> None:
         self.text()
+
+    def view(self) -> None:
+        context = self.context
+        context.memory.clear(data=False)
+        context.set_embeddings(True)
+        context.decode(Batch.from_tokens([5]))
+        views = [context.logits_view(), context.embeddings_view()]
+        views.append(views[0][3:5])
+        del views
+        context.decode(Batch.from_tokens([6], 1))
+        context.set_embeddings(False)
 
     def set_threads(self) -> None:
         self.context.n_threads = 3 - self.context.n_threads
@@ -188,7 +200,7 @@ class Subject:
 
 
 OPERATIONS = [
-    *("generate", "set_threads", "set_adapters", "attach", "restore", "load_state"),
+    *("generate", "view", "set_threads", "set_adapters", "attach", "restore", "load_state"),
     *("make_context", "make_sampling_context", "make_model", "make_adapter", "make_chain"),
     *("set_sampler", "use_memory", "write_files", "save", "quantize", "split", "read_open_file"),
 ]

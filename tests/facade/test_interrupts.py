@@ -236,6 +236,18 @@ def test_a_callback_that_stops_and_an_interrupt(model):
         context.decode(Batch.from_tokens([1], context.memory.next_pos()))
 
 
+@pytest.mark.parametrize("name", ["logits_view", "embeddings_view"])
+def test_an_interrupt_while_a_view_goes(new_context, name):
+    """No Python runs then, in which an interrupt could be lost with what was to be done."""
+    context = new_context(embeddings=True)
+    context.decode(Batch.from_tokens([1, 2]))
+    views = [getattr(context, name)()]
+    stop = interrupts.Stop(1, opcodes=False)
+    assert not stop.run(views.clear)
+    context.decode(Batch.from_tokens([3], 2))
+    assert stop.where == ""
+
+
 def test_every_operation_is_tried():
     public = {name for name, one in vars(interrupts.Subject).items() if callable(one)}
     assert public - {"__init__", "text", "check", "left"} == set(interrupts.OPERATIONS)

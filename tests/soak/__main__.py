@@ -140,6 +140,20 @@ def use_memory(user: User) -> None:
     user.context.decode(Batch.from_tokens([5], memory.next_pos()))
 
 
+def use_views(user: User) -> None:
+    """Look at outputs where they are."""
+    context = user.context
+    context.set_embeddings(True)
+    context.memory.clear(data=False)
+    context.decode(Batch.from_tokens([5, 6]))
+    views = [context.logits_view(), context.embeddings_view()]
+    user.random.shuffle(views)
+    views.append(views.pop(0)[3:5])
+    views.clear()
+    context.set_embeddings(False)
+    context.decode(Batch.from_tokens([7], 2))
+
+
 def use_graph(user: User) -> None:
     """Sample in the graph."""
     user.context.set_sampler(1, user.chain)
@@ -182,7 +196,7 @@ def cancel(user: User) -> None:
 WORKS: tuple[Work, ...] = (
     *(lambda user: user.text() and None,) * 4,  # type: ignore[func-returns-value]
     *(use_overflow, use_adapter, use_threads, use_state, use_memory),
-    *(use_graph, use_chains, make_context),
+    *(use_views, use_graph, use_chains, make_context),
 )
 
 
