@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._batch.arrays import BOTH, EMBEDDINGS, TOKENS, BatchArrays
+from ._batch.arrays import BOTH, EMBEDDINGS, TOKENS, Attempt, BatchArrays
 from ._batch.ext import fill
 from ._batch.input import (
     SECTIONS,
@@ -50,7 +50,6 @@ class Batch(BatchArrays):
             n_embd: The width of embeddings, `Model.n_embd` for most models; 0 for tokens alone.
         """
         super().__init__(capacity, n_seq_max, n_embd)
-        self.reached: bool = False
         self._set_rows(1)
         self.clear()
 
@@ -233,12 +232,13 @@ class Batch(BatchArrays):
                 'draft model (ctx_type="mtp", or ctx_other) reads both'
             )
 
-    def submit(self, context: Any, encode: bool = False) -> int:
+    def submit(self, context: Any, encode: bool = False, attempt: Attempt | None = None) -> int:
         """Have C compute the batch; `Context.decode` and `Context.encode` call it.
 
         Args:
             context: The ``struct llama_context *``, for which the batch was checked.
             encode: By the encoder.
+            attempt: Is told when C gets the batch.
 
         Returns:
             C's return code.
@@ -250,15 +250,14 @@ class Batch(BatchArrays):
         Source: ``llama_decode``, ``llama_encode``; with embeddings ``llama_process``.
         """
         with self._exclusive:
-            self.reached, code = False, 0
-            if self._content is TOKENS:
-                run = lib.llama_encode if encode else lib.llama_decode
-                self.reached = True
-                code = run(context, self._value)
+            filled = None if self._content is TOKENS else self._with_embeddings(context)
+            code: int
+            if attempt is not None:
+                attempt.reached = True
+            if filled is None:
+                code = (lib.llama_encode if encode else lib.llama_decode)(context, self._value)
             else:
-                filled = self._with_embeddings(context)
                 kind = lib.LLAMA_PROCESS_TYPE_ENCODE if encode else lib.LLAMA_PROCESS_TYPE_DECODE
-                self.reached = True
                 code = lib.llama_process(context, kind, filled)
             return code
 

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 TOKENS, EMBEDDINGS, BOTH = "tokens", "embeddings", "tokens with embeddings"
 
 
+class Attempt:
+    """One try to have C compute a batch."""
+
+    __slots__ = ("reached",)
+
+    def __init__(self) -> None:
+        self.reached: bool = False
+        """Whether C may have got the batch: what is raised after that says nothing of it."""
+
+
 class BatchArrays(Pointer):
     """The base of `Batch`: memory that belongs to Python, and into which a C struct points."""
 
@@ -29,7 +39,7 @@ class BatchArrays(Pointer):
         *("_content", "_embd", "_first_pos", "_first_token", "_exclusive", "_logits", "_n_seq_id"),
         *("_n_rows", "_pos", "_rows", "_sections", "_single"),
         *("_seq_id", "_struct", "_token", "_value", "is_coupled", "n_embd"),
-        *("_n_seq_id_max", "_outputs", "_seq_id_max", "_token_range", "reached"),
+        *("_n_seq_id_max", "_outputs", "_seq_id_max", "_token_range"),
     )
 
     _embd: npt.NDArray[np.float32]
@@ -39,7 +49,6 @@ class BatchArrays(Pointer):
     _single: int | None  # the sequence, if `set_one` has filled it
     _token: npt.NDArray[np.int32]
     _token_range: tuple[int, int] | None  # least and greatest; None if they are not known
-    reached: bool  # whether C may have got it when it was submitted last
     is_coupled: bool
     """Whether a token belongs to several sequences."""
     n_embd: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .._batch.arrays import Attempt
 from .._checks import check_object
 from .._ffi import lib
 from .._params import CONVERTERS
@@ -307,6 +308,7 @@ class Computation(Threads):
         if self._abort.requested:
             lib.llamacffi_abort_set(self._abort, False)
             raise AbortedError("cancelled before the computation began", ABORTED, ends(ptr, batch))
+        attempt = Attempt()
         before, self._outputs = self._outputs, None
         causal = encode and lib.llama_get_causal_attn(ptr)
         try:
@@ -315,10 +317,10 @@ class Computation(Threads):
             if self._observer is not None:
                 self._observer.begin(ptr, batch.starts())
             if self._other_context is None:
-                code = batch.submit(ptr, encode)
+                code = batch.submit(ptr, encode, attempt)
             else:
                 with self._other_context:
-                    code = batch.submit(ptr, encode)
+                    code = batch.submit(ptr, encode, attempt)
         except NativeError:
             self._applied.plan_anew(ptr)
             if encode:  # llama.cpp has switched it off for the encoder
@@ -328,7 +330,7 @@ class Computation(Threads):
                 self._observer.finish()
             raise
         except BaseException:  # its own, Ctrl-C, or what the handler of a signal has raised
-            if batch.reached:
+            if attempt.reached:
                 self._interrupted(batch)
             else:
                 self._outputs = before

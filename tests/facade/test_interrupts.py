@@ -204,8 +204,8 @@ def test_what_was_computed_before_an_interrupt_is_known(new_context, error):
     """A signal is handled when C has computed, nearly always; its handler may raise anything."""
 
     class Interrupted(Batch):
-        def submit(self, ptr, encode=False):
-            assert super().submit(ptr, encode) == 0
+        def submit(self, *args):
+            assert super().submit(*args) == 0
             raise error("by a handler")
 
     context = new_context(n_seq_max=2, kv_unified=True)
@@ -219,6 +219,18 @@ def test_what_was_computed_before_an_interrupt_is_known(new_context, error):
     context.decode(Batch.from_tokens([4], 3))
 
 
+def test_what_c_did_not_get_changes_nothing(new_context):
+    context, batch = new_context(), Batch(4)
+    batch.add([1, 2, 3])
+    context.decode(batch)
+    batch.set_one(4, 3)
+    want = context.logits().copy()
+    with batch._exclusive, pytest.raises(BusyError):  # as while another thread decodes it
+        context.decode(batch)
+    assert (context.logits() == want).all()
+    assert context.memory.pos_max(0) == 2
+
+
 def test_a_callback_that_stops_and_an_interrupt(model):
     stop = True
     with Context(
@@ -226,8 +238,8 @@ def test_a_callback_that_stops_and_an_interrupt(model):
     ) as context:
 
         class Both(Batch):
-            def submit(self, ptr, encode=False):
-                super().submit(ptr, encode)
+            def submit(self, *args):
+                super().submit(*args)
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
