@@ -23,6 +23,7 @@ def fill(
     params: Mapping[str, Any],
     owned: Mapping[str, str],
     converters: Mapping[str, Converter] | None = None,
+    limits: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[object]:
     """Set the fields of ``struct`` that ``params`` gives; the others keep their defaults.
 
@@ -32,6 +33,7 @@ def fill(
         params: Values by field.
         owned: Fields that the facade sets itself, each with what to use instead.
         converters: For fields that take more than their C type says.
+        limits: The least and the greatest of integers of which C takes less than their type can be.
 
     Returns:
         What the fields point to, to be kept as long as C may read it.
@@ -42,7 +44,7 @@ def fill(
     """
     from ._generated.params import KINDS
 
-    kinds, keep = KINDS[name], []
+    kinds, keep, limits = KINDS[name], [], limits or {}
     for field, value in params.items():
         if field not in kinds:
             raise TypeError(unknown_parameter(field, [one for one in kinds if one not in owned]))
@@ -53,14 +55,25 @@ def fill(
         else:
             convert = CONVERTERS.get(kinds[field]) or _enum(kinds[field])
             converted = kept = convert(field, value)
+            if kinds[field] == "int":
+                least, most = limits.get(field) or _limits(struct, field)
+                if not least <= converted <= most:
+                    raise ArgumentError(f"{field}={converted} is not in {least} to {most}")
         keep.append(kept)
         try:
             setattr(struct, field, converted)
-        except OverflowError as error:
-            raise ArgumentError(f"{field}={value!r} is out of range: {error}") from None
         except TypeError as error:
             raise TypeError(f"{field}={value!r}: {error}") from None
     return keep
+
+
+def _limits(struct: Any, field: str) -> tuple[int, int]:
+    """Return the least and the greatest that fit an integer of a struct."""
+    ctype = dict(ffi.typeof(struct).item.fields)[field].type
+    bits = 8 * ffi.sizeof(ctype)
+    if int(ffi.cast(ctype, -1)) < 0:
+        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1
 
 
 def _bool(field: str, value: Any) -> bool:

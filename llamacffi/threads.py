@@ -215,10 +215,8 @@ def _struct(params: dict[str, Any], cpus: frozenset[int] | None) -> Any:
     """Return checked parameters for ``ggml_threadpool_new``."""
     struct = ffi.new("struct ggml_threadpool_params *")
     struct[0] = lib.ggml_threadpool_params_default(1)
-    fill(struct, "ggml_threadpool_params", params, {})
-    check_n_threads("n_threads", struct.n_threads)
-    if struct.poll > MAX_POLL:
-        raise ArgumentError(f"poll={struct.poll} is not in 0 to {MAX_POLL}")
+    limits = {"n_threads": (1, lib.GGML_MAX_N_THREADS), "poll": (0, MAX_POLL)}
+    fill(struct, "ggml_threadpool_params", params, {}, limits=limits)
     if struct.strict_cpu and struct.n_threads > len(cpus or ()):
         raise ArgumentError(
             f"strict_cpu=True gives each of {struct.n_threads} threads a processor, but cpus has "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .._checks import check_object
+from .._checks import INT32_MAX, check_object
 from .._cores import free_cores
 from .._ffi import ffi, lib
 from .._model.weights import CAN_LIST, is_elsewhere, places, tensors, weight_shapes
@@ -32,10 +32,19 @@ OWNED = {
     "defrag_thold": "llama.cpp no longer defragments its memory, and ignores it",
 }
 
+# What llama.cpp would assert, adjust, or compute nonsense with.
+LIMITS = {
+    "n_ctx": (0, INT32_MAX),
+    "n_batch": (1, INT32_MAX),
+    "n_ubatch": (1, INT32_MAX),
+    "n_seq_max": (1, lib.llama_max_parallel_sequences()),
+    "n_threads": (1, lib.GGML_MAX_N_THREADS),
+    "n_threads_batch": (1, lib.GGML_MAX_N_THREADS),
+}
+
 # The architectures whose contexts use another's: of draft models, for a context of their target.
 SHARING = ("gemma4-assistant", "eagle3", "dflash")
 
-INT32_MAX = 2**31 - 1
 # How long a context is that nobody has asked for: memory for all that a model was trained with may
 # be too much.
 MODEST_CTX = 4096
@@ -87,7 +96,7 @@ class ContextRequest:
         chains = params.get("samplers")
         params = {name: value for name, value in params.items() if name != "samplers"}
         converters = {"cb_eval": self._callback, "ctx_other": self._context}
-        self.keep = fill(struct, "llama_context_params", params, OWNED, converters)
+        self.keep = fill(struct, "llama_context_params", params, OWNED, converters, LIMITS)
         if self.observer is not None:
             struct.cb_eval_user_data = self.observer.handle
         if "n_threads_batch" not in params:
@@ -149,15 +158,6 @@ def default_n_threads(model: Model, offload_kqv: bool) -> int:
 
 def check_ranges(struct: Any, model: Model) -> None:
     """Check the numbers that llama.cpp would assert, adjust, or compute nonsense with."""
-    for name, least, most in (
-        ("n_batch", 1, INT32_MAX),
-        ("n_ubatch", 1, INT32_MAX),
-        ("n_ctx", 0, INT32_MAX),
-        ("n_seq_max", 1, lib.llama_max_parallel_sequences()),
-    ):
-        value = getattr(struct, name)
-        if not least <= value <= most:
-            raise ArgumentError(f"{name}={value} is not in {least} to {most}")
     for name in ("n_threads", "n_threads_batch"):
         if name == "n_threads" or struct.n_threads_batch != struct.n_threads:
             check_computing(name, getattr(struct, name))

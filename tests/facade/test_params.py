@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from llamacffi import ArgumentError, enums, ffi, lib
+from llamacffi import ArgumentError, Context, enums, ffi, lib
 from llamacffi._context import params as context_params
 from llamacffi._generated.params import KINDS
 from llamacffi._model import params as model_params
@@ -94,17 +94,35 @@ def test_each_field_refuses_other_types():
 
 
 OUT_OF_RANGE = {
-    "int": [2**64, -(2**63) - 1],
+    "int": [2**64, -(2**63) - 1, 10**20],
     "float": [math.nan, math.inf, -math.inf, 1e39, 10**400],
     "enum": ["no such name", "", 10**6, -77],
 }
 
 
+LIMITS = {"int": r" is not in -?\d+ to \d+$", "float": "is not a finite 32-bit number$"}
+
+
 def test_each_field_refuses_other_values():
     for struct, field, kind in fields("int", "float", "enum"):
         for value in OUT_OF_RANGE.get(kind, OUT_OF_RANGE["enum"]):
-            with pytest.raises(ArgumentError, match=field):
+            with pytest.raises(
+                ArgumentError, match=rf"^{field}=.*{LIMITS.get(kind, 'is not one of')}"
+            ):
                 filled(struct, **{field: value})
+
+
+def test_limits_that_are_narrower_than_the_type(context):
+    for field, least, most in (
+        ("n_ctx", 0, 2**31 - 1),
+        ("n_batch", 1, 2**31 - 1),
+        ("n_seq_max", 1, lib.llama_max_parallel_sequences()),
+        ("n_threads", 1, lib.GGML_MAX_N_THREADS),
+    ):
+        for value in (least - 1, -4, most + 1, 2**32, 10**20):
+            message = f"^{field}={value} is not in {least} to {most}$"
+            with pytest.raises(ArgumentError, match=message):
+                Context(context.model, **{field: value})
 
 
 def test_pointers_to_other_things_are_refused():
