@@ -6,10 +6,13 @@ import math
 import operator
 import sys
 import warnings
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
-from ._params import FLOAT_MAX
+from ._params import FLOAT_MAX, is_bytes
 from .errors import ArgumentError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 INT32_MAX = 2**31 - 1
 PACKAGE = __name__.partition(".")[0]
@@ -51,6 +54,33 @@ def check_int(name: str, value: Any, least: int, most: int, remedy: str = "") ->
         raise ArgumentError(f"{name}={value} is not in {least} to {most}{remedy}")
 
 
+def as_array(name: str, value: Any, dtype: Any = None) -> npt.NDArray[Any]:
+    """Return what numpy makes an array of, as one.
+
+    Args:
+        name: What to call the value.
+        value: An array, or numbers in lists.
+        dtype: The type to convert it to; by default the one that it has.
+
+    Raises:
+        TypeError: It is no array.
+        ArgumentError: Its rows have different lengths, or a number does not fit.
+    """
+    import numpy as np
+
+    try:
+        return np.asarray(value, dtype)
+    except OverflowError as error:
+        raise ArgumentError(f"{name} has a number that does not fit: {error}") from None
+    except (TypeError, ValueError) as error:
+        if "inhomogeneous" in str(error):
+            raise ArgumentError(
+                f"{name} has rows of different lengths, and an array needs rows of one length: "
+                f"{value!r:.80}"
+            ) from None
+        raise TypeError(f"{name} must be numbers, not {value!r:.80}: {error}") from None
+
+
 def checked_indices(name: str, values: Any) -> list[int]:
     """Return what names some of several as a list of ints, each once.
 
@@ -62,7 +92,7 @@ def checked_indices(name: str, values: Any) -> list[int]:
         TypeError: They are no integers; True and False are none either.
         ArgumentError: One is given twice, as in flags of 0 and 1.
     """
-    if isinstance(values, (str, bytes)):
+    if isinstance(values, str) or is_bytes(values):
         raise TypeError(f"{name} must be integers, not {values!r}")
     try:
         given = list(values)

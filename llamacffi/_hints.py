@@ -18,7 +18,7 @@ _MODEL = "{}= of Model"
 _ADAPTER = "context.adapters = {Adapter(model, path): scale}"
 _LOG = "logging.getLogger('llamacffi').setLevel(...), or llamacffi.log.set_level()"
 _BATCH = 'logits="all" of Batch.add()'
-_TEMPLATE = "Model.chat_template() with a renderer of templates such as Jinja"
+TEMPLATE = "Model.chat_template() with a renderer of templates such as Jinja"
 
 # By the name that others have: ours, and where it is.  Where a function has a parameter of our
 # name, that is what was meant.
@@ -94,7 +94,7 @@ HINTS: Mapping[str, tuple[str, str]] = {
     "cache_type_v": ("type_v", _CONTEXT.format("type_v")),
     **dict.fromkeys(("logits_all", "all_logits"), ("", _BATCH)),
     "draft_model": ("", "ctx_other= of Context, the context of the target"),
-    **dict.fromkeys(("chat_format", "chat_handler", "chat_template"), ("", _TEMPLATE)),
+    **dict.fromkeys(("chat_format", "chat_handler", "chat_template"), ("", TEMPLATE)),
     "numa": ("", "backend.numa_init(strategy), before the first model is loaded"),
 }
 

@@ -56,7 +56,7 @@ def fill(
             convert = CONVERTERS.get(kinds[field]) or _enum(kinds[field])
             converted = kept = convert(field, value)
             if kinds[field] == "int":
-                least, most = limits.get(field) or _limits(struct, field)
+                least, most = limits.get(field) or _limits(name, field)
                 if not least <= converted <= most:
                     raise ArgumentError(f"{field}={converted} is not in {least} to {most}")
         keep.append(kept)
@@ -67,9 +67,10 @@ def fill(
     return keep
 
 
-def _limits(struct: Any, field: str) -> tuple[int, int]:
+def _limits(name: str, field: str) -> tuple[int, int]:
     """Return the least and the greatest that fit an integer of a struct."""
-    ctype = dict(ffi.typeof(struct).item.fields)[field].type
+    struct: Any = ffi.typeof(f"struct {name}")
+    ctype = dict(struct.fields)[field].type
     bits = 8 * ffi.sizeof(ctype)
     if int(ffi.cast(ctype, -1)) < 0:
         return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -110,9 +111,16 @@ def elements(name: str, value: Any, of: str) -> list[Any]:
     Raises:
         TypeError: It is no iterable.
     """
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray)):
+    if isinstance(value, Iterable) and not isinstance(value, str) and not is_bytes(value):
         return list(value)
     raise TypeError(f"{name} must be a sequence of {of}, not {value!r:.80}")
+
+
+def is_bytes(value: object) -> bool:
+    """Tell bytes, whose elements are numbers to Python, from integers that were meant as such."""
+    return isinstance(value, (bytes, bytearray)) or (
+        isinstance(value, memoryview) and value.itemsize == 1
+    )
 
 
 def _float(field: str, value: Any) -> float:

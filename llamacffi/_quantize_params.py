@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._checks import checked_indices
+from ._checks import as_array, checked_indices
 from ._ffi import ffi, lib
 from ._generated.enums import Ftype, GgmlType
 from ._gguf.types import ggml_type, scaled_weights
@@ -209,11 +209,11 @@ def _imatrix(value: Any, files: list[Gguf]) -> tuple[Any, object]:
     for one, (name, weights) in zip(array, value.items(), strict=False):
         if not isinstance(name, str):
             raise TypeError(f"a name in imatrix must be str, not {name!r}")
-        tensor = tensors.get(name)
-        shape = (-1, np.shape(weights)[-1] if np.ndim(weights) else 1)
+        tensor, given = tensors.get(name), as_array(f"imatrix[{name!r}]", weights, np.float32)
+        shape = (-1, given.shape[-1] if given.ndim else 1)
         if tensor is not None:
             shape = (tensor.shape[-3] if len(tensor.shape) > 2 else 1, tensor.shape[-1])
-        data = _weights(name, weights, shape)
+        data = _weights(name, given, shape)
         chars = ffi.new("char[]", name.encode("utf-8", "surrogateescape"))
         numbers = ffi.from_buffer("float[]", data)
         one.name, one.data, one.size = chars, numbers, data.size
@@ -221,13 +221,13 @@ def _imatrix(value: Any, files: list[Gguf]) -> tuple[Any, object]:
     return array, keep
 
 
-def _weights(name: str, weights: Any, shape: tuple[int, int]) -> Floats:
+def _weights(name: str, given: Floats, shape: tuple[int, int]) -> Floats:
     """Return the importance of columns as C takes it: one row, or one for each expert."""
     try:
-        data = np.asarray(weights, np.float32).reshape(shape)
+        data = given.reshape(shape)
     except ValueError:
         raise ArgumentError(
-            f"imatrix[{name!r}] has the shape {np.shape(weights)}; the tensor wants {shape}"
+            f"imatrix[{name!r}] has the shape {given.shape}; the tensor wants {shape}"
         ) from None
     if not (np.isfinite(data).all() and (data >= 0).all()):
         raise ArgumentError(f"imatrix[{name!r}] must have finite numbers from 0 up")

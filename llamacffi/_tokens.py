@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._ffi import ffi
+from ._params import is_bytes
 from .errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def token_sequence(tokens: TokenIds) -> list[int] | tuple[int, ...] | npt.NDArra
     numpy = sys.modules.get("numpy")  # who has an array has imported it
     if isinstance(tokens, list | tuple) or (numpy and isinstance(tokens, numpy.ndarray)):
         return tokens
-    if isinstance(tokens, str | bytes | bytearray):
+    if isinstance(tokens, str) or is_bytes(tokens):
         raise TypeError(f"tokens are integers, not text; tokenize() makes them: {tokens!r:.80}")
     try:
         return list(tokens)

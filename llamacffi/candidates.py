@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ._checks import INT32_MAX, check_object
+from ._checks import INT32_MAX, as_array, check_object
 from ._ffi import ffi, lib
 from ._handle import Pointer
 from ._text import new_uncleared
@@ -43,10 +43,7 @@ class Candidates(Pointer):
         """
         import numpy as np
 
-        try:
-            scores = np.asarray(logits, np.float32)
-        except (TypeError, ValueError):
-            raise TypeError(f"logits must be numbers, not {logits!r:.80}") from None
+        scores = as_array("logits", logits, np.float32)
         if scores.ndim != 1 or not scores.size:
             raise ArgumentError(f"logits must have one dimension, and not be empty: {scores.shape}")
         if not (scores < np.inf).all():
@@ -204,7 +201,7 @@ class Candidates(Pointer):
         import numpy as np
 
         data = self.data
-        index = np.asarray(which)
+        index = as_array("which", which)
         if index.ndim == 1 and index.size and index.dtype.kind in "iu":
             _check_indices(index, data.size)
         kept = data[index if index.size else np.zeros(0, int)]
@@ -251,7 +248,7 @@ def _token_ids(ids: npt.ArrayLike | None, n: int) -> npt.NDArray[Any]:
 
     if ids is None:
         return np.arange(n)
-    tokens = np.asarray(ids)
+    tokens = as_array("ids", ids)
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"ids must be integers, not {tokens.dtype}")
     if tokens.shape != (n,):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
-from ._checks import INT32_MAX, check_int
+from ._checks import INT32_MAX, as_array, check_int
 from ._params import FLOAT_MAX
 from ._sources import gguf_of, opened
 from .errors import AdapterError, ArgumentError, GgufError
@@ -47,10 +47,7 @@ class ControlVector:
 
     def __init__(self, array: npt.ArrayLike, *, first_layer: int = 1) -> None:
         """Make one from numbers; see `from_array`."""
-        try:
-            given = np.asarray(array)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"array: a control vector is made of numbers: {error}") from None
+        given = as_array("array", array)
         if given.dtype.kind not in "biuf":
             raise TypeError(
                 f"array: a control vector is made of numbers, not of {given.dtype}: {array!r:.80}"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._checks import check_text
+from ._checks import as_array, check_text
 from ._sampling.python import Runner
 from .candidates import Candidates
 from .errors import ArgumentError, UnsupportedError
@@ -161,7 +161,7 @@ class _Processor(Runner):
         scores[ids] = before
         tokens = self.tokens[: self.n]
         tokens.flags.writeable = False
-        after = np.asarray(self.sampler.function(tokens, scores))
+        after = as_array("what it returns", self.sampler.function(tokens, scores))
         if after.shape != (self.n_vocab,) or after.dtype.kind not in "fiu":
             raise TypeError(
                 f"the logits processor {self.name!r} must return numbers of shape "

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._checks import check_object
 from ._context.held_memory import HeldMemory
 from ._ffi import lib
 from ._frames import is_inside
 from ._generation.loop import FinishReason, Logprobs, Loop, Token
-from ._generation.stops import stop_finder
+from ._generation.prompt import prompt_tokens
+from ._generation.stops import stop_finder, stop_strings, stop_tokens_of
 from ._hints import hinting
-from ._params import elements, integer
+from ._params import integer
 from ._unique import Unique
 from .context import Context
 from .errors import ArgumentError, BusyError, UnsupportedError
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ._generation.loop import Prompt
-
-# The characters of all stop strings: each is some hundred bytes where they are looked for.
-MAX_STOPS = 100_000
 
 __all__ = ["ContextShift", "FinishReason", "Generation", "Token", "generate"]
 
@@ -211,7 +209,7 @@ def generate(
     sampler: SamplerChain | None = None,
     max_tokens: int | None = None,
     stop: str | Sequence[str] | None = (),
-    stop_tokens: Iterable[int] = (),
+    stop_tokens: Iterable[int] | None = (),
     stop_when: Callable[[Sequence[int]], object] | None = None,
     seq_id: int = 0,
     parse_special: bool = True,
@@ -240,7 +238,7 @@ def generate(
         stop: Stop where one of these strings appears; neither it nor what follows is in the text.
             The text of a special token in it, such as ``<|im_end|>``, stands for that token too,
             which the model generates without text.  None is no string.
-        stop_tokens: Stop at one of these tokens, whose text is left out too.
+        stop_tokens: Stop at one of these tokens, whose text is left out too.  None is no token.
         stop_when: Called with the tokens so far, after each: a true result stops.  It may read
             ``context.logits()``, from which the last was chosen, but must not decode.
         seq_id: The sequence.
@@ -256,6 +254,7 @@ def generate(
 
     Raises:
         ArgumentError: The prompt is empty or does not fit, or a value is out of range.
+        TypeError: The prompt is neither text nor tokens, or a value is of another type.
         UnsupportedError: The model has no memory, or not the one that ``overflow`` needs.
         ContextFullError: While iterating: sequences share one buffer, and the others have the rest.
         ContextError: While iterating, if something else has changed the memory of the sequence.
@@ -264,7 +263,8 @@ def generate(
     _check_context(context)
     if max_tokens is not None and integer("max_tokens", max_tokens) < 1:
         raise ArgumentError(f"max_tokens={max_tokens} must be at least 1, or None")
-    stops = _stop_strings(stop)
+    stops = stop_strings(stop)
+    ends = stop_tokens_of(context.model.vocab, stop_tokens)
     n_vocab = len(context.model.vocab)
     if not 0 <= integer("top_logprobs", top_logprobs) <= n_vocab:
         raise ArgumentError(f"top_logprobs={top_logprobs} is not in 0 to {n_vocab}")
@@ -280,7 +280,7 @@ def generate(
 
     def place() -> tuple[Prompt, int]:
         start = context.memory.next_pos(seq_id)
-        tokens = _prompt_tokens(context, prompt, start, parse_special)
+        tokens = prompt_tokens(context.model.vocab, prompt, start, parse_special)
         _check_room(context, len(tokens), start, overflow)
         return tokens, start
 
@@ -292,7 +292,7 @@ def generate(
             "makes one"
         )
     loop = Loop(context, tokens, start, seq_id, chain)
-    loop.stops, loop.marks = stop_finder(context.model.vocab, stops, stop_tokens)
+    loop.stops, loop.marks = stop_finder(context.model.vocab, stops, ends)
     loop.max_tokens, loop.stop_when = max_tokens, stop_when
     loop.overflow, loop.place = overflow, place
     if logprobs or top_logprobs:
@@ -302,45 +302,6 @@ def generate(
 
 def _check_context(context: object) -> None:
     check_object("context", context, "Context")
-
-
-def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    stops = [stop] if isinstance(stop, str) else elements("stop", stop, "strings")
-    for i, one in enumerate(stops):
-        if not isinstance(one, str):
-            raise TypeError(f"stop must be a string or several: stop[{i}] is {one!r:.80}")
-        if not one:
-            raise ArgumentError(f"stop[{i}] is an empty string, which is everywhere: leave it out")
-    if (n := sum(map(len, stops))) > MAX_STOPS:
-        raise ArgumentError(f"the stop strings have {n} characters; {MAX_STOPS} is the limit")
-    return tuple(stops)
-
-
-def _prompt_tokens(
-    context: Context,
-    prompt: str | bytes | Sequence[int] | npt.NDArray[np.integer],
-    start: int,
-    parse_special: bool,
-) -> Prompt:
-    """Return the tokens of a prompt that begins at position ``start``."""
-    vocab = context.model.vocab
-    if isinstance(prompt, str | bytes):
-        ids = vocab.tokenize(prompt, add_special=start == 0, parse_special=parse_special)
-        if start == 0:
-            vocab.warn_of_second_bos(ids, stacklevel=5)
-        tokens: Prompt = ids
-    else:
-        tokens = vocab.check(_token_list(prompt))
-    if not len(tokens):
-        raise ArgumentError("the prompt has no tokens")
-    return tokens
-
-
-def _token_list(prompt: object) -> Any:
-    """Return a prompt that is no text as tokens that are not yet checked."""
-    return prompt if hasattr(prompt, "dtype") else elements("prompt", prompt, "tokens, or a text")
 
 
 def _check_room(context: Context, n: int, start: int, overflow: ContextShift | None) -> None:

@@ -246,7 +246,8 @@ class Gguf(GgufMetadata):
 
         Raises:
             GgufError: The name is taken or cannot be stored, or the data cannot.
-            ArgumentError: ``type`` or ``imatrix`` does not fit.
+            ArgumentError: ``type`` or ``imatrix`` does not fit, or ``data`` has rows of different
+                lengths.
 
         Source: ``gguf_add_tensor``, ``ggml_quantize_chunk``.
         """

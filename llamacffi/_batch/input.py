@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from .._checks import checked_indices
+from .._checks import as_array, checked_indices
 from .._ffi import ffi, lib
+from .._params import is_bytes
 from ..errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -30,20 +31,30 @@ SECTIONS: int = lib.GGML_MROPE_SECTIONS
 
 def token_array(tokens: Tokens) -> npt.NDArray[np.integer[Any]]:
     """Return token ids as an array whose values fit int32."""
-    array = np.asarray(tokens)
+    array = _integer_array("tokens", tokens)
     if array.size == 0:
         return np.empty(0, np.int32)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(f"tokens must be a sequence of integers, not {tokens!r}")
+        raise TypeError(f"tokens must be a sequence of integers, not {tokens!r:.80}")
     # Assigning a wider array to an int32 one would wrap silently.
     if array.dtype != np.int32 and not INT32.min <= array.min() <= array.max() <= INT32.max:
         raise ArgumentError(f"tokens do not fit 32 bits: {array.min()} to {array.max()}")
     return array
 
 
+def _integer_array(name: str, values: Any) -> npt.NDArray[Any]:
+    """Return values as an array; integers that are too large for numpy are refused."""
+    if is_bytes(values):
+        raise TypeError(f"{name} must be integers, not bytes: {values!r:.80}")
+    array = as_array(name, values)
+    if array.dtype.kind == "O" and array.size and all(isinstance(one, int) for one in array.flat):
+        raise ArgumentError(f"{name} do not fit 32 bits: {min(array.flat)} to {max(array.flat)}")
+    return array
+
+
 def embedding_rows(embeddings: npt.ArrayLike, n_embd: int) -> npt.NDArray[np.float32]:
     """Return embeddings as float32 of shape ``[n, n_embd]``, all finite."""
-    array = np.asarray(embeddings)
+    array = as_array("embeddings", embeddings)
     if array.dtype.kind != "f":
         raise TypeError(f"embeddings must be an array of floats, not of {array.dtype}")
     if array.ndim != 2 or array.shape[1] != n_embd:
@@ -73,9 +84,9 @@ def position_array(pos: Positions, n: int, sections: bool) -> npt.NDArray[np.int
         if not 0 <= first <= INT32.max - n:
             raise ArgumentError(f"pos={first} is out of range: 0 to {INT32.max - n}")
         return np.arange(first, first + n, dtype=np.int32)
-    array = np.asarray(pos)
+    array = _integer_array("pos", pos)
     if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"pos must be an integer or an array of integers, not {pos!r}")
+        raise TypeError(f"pos must be an integer or an array of integers, not {pos!r:.80}")
     shapes = [(n,), (SECTIONS, n)] if sections else [(n,)]
     if array.shape not in shapes:
         raise ArgumentError(
@@ -94,7 +105,7 @@ def output_flags(logits: Logits, n: int) -> npt.NDArray[np.bool_] | bool | None:
         if logits not in ("last", "all", "none"):
             raise ArgumentError(f"logits must be 'last', 'all', 'none' or an array, not {logits!r}")
         return None if logits == "last" else logits == "all"
-    array = np.asarray(logits)
+    array = _integer_array("logits", logits)
     if array.ndim == 1 and array.dtype.kind == "b" and len(array) == n:
         return array
     if array.ndim == 1 and (array.dtype.kind in "iu" or not array.size):

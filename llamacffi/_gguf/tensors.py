@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._checks import warn
+from .._checks import as_array, warn
 from .._ffi import ffi, lib
 from .._generated.enums import GgmlType
 from ..errors import ClosedError, GgufError
@@ -242,7 +242,7 @@ def make_tensor(
         if type_ is None or ggml_type(type_) == data.type:
             return data.renamed(name)
         data = data.dequantize()
-    array: Array = np.asarray(data)
+    array: Array = as_array(repr(name), data)
     if type_ is None:
         type_ = TYPES.get(array.dtype.newbyteorder("="))
         if type_ is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from .._checks import as_array
 from .._ffi import ffi, lib
 from .._generated.enums import GgmlType
 from ..errors import ArgumentError, GgufError, NativeError
@@ -205,7 +206,7 @@ def _weights(floats: Floats, type_: GgmlType, imatrix: Any) -> Floats | None:
         if lib.ggml_quantize_requires_imatrix(type_):
             raise ArgumentError(f"{type_.name} is poor without an importance matrix: give imatrix")
         return None
-    weights = np.ascontiguousarray(imatrix, np.float32)
+    weights = np.ascontiguousarray(as_array("imatrix", imatrix, np.float32))
     n = floats.shape[-1]
     fitting = [(n,)] + ([(floats.shape[0], n)] if floats.ndim == 3 else [])
     if weights.shape not in fitting:

@@ -197,7 +197,7 @@ def test_arrays_that_are_none(array, match):
 
 def test_other_bad_values():
     vector = ControlVector.from_array(rows(1))
-    for array in ([["a"]], [[1j]], None, [[1], [1, 2]], object()):
+    for array in ([["a"]], [[1j]], None, object()):
         with pytest.raises(TypeError, match="is made of numbers"):
             ControlVector.from_array(array)
     for first in (0, -1, 2**31 - 1, 2**100):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
+from array import array
 
+import numpy as np
 import pytest
 
 from llamacffi import (
     ArgumentError,
     Batch,
+    Candidates,
     Context,
     ContextShift,
     ControlVector,
@@ -110,6 +113,42 @@ def test_a_value_of_a_wrong_type(context, argument, call):
 def test_max_tokens_is_an_integer(context, value):
     with pytest.raises(TypeError, match="max_tokens must be an integer, not "):
         generate(context, "The llama", max_tokens=value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (["a"], r"prompt must be one text or .*, not several texts, \['a'\]: .* seq_id of its own"),
+        ((b"a",), "prompt must be one text or one sequence of tokens, not several texts"),
+        ([{"role": "user", "content": "hi"}], r"not \[\{'role'.* Model.chat_template\(\) with a"),
+        ({"role": "user", "content": "hi"}, r"not \{'role'.* messages of a chat"),
+        (5, "prompt must be a sequence of tokens, or a text, not 5"),
+        (memoryview(b"ab"), "prompt must be a sequence of tokens, or a text, not <memory"),
+        ([1, "a"], "prompt: a token is an integer, not str: 'a'"),
+        ([[1, 2]], "prompt: a token is an integer, not list"),
+        (np.array(["a"]), "prompt: tokens must be an array of integers"),
+    ],
+)
+def test_a_prompt_that_is_neither_text_nor_tokens(context, prompt, message):
+    with pytest.raises(TypeError, match=message):
+        generate(context, prompt)
+
+
+def test_a_prompt_that_is_not_in_the_vocabulary(context):
+    with pytest.raises(ArgumentError, match=r"^prompt: token 9999 is not in the vocabulary"):
+        generate(context, [5, 9999])
+
+
+def test_bytes_in_a_view_are_no_numbers(context):
+    for call in (
+        lambda view: context.model.vocab.detokenize(view),
+        lambda view: Batch(4).add(view),
+        lambda view: Batch(4).add([1], 0, view),
+    ):
+        for data in (b"ab", bytearray(b"ab"), memoryview(b"ab")):
+            with pytest.raises(TypeError):
+                call(data)
+    assert context.model.vocab.detokenize(memoryview(array("i", [5, 6])))
 
 
 def test_stop_may_be_none(context):
@@ -240,3 +279,37 @@ def test_a_long_value_is_not_repeated_in_whole():
     with pytest.raises(TypeError) as caught:
         SamplerChain([Grammar(f'root ::= "{"a" * 1000}"')])
     assert len(str(caught.value)) < 200
+
+
+RAGGED = [[1.0, 2.0], [3.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("'a'", lambda o, v: Gguf.new().add_tensor("a", v)),
+        (
+            "imatrix",
+            lambda o, v: Gguf.new().add_tensor("a", np.ones((2, 32)), type="q8_0", imatrix=v),
+        ),
+        (
+            r"imatrix\['output.weight'\]",
+            lambda o, v: quantize(o, "x", imatrix={"output.weight": v}),
+        ),
+        ("array", lambda o, v: ControlVector(v)),
+        ("logits", lambda o, v: Candidates(v)),
+        ("tokens", lambda o, v: Batch(4).add(v)),
+        ("pos", lambda o, v: Batch(4).add([1, 2], v)),
+        ("logits", lambda o, v: Batch(4).add([1, 2], logits=v)),
+        ("embeddings", lambda o, v: Batch(4, n_embd=2).add_embeddings(v)),
+    ],
+)
+def test_rows_of_different_lengths(demo_path, name, call):
+    with pytest.raises(ArgumentError, match=f"^{name} has rows of different lengths.*3.0"):
+        call(demo_path, RAGGED)
+
+
+def test_integers_that_are_too_large_for_any_array():
+    for call in (lambda v: Batch(4).add(v), lambda v: Batch(4).add([1], v)):
+        with pytest.raises(ArgumentError, match=r"do not fit 32 bits: 10{20} to 10{20}$"):
+            call([10**20])

@@ -112,14 +112,19 @@ def test_each_token_has_its_own_text_without_marks(write):
 
 def test_stop_tokens_that_are_none(write):
     for wrong, error, message in (
-        ([514], ArgumentError, "token 514 is not in the vocabulary"),
-        ([-1], ArgumentError, "token -1 is not in the vocabulary"),
-        (["<s>"], TypeError, "a token is an integer, not str"),
-        ("<s>", TypeError, "tokens are integers, not text"),
-        (5, TypeError, "tokens must be a sequence of integers, not 5"),
+        ([514], ArgumentError, "stop_tokens: token 514 is not in the vocabulary: 0 to 513"),
+        ([-1], ArgumentError, "stop_tokens: token -1 is not in the vocabulary"),
+        (["<s>"], TypeError, "stop_tokens: a token is an integer, not str: '<s>'; stop= takes"),
+        ("<s>", TypeError, "stop_tokens must be a sequence of tokens, not '<s>'; stop= takes str"),
+        (5, TypeError, "stop_tokens must be a sequence of tokens, not 5"),
+        ([[5]], TypeError, "stop_tokens: a token is an integer, not list"),
     ):
-        with pytest.raises(error, match=message):
+        with pytest.raises(error, match=f"^{message}"):
             write([A], stop_tokens=wrong)
+
+
+def test_no_stop_tokens(write):
+    assert write([A, A], stop_tokens=None).text() == " a a"
 
 
 @pytest.fixture(scope="module")

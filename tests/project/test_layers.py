@@ -75,7 +75,7 @@ _context.params
 _context.computation
 _context.perf
 context
-_generation.step _generation.stops
+_generation.step _generation.stops _generation.prompt
 _generation.loop
 generation
 imatrix
