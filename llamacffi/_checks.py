@@ -133,8 +133,13 @@ def check_number(
         raise ArgumentError(f"{name}={value} {limits}{remedy}")
 
 
-def check_text(name: str, value: Any) -> bytes:
+def check_text(name: str, value: Any, *, escaped: bool = False) -> bytes:
     """Return text as C takes it.
+
+    Args:
+        name: What to call it.
+        value: The text.
+        escaped: Whether surrogates may stand for bytes that are not UTF-8, as in what was read.
 
     Raises:
         TypeError: It is no text.
@@ -143,11 +148,16 @@ def check_text(name: str, value: Any) -> bytes:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a text, not {value!r}")
     if "\0" in value:
-        raise ArgumentError(f"{name} has a zero character at index {value.index(chr(0))}")
+        raise ArgumentError(
+            f"{name} has a NUL character at index {value.index(chr(0))}, where C would end it"
+        )
     try:
-        return value.encode()
+        return value.encode(errors="surrogateescape" if escaped else "strict")
     except UnicodeEncodeError as error:
-        raise ArgumentError(f"{name} has a lone surrogate at index {error.start}") from None
+        raise ArgumentError(
+            f"{name} has a lone surrogate at index {error.start}, which UTF-8 cannot encode; clean "
+            "it with text.encode('utf-8', 'replace').decode()"
+        ) from None
 
 
 def warn(message: str) -> None:

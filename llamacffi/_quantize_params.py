@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._checks import as_array, checked_indices
+from ._checks import as_array, check_text, checked_indices
 from ._ffi import ffi, lib
 from ._generated.enums import Ftype, GgmlType
 from ._gguf.types import ggml_type, scaled_weights
@@ -214,7 +214,7 @@ def _imatrix(value: Any, files: list[Gguf]) -> tuple[Any, object]:
         if tensor is not None:
             shape = (tensor.shape[-3] if len(tensor.shape) > 2 else 1, tensor.shape[-1])
         data = _weights(name, given, shape)
-        chars = ffi.new("char[]", name.encode("utf-8", "surrogateescape"))
+        chars = ffi.new("char[]", check_text(f"the name {name!r} in imatrix", name, escaped=True))
         numbers = ffi.from_buffer("float[]", data)
         one.name, one.data, one.size = chars, numbers, data.size
         keep += [chars, numbers]

@@ -151,7 +151,7 @@ class _Reader:
             while not isinstance(item, Assertion) and self.peek() in ("*", "+", "?", "{"):
                 item, n = self.repeated(item), n + 1
                 if n > MAX_REPEATED:
-                    self.fail(f"over {MAX_REPEATED} repetitions follow each other")
+                    self.fail(f"over {MAX_REPEATED} repetitions follow each other: use groups")
             items.append(item)
         return items[0] if len(items) == 1 else Sequenced(items)
 
@@ -192,7 +192,7 @@ class _Reader:
         start, self.pos = self.pos, self.pos + 1
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            self.fail(f"more than {MAX_DEPTH} groups are in each other")
+            self.fail(f"groups are nested more than {MAX_DEPTH} deep")
         number = 0
         looks = self.skip("?=") or self.skip("?!")
         if not looks and not self.skip("?:"):

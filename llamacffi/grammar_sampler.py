@@ -129,7 +129,7 @@ def _trigger(pattern: str) -> Trigger:
     try:
         return trigger(pattern)
     except ArgumentError as error:
-        reason = f"the trigger pattern {pattern!r} is no regular expression: {error}"
+        reason = f"the trigger pattern {pattern!r:.80} cannot be used: {error}"
         raise ArgumentError(reason) from None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from .._checks import check_text
 from .._ffi import ffi, lib
 from .._generated.enums import GgufType
 from ..errors import ArgumentError, GgufError
@@ -92,15 +93,15 @@ def encode(text: str | bytes, what: str, limit: int = MOST) -> bytes:
     """
     if isinstance(text, str):
         try:
-            raw = text.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError as error:
-            raise GgufError(f"{what} is no text: {error}") from None
+            raw = check_text(what, text, escaped=True)
+        except ArgumentError as error:
+            raise GgufError(str(error)) from None
     elif isinstance(text, bytes):
         raw = text
     else:
         raise TypeError(f"{what} must be str or bytes, not {text!r}")
     if b"\0" in raw:
-        raise GgufError(f"{what} has a NUL character in it, where llama.cpp would end it: {text!r}")
+        raise GgufError(f"{what} has a NUL byte at index {raw.index(0)}, where C would end it")
     if len(raw) > limit:
         raise GgufError(f"{what} has {len(raw)} bytes; at most {limit} can be stored")
     return raw

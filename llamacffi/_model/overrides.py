@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 from .. import backend
+from .._checks import check_text
 from .._devices import BufferType, Device
 from .._ffi import ffi, lib
 from ..errors import ArgumentError, BackendUnavailableError, NativeError
@@ -113,9 +114,7 @@ def _tags() -> dict[int, int]:
 
 def _set_chars(chars: Any, text: str, name: str) -> None:
     """Copy text into an array of C, with a zero at its end."""
-    raw = text.encode("utf-8", "surrogateescape")
-    if b"\0" in raw:
-        raise ArgumentError(f"{name} has a NUL character in it")
+    raw = check_text(name, text, escaped=True)
     if len(raw) >= len(chars):
         raise ArgumentError(
             f"{name} is {len(raw)} bytes of UTF-8 long; llama.cpp takes {len(chars) - 1}"
@@ -184,9 +183,7 @@ def c_pattern(pattern: Any) -> bytes:
             f"the pattern {pattern!r} has over {MAX_GROUPS} groups, or repeats over {MAX_REPEATS} "
             "times: std::regex could overflow the stack"
         )
-    raw = pattern.encode("utf-8", "surrogateescape")
-    if b"\0" in raw:
-        raise ArgumentError(f"the pattern {pattern!r} has a NUL character in it")
+    raw = check_text(f"the pattern {pattern!r}", pattern, escaped=True)
     try:
         lib.llamacffi_check_regex(raw)
     except NativeError as error:

@@ -56,7 +56,10 @@ class _Compiler:
 
     def emit(self, op: int, a: int = 0, b: int = 0) -> list[int]:
         if len(self.steps) >= MAX_STEPS:
-            raise ArgumentError(f"its repetitions unfold to more than {MAX_STEPS} steps")
+            raise ArgumentError(
+                f"its repetitions unfold to more than {MAX_STEPS} steps; repeat fewer times, or "
+                "without a limit (* and +), which takes two steps more"
+            )
         self.steps.append([op, a, b])
         return self.steps[-1]
 
@@ -76,7 +79,7 @@ class _Compiler:
                 self.repeated(node)
             case Group(item, number):
                 if number > MAX_GROUPS:
-                    raise ArgumentError(f"it has more than {MAX_GROUPS} groups; write (?:...)")
+                    raise ArgumentError(f"it has over {MAX_GROUPS} groups; write (?:...) for some")
                 self.n_groups = max(self.n_groups, number)
                 self.save(2 * number)
                 self.node(item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from array import array
 
 import numpy as np
@@ -16,10 +17,12 @@ from llamacffi import (
     Context,
     ContextShift,
     ControlVector,
+    CustomSampler,
     Gguf,
     GgufError,
     Grammar,
     Imatrix,
+    LlamaError,
     Model,
     ModelNotFoundError,
     SamplerChain,
@@ -313,3 +316,37 @@ def test_integers_that_are_too_large_for_any_array():
     for call in (lambda v: Batch(4).add(v), lambda v: Batch(4).add([1], v)):
         with pytest.raises(ArgumentError, match=r"do not fit 32 bits: 10{20} to 10{20}$"):
             call([10**20])
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        (r"the key 'a.' of kv_overrides", lambda o, t: Model(o, kv_overrides={t: 1})),
+        (
+            r"kv_overrides\['general.name'\]",
+            lambda o, t: Model(o, kv_overrides={"general.name": t}),
+        ),
+        ("the key 'a.' of kv_overrides", lambda o, t: quantize(o, "x", kv_overrides={t: 1})),
+        ("the pattern 'a.'", lambda o, t: Model(o, tensor_buft_overrides={t: "CPU"})),
+        ("the pattern 'a.'", lambda o, t: quantize(o, "x", tt_overrides={t: "q8_0"})),
+        ("the name 'a.' in imatrix", lambda o, t: quantize(o, "x", imatrix=importance(t))),
+        ("a key, 'a.',", lambda o, t: Gguf.new().update({t: 1})),
+        ("the value of 'b'", lambda o, t: Gguf.new().update({"b": t})),
+        ("an element of 'b'", lambda o, t: Gguf.new().update({"b": ["c", t]})),
+        ("the name of a tensor, 'a.',", lambda o, t: Gguf.new().add_tensor(t, [1.0])),
+        ("grammar", lambda o, t: Grammar(t)),
+        ("trigger_patterns", lambda o, t: Grammar('root ::= "a"', trigger_patterns=[t])),
+        ("name", lambda o, t: CustomSampler(print, name=t)),
+    ],
+)
+def test_text_that_c_cannot_have(demo_path, name, call):
+    """It is what both the facade's errors and the builtin `ValueError` stand for."""
+    for text, why in (("a\ud800", "a lone surrogate"), ("a\0", "a NUL character")):
+        name_there = name.replace("'a.'", re.escape(repr(text)))
+        with pytest.raises(ValueError, match=f"^{name_there} has {why} at index 1, ") as caught:
+            call(demo_path, text)
+        assert isinstance(caught.value, LlamaError)
+
+
+def importance(name):
+    return {name: [1.0], "output.weight": [1.0]}
