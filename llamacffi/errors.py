@@ -176,7 +176,10 @@ DECODE_ERRORS: Mapping[int, tuple[type[DecodeError], str]] = MappingProxyType(
 
 
 def decode_error(
-    code: int, pos_max: Mapping[int, int | None] | None = None, function: str = "llama_decode"
+    code: int,
+    pos_max: Mapping[int, int | None] | None = None,
+    function: str = "llama_decode",
+    why: str = "",
 ) -> DecodeError:
     """Return the error that a return code of ``llama_decode`` other than 0 stands for.
 
@@ -184,9 +187,11 @@ def decode_error(
         code: The code.
         pos_max: Where the sequences of the batch end now.
         function: The function that returned it, if it is another with the same codes.
+        why: What caused it, and what to do, if that is known.
     """
     error, message = DECODE_ERRORS.get(code, (DecodeError, "decoding failed"))
-    return error(f"{message} ({function} returned {code})", code, pos_max)
+    reason = f": {why}" if why else ""
+    return error(f"{message} ({function} returned {code}){reason}", code, pos_max)
 
 
 # Source: the comment on llama_batch_ext_add() in llama.h.

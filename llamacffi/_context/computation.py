@@ -20,6 +20,7 @@ from ..errors import (
 from ..log import drain, with_log
 from .graph import check_widths, describe
 from .params import architecture
+from .rejected import why_rejected
 from .settling import ends, roll_back, settle, take_back
 from .threads import Threads, n_threads_for
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from ..batch import Batch
 
 ABORTED = 2  # of llama_decode
-UNCHANGED = (1, -1)  # its codes that leave the memory as it was
+REJECTED = -1
+UNCHANGED = (1, REJECTED)  # its codes that leave the memory as it was
 
 
 class Computation(Threads):
@@ -359,7 +361,8 @@ class Computation(Threads):
             self._applied.plan_anew(ptr)
         pos_max = ends(ptr, batch) if code in UNCHANGED else settle(ptr, batch, self._lineage)
         function = "llama_encode" if encode else "llama_decode"
-        failure: DecodeError = with_log(decode_error(code, pos_max, function))
+        why = why_rejected(ptr, batch, pos_max) if code == REJECTED else ""
+        failure: DecodeError = with_log(decode_error(code, pos_max, function, why))
         if error is None:
             raise failure
         error.__context__ = failure  # the user's own; its context tells what became of the memory

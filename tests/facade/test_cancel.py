@@ -153,7 +153,7 @@ def test_an_exception_in_llama_cpp(random_context, kind):
     context.decode(batch_of(LONG[:10]))
     batch = batch_of(LONG[10:20], pos=10)
 
-    def fail(ptr, encode=False):
+    def fail(ptr, encode=False, attempt=None):
         assert lib.llama_decode(ptr, batch.ptr[0]) == 0
         raise NativeError("llama_decode: as if", "llama_decode")
 

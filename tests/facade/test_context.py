@@ -210,10 +210,40 @@ def test_positions_must_follow_those_in_memory(context, pos):
     with pytest.raises(InvalidBatchError) as caught:
         context.decode(batch_of([5, 6], pos=pos))
     assert caught.value.code == -1
+    message = str(caught.value)
+    assert (
+        f"ends at position 3 in memory, and its first token in the batch has position {pos}: "
+        in (message)
+    )
+    assert "give pos=context.memory.next_pos(0), which is 4" in message
+    assert ("call context.memory.remove(0, " in message) == (pos < 4)
     assert any("inconsistent sequence positions" in note for note in notes(caught.value))
     assert (context.memory.pos_min(), context.memory.pos_max()) == (0, 3)
     context.decode(batch_of(PROMPT[4:6], pos=4))
     assert context.logits() == close_to(logits_after(PROMPT)[5])
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([([1, 2, 3], [0, 1, 5], [0])], "position 5 of sequence 0 comes after 1: .* without gaps"),
+        (
+            [([1, 2], [1, 0], [1])],
+            "the positions of sequence 1 decrease in the batch: give them in",
+        ),
+        ([([1], 2, [3, 0])], "sequences 0 and 3 share tokens .* context.memory.fork"),
+    ],
+)
+def test_why_a_batch_was_rejected(new_context, entries, message):
+    context = new_context(n_seq_max=4, kv_unified=True)
+    batch = Batch(8, n_seq_max=4)
+    if message and "fork" in message:
+        context.decode(batch_of(PROMPT[:2], seq_ids=(3,)))
+    for tokens, pos, seq_ids in entries:
+        batch.add(tokens, pos, seq_ids)
+    with pytest.raises(InvalidBatchError, match=rf"\(llama_decode returned -1\): .*{message}"):
+        context.decode(batch)
+    assert context.memory.pos_max(0) is None
 
 
 def notes(error):

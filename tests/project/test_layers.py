@@ -65,7 +65,7 @@ memory
 _lora
 adapter control_vector
 lora
-_context.adapters _context.outputs _context.threads _context.settling
+_context.adapters _context.outputs _context.threads _context.settling _context.rejected
 _context.identity _context.state_format _context.memory_size
 _context.restoring _context.room
 snapshot state
