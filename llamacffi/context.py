@@ -139,6 +139,8 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         drafts = architecture(model) in SHARING
         self._drafts = drafts or is_draft(struct)
         self._memoryless = lib.llama_get_memory(ptr) == ffi.NULL
+        if self._chains:
+            self._check_samples()
         self._feeds_decoder = encodes and decodes and not drafts
         self._encoded = None
         self._embeddings = bool(struct.embeddings)

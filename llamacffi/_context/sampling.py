@@ -62,7 +62,8 @@ class BackendSampling(Outputs, Threads):
 
         Raises:
             ArgumentError: The chain is in use like this already, or for another vocabulary.
-            UnsupportedError: llama.cpp cannot run even its first sampler in the graph.
+            UnsupportedError: llama.cpp cannot run even its first sampler in the graph, or the model
+                has no memory.
 
         Source: ``llama_set_sampler``.
         """
@@ -71,6 +72,7 @@ class BackendSampling(Outputs, Threads):
         if chain is not None and self._chains.get(seq_id) is chain:
             return
         if chain is not None:
+            self._check_samples()
             _check_free(chain)
         with self.exclusive:
             self._settle_outputs(ptr)
@@ -173,6 +175,14 @@ class BackendSampling(Outputs, Threads):
                 return None
             found: npt.NDArray[Any] = np.frombuffer(ffi.buffer(pointer, n * 4), dtype)
             return np.array(found)
+
+    def _check_samples(self) -> None:
+        """Raise where llama.cpp computes by `encode`, and would pass over the samplers."""
+        if self._memoryless:
+            raise UnsupportedError(
+                f"{self.model!r} has no memory, and llama.cpp samples in the graph only with one: "
+                "call SamplerChain.sample() after decode()"
+            )
 
     def _settle_outputs(self, ptr: Any) -> None:
         self._exports.check_none()

@@ -19,6 +19,7 @@ from llamacffi import (
     ContextError,
     CustomSampler,
     Dist,
+    Gguf,
     Grammar,
     Greedy,
     InvalidBatchError,
@@ -430,3 +431,33 @@ def test_llama_cpp_still_gets_these_wrong(model):
         context.decode(batch)
         assert lib.llama_get_sampled_token_ith(context.ptr, 0) < 8  # a place, not a token
     lib.llama_sampler_free(chain)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llada"])
+def test_a_model_without_memory_does_not_sample_in_its_graph(
+    kind, random_path, demo_path, tmp_path, chain
+):
+    """llama.cpp would pass over the samplers there, or end on an assertion."""
+    path = random_path(kind) if kind == "bert" else as_diffusion(demo_path, tmp_path)
+    one = chain(Greedy())
+    with Model(path) as model:
+        with pytest.raises(UnsupportedError, match=r"has no memory.*SamplerChain.sample\(\)"):
+            Context(model, n_ctx=64, samplers={0: one})
+        context = Context(model, n_ctx=64)
+        with pytest.raises(UnsupportedError, match=r"has no memory.*SamplerChain.sample\(\)"):
+            context.set_sampler(0, one)
+        context.set_sampler(0, None)
+        if kind == "llada":
+            context.decode(Batch.from_tokens([5, 6, 7]))
+            assert one.sample(context) == context.logits().argmax()
+
+
+def as_diffusion(source, directory):
+    """Write the built-in model as one whose tokens see all others: it remembers nothing."""
+    path = directory / "llada.gguf"
+    with Gguf.open(source) as gguf:
+        for key in [key for key in gguf if key.startswith("llama.")]:
+            gguf[key.replace("llama.", "llada.")] = gguf.pop(key)
+        gguf["general.architecture"] = "llada"
+        gguf.write(path)
+    return path
