@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ._ffi import ffi, lib
 from ._handle import Pointer
+from ._unique import Unique
 from .errors import BackendUnavailableError, NativeError
 from .log import with_log
 
@@ -140,8 +141,10 @@ class Device(Pointer):
 
 
 @dataclass(frozen=True)
-class BufferType:
+class BufferType(Unique):
     """A kind of memory for tensors."""
+
+    _instead = "backend.buffer_types() describes them, in each process"
 
     name: str
     alignment: int

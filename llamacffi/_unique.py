@@ -10,6 +10,8 @@ class Unique:
 
     __slots__ = ()
 
+    _why: ClassVar[str] = "it stands for memory of C in this process"
+    """What the error gives as the reason."""
     _instead: ClassVar[str] = "make another one in the same way"
     """What the error advises."""
 
@@ -18,6 +20,5 @@ class Unique:
         name = type(self).__name__
         article = "an" if name[0] in "AEIOU" else "a"
         raise TypeError(
-            f"{article} {name} cannot be copied or pickled, since it stands for memory of C in "
-            f"this process: {self._instead}"
+            f"{article} {name} cannot be copied or pickled, since {self._why}: {self._instead}"
         )

@@ -40,6 +40,10 @@ class Adapter(Handle):
     adapters, whatever others compute.
     """
 
+    _instead = (
+        "any number of contexts of its Model can use it; in another process, load the file again"
+    )
+
     __slots__ = (
         "_digest",
         "_metadata",

@@ -29,6 +29,8 @@ class Candidates(Pointer):
     use `keep`.
     """
 
+    _instead = "Candidates(candidates.logit, ids=candidates.id) makes another of the same"
+
     __slots__ = ("_base", "_memory", "_sorted_is_told", "_struct")
 
     def __init__(self, logits: npt.ArrayLike, *, ids: npt.ArrayLike | None = None) -> None:

@@ -111,7 +111,8 @@ class Generation(Unique, Iterator[Token]):
     can take turns in one context, each with a sequence and a sampler of its own.
     """
 
-    _instead = "call generate() again"
+    _why = "it is going on in a Context"
+    _instead = "call generate() again; `tokens` are those so far"
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop

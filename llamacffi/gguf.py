@@ -52,6 +52,11 @@ class Gguf(GgufMetadata):
     One may be used by several threads at once.
     """
 
+    _instead = (
+        "Gguf.copy() makes another over the same data; in another process, open the file again, or "
+        "give from_bytes() what to_bytes() returns"
+    )
+
     __slots__ = ("_described", "_source", "_tensors")
 
     def __init__(self, source: Source | None = None, *, metadata_only: bool = False) -> None:

@@ -23,6 +23,12 @@ class Memory(Pointer):
     missing end is open.  Nothing happens where a sequence is empty.
     """
 
+    _why = "it is a part of its Context"
+    _instead = (
+        "Context.memory gives it again; save_state() and load_state() of the Context carry what it "
+        "remembers to another"
+    )
+
     def __init__(self, context: Context) -> None:
         self._context = context
 

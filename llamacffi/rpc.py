@@ -120,6 +120,9 @@ class RpcServer(Unique):
     more, unless this process has made its devices known by `add_server`.
     """
 
+    _why = "it stands for a process, which it ends"
+    _instead = "give its endpoint, a text, to add_server() wherever its devices are wanted"
+
     endpoint: str
     """Where it listens: ``"host:port"``, for `add_server`."""
 

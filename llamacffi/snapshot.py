@@ -23,7 +23,7 @@ class Snapshot(Unique):
     of a sequence: that is valid until the next one of the same sequence.
     """
 
-    _instead = "save_state() returns bytes"
+    _instead = "Context.save_state() returns bytes, which can be"
 
     __slots__ = ("_mark", "_meta", "_tokens", "end", "partial", "seq_id")
 

@@ -29,6 +29,9 @@ class TensorView(Pointer):
     called by the name that the model's graph gives it, such as ``"attn_out-3"`` in layer 3.
     """
 
+    _why = "it is llama.cpp's, and only as long as the callback runs"
+    _instead = "to_numpy() returns a copy of its data"
+
     __slots__ = ("_call", "_ptr")
 
     def __init__(self, ptr: Any, call: Call) -> None:

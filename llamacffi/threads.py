@@ -51,6 +51,9 @@ class Threadpool(Handle):
     one, the others spin in vain: on a busy machine fewer threads are much faster.
     """
 
+    _why = "it stands for threads of this process"
+    _instead = "make another Threadpool with the same arguments"
+
     __slots__ = ("_flags", "cpus", "exclusive", "n_threads", "placement")
 
     n_threads: int

@@ -33,6 +33,7 @@ class Attempt:
 class BatchArrays(Pointer):
     """The base of `Batch`: memory that belongs to Python, and into which a C struct points."""
 
+    _why = "C reads its arrays where they are"
     _instead = "make another Batch, and add() the same"
 
     __slots__ = (

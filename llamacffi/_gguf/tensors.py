@@ -11,6 +11,7 @@ import numpy as np
 from .._checks import as_array, warn
 from .._ffi import ffi, lib
 from .._generated.enums import GgmlType
+from .._unique import Unique
 from ..errors import ClosedError, GgufError
 from .types import (
     DTYPES,
@@ -79,8 +80,11 @@ class Source:
             )
 
 
-class GgufTensor:
+class GgufTensor(Unique):
     """One tensor of a `Gguf`: what it is, and its data.  It does not change."""
+
+    _why = "its data are in a file that is open, or in an array of others"
+    _instead = "data.copy() copies the data, and Gguf.add_tensor() takes the tensor as it is"
 
     __slots__ = ("_array", "_source", "name", "offset", "shape", "type")
 
@@ -107,6 +111,9 @@ class GgufTensor:
         self.name, self.type, self.shape, self.offset = name, type_, shape, offset
         self._array = None if isinstance(data, Source) else data
         self._source = data if isinstance(data, Source) else None
+
+    def __copy__(self) -> GgufTensor:
+        return self.renamed(self.name)  # over the same data
 
     def __repr__(self) -> str:
         return f"<GgufTensor {self.name!r} {self.type.name} {self.shape}>"

@@ -25,6 +25,12 @@ INT32_MAX = 2**31 - 1
 class Entries(Pointer):
     """The tokens of a vocabulary, one by one; the base of `Vocab`."""
 
+    _why = "it is a part of its Model"
+    _instead = (
+        "any number of threads can use it as it is; in another process, load the file again, with "
+        "vocab_only=True if nothing else is wanted"
+    )
+
     def __init__(self, model: Model) -> None:
         self._model = model
         # It is the model's, and goes with it: whoever gives it to C holds `model.ptr` meanwhile.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import threading
 
 import numpy as np
@@ -13,12 +11,10 @@ from llamacffi import (
     AbortedError,
     Batch,
     BusyError,
-    Candidates,
     Context,
     ContextError,
     ContextShift,
     Greedy,
-    devices,
     generate,
 )
 from tests.facade.oracle import greedy, token
@@ -232,34 +228,3 @@ def test_it_is_used_by_what_it_calls(context, chain):
     )
     with pytest.raises(BusyError, match="this Generation is computing a token: what it calls"):
         next(generation)
-
-
-def test_what_stands_for_memory_of_c_is_not_copied(context, chain):
-    context.decode(Batch.from_tokens([5, 6]))
-    things = {
-        "Context": (context, "save_state"),
-        "Batch": (Batch(4), "add"),
-        "SamplerChain": (chain(Greedy()), "clone"),
-        "Model": (context.model, "load the file again"),
-        "Vocab": (context.model.vocab, ""),
-        "Memory": (context.memory, ""),
-        "Candidates": (Candidates([0.0, 1.0]), ""),
-        "Snapshot": (context.snapshot(), "save_state"),
-        "Generation": (generate(context, "The"), "generate"),
-        "Device": (devices()[0], "devices"),
-    }
-    for name, (thing, advice) in things.items():
-        for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
-            with pytest.raises(
-                TypeError, match=rf"^an? {name} cannot be copied or pickled.*{advice}"
-            ):
-                duplicate(thing)
-
-
-def test_a_subclass_may_say_how_to_make_another(model):
-    class Mine(Batch):
-        def __reduce__(self):
-            return Mine, (self.capacity,)
-
-    for duplicate in (copy.copy, lambda one: one.__reduce_ex__(4)[0](3)):
-        assert duplicate(Mine(3)).capacity == 3
