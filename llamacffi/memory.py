@@ -56,11 +56,12 @@ class Memory(Pointer):
         * where the device that holds the keys cannot turn those of ``type_k``: the processor has no
           code for ``"bf16"``, nor for a quantized type if the model turns only a part of each head;
         * with YaRN or an attention factor, where each turn would also scale the keys;
+        * with learned positions, as those of GPT-2: keys depend on where they were computed;
         * where llama.cpp would turn keys that the model does not, as in layers without positions,
           or in another way than the model.
 
-        The last three are tried on a few keys at the first use, which takes less than a millisecond
-        on a processor.
+        Where keys are turned, it is tried on a few of them at the first use, which takes less than
+        a millisecond on a processor.
 
         Source: ``llama_memory_can_shift``, ``llamacffi_try_turning``.
         """

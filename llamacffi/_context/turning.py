@@ -33,6 +33,11 @@ def why_not(context: ContextBase) -> str | None:
 
 def _try(context: ContextBase) -> str:
     """Find out; an empty text means that they can be turned."""
+    if context._n_positions:  # which llama.cpp takes for none
+        return (
+            "the model has learned positions, and what it has computed depends on those where it "
+            "was computed"
+        )
     params = context._params
     name = ffi.string(lib.ggml_type_name(params.type_k)).decode()
     remedy = 'create the Context with another type_k, such as "f16"'

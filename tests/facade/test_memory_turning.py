@@ -78,9 +78,10 @@ def test_each_type_is_turned_rightly_or_refused(random_path, run_python, n_threa
     assert {"F16", "BF16", "Q8_0"} <= found.keys()
     assert found["BF16"] is None  # the processor has no code for it
     errors = {name: error for name, error in found.items() if error is not None}
-    assert {"F16"} <= errors.keys()
-    limits = {"F32": 1e-9, "F16": 1e-5}
-    assert {name for name, error in errors.items() if not error < limits.get(name, 0.05)} == set()
+    # The heads of this model are too narrow for quantized keys, which are turned while mixed.
+    limits = {"F32": 1e-9, "F16": 1e-5} if n_threads == 1 else {"F16": 1e-5}
+    assert errors.keys() == limits.keys()
+    assert {name for name, error in errors.items() if not error < limits[name]} == set()
 
 
 @pytest.mark.parametrize(
@@ -102,29 +103,42 @@ def test_keys_are_not_scaled_by_being_turned(random_context, scaling):
     context.decode(Batch.from_tokens([4], pos=8))
 
 
-def test_linear_scaling_can_be_turned(random_path):
-    with Model(random_path("llama"), n_gpu_layers=0) as model:
-        found = []
-        for moved in (True, False):
-            options = {"rope_freq_scale": 0.25, "type_k": "f32", "flash_attn_type": "disabled"}
-            with Context(model, n_ctx=64, **options) as context:
-                context.decode(Batch.from_tokens(TOKENS, pos=0 if moved else 5))
-                if moved:
-                    context.memory.shift(0, 5)
-                context.decode(Batch.from_tokens([4], pos=13))
-                found.append(context.logits())
-    assert np.allclose(*found, atol=1e-4)
+def logits_at_13(context, shift):
+    """Return the logits of tokens up to there, of which all but the last may have been moved."""
+    context.decode(Batch.from_tokens(TOKENS, pos=5 - shift))
+    if shift:
+        context.memory.shift(0, shift)
+    context.decode(Batch.from_tokens([4], pos=13))
+    return context.logits()
 
 
-def test_all_tokens_beside_a_state_are_moved(random_context):
-    """The state of a hybrid is at the last position, which says nothing of the other layers."""
-    moved, there = (random_context("lfm2", flash_attn_type="disabled") for _ in range(2))
-    moved.decode(Batch.from_tokens(TOKENS))
-    moved.memory.shift(0, 20)
-    there.decode(Batch.from_tokens(TOKENS, pos=20))
-    for context in (moved, there):
-        context.decode(Batch.from_tokens([4], pos=28))
-    assert np.allclose(moved.logits(), there.logits(), atol=1e-3)
+@pytest.mark.parametrize("kind", ["llama", "lfm2"])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_what_was_moved_is_as_if_it_had_been_there(random_context, kind, scale):
+    """With linear scaling too; and the state of a hybrid says nothing of the other layers."""
+    exact = {"type_k": "f32", "flash_attn_type": "disabled"}
+    contexts = [random_context(kind, rope_freq_scale=scale, **exact) for _ in range(2)]
+    moved, there = (logits_at_13(*one) for one in zip(contexts, (5, 0), strict=True))
+    assert np.allclose(moved, there, atol=1e-5)
+    other = logits_at_13(random_context(kind, rope_freq_scale=scale / 2, **exact), 0)
+    assert np.abs(other - there).max() > 1e-2  # the positions matter
+
+
+def test_learned_positions_stay(random_context):
+    """The keys of such models depend on where they were computed, and cannot be turned."""
+    context = random_context("gpt2", n_ctx=64)
+    context.decode(Batch.from_tokens(TOKENS))
+    assert not context.memory.can_shift
+    overflow = ContextShift()
+    for move in (
+        lambda: context.memory.shift(0, 9),
+        lambda: context.memory.cut(0, 0, 1),
+        lambda: context.memory.divide(0, 2),
+        lambda: list(generate(context, [4] * 60, max_tokens=9, overflow=overflow)),
+    ):
+        with pytest.raises(UnsupportedError, match="the model has learned positions"):
+            move()
+    assert context.memory.pos_max() == 7
 
 
 def test_a_cache_without_keys_to_turn_is_no_end_of_the_context(random_path):

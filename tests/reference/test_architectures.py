@@ -185,6 +185,21 @@ def next_logits(context: Context, tokens: list[int], pos: int) -> Any:
     return one_by_one(context, tokens[:1], pos + len(tokens))
 
 
+def context_of(model: Model, type_k: str) -> Context:
+    """Make a context with keys of a type; its values have the usual one where they may."""
+    # Flash attention sums in f16, and in another order when cells are reused.
+    types: dict[str, Any] = {"type_k": type_k, "flash_attn_type": "disabled"}
+    try:
+        return Context(model, n_ctx=N_CTX, n_threads=1, **types)
+    except ContextError as refused:  # there the values are a part of the keys
+        if "does not support different K" not in "".join(refused.__notes__):
+            raise
+    types["type_v"] = type_k
+    if type_k == "q8_0":
+        types["flash_attn_type"] = "enabled"  # which such values need
+    return Context(model, n_ctx=N_CTX, n_threads=1, **types)
+
+
 @pytest.mark.parametrize("type_k", ["f16", "f32", "bf16", "q8_0"])
 def test_positions_are_moved_where_memory_says_so(models, type_k):
     """A sequence that was shifted goes on as one that was computed there.
@@ -197,33 +212,34 @@ def test_positions_are_moved_where_memory_says_so(models, type_k):
         with contextlib.ExitStack() as stack:
 
             def new() -> Context:
-                # Flash attention sums in f16, and in another order when cells are reused.
-                types: dict[str, Any] = {"type_k": type_k, "flash_attn_type": "disabled"}
-                context = Context(model, n_ctx=N_CTX, n_threads=1, **types)
-                return stack.enter_context(context)
+                return stack.enter_context(context_of(model, type_k))
 
+            if model.architecture == "laguna" and type_k == "q8_0":  # its heads are of 80 numbers
+                with pytest.raises(ArgumentError, match="stores blocks of 32 numbers"):
+                    new()
+                return None
+            there, moved = new(), new()
             try:
-                there, here, moved = new(), new(), new()
-                if not moved.memory.can_shift:
-                    with pytest.raises(UnsupportedError):
-                        moved.memory.shift(0, 7)
-                    return None
-            except (ContextError, ArgumentError):
-                return None  # the model cannot have keys of this type
+                can_shift = moved.memory.can_shift
             except UnsupportedError:
                 return None if model.is_diffusion else "has no memory"
-            for context, pos in ((there, 7), (here, 0), (moved, 0)):
-                all_logits(context, tokens, pos)
+            n_moved.append(can_shift)
+            if not can_shift:
+                with pytest.raises(UnsupportedError):
+                    moved.memory.shift(0, 7)
+                return None
+            all_logits(there, tokens, 7)
+            all_logits(moved, tokens)
             moved.memory.shift(0, 7)
             if moved.memory.pos_max(0) != len(tokens) + 6:
                 return f"ends at {moved.memory.pos_max(0)}"
-            expected = next_logits(there, tokens, 7)
-            # How much the logits depend on where a sequence begins: most should not.
-            inexact = error(next_logits(here, tokens, 0), expected)
-            rounded = 1e-10 if type_k == "f32" else 1e-6
-            return expect(next_logits(moved, tokens, 7), expected, max(3 * inexact, rounded))
+            got, expected = next_logits(moved, tokens, 7), next_logits(there, tokens, 7)
+            return expect(got, expected, 1e-10 if type_k == "f32" else 1e-6)
 
+    n_moved: list[bool] = []
     check_each(models, check)
+    # The processor turns no bf16, so there it is about models whose keys do not turn.
+    assert sum(n_moved) > (5 if type_k == "bf16" else 70)
 
 
 @pytest.mark.parametrize("architecture", ["gptneox", "phi2", "stablelm"])
