@@ -166,7 +166,7 @@ def test_only_documented_errors_come_out_of_a_hostile_file(use, tmp_path, kind):
         except (AdapterError, LoadError, GgufError, ArgumentError):
             continue
         used += 1
-    assert used  # not all are refused for one reason
+    assert 12 <= used <= 108  # neither are all refused for one reason, nor are all unchanged
 
 
 @pytest.mark.parametrize("key", ["general.type", "adapter.type", "general.architecture"])

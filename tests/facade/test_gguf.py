@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import struct
 import threading
@@ -383,6 +384,53 @@ operations = st.lists(
 )
 
 
+def converted(value, dtype):
+    """Return a number as one of a type, unless that does not hold it: then None."""
+    number = value.item()
+    if dtype.kind == "b":
+        return np.bool_(number) if number in (0, 1) else None
+    if dtype.kind == "f":
+        beyond = math.isfinite(number) and abs(number) > float(np.finfo(dtype).max)
+        return None if beyond else dtype.type(number)
+    if not math.isfinite(number) or number != int(number):
+        return None
+    limits = np.iinfo(dtype)
+    return dtype.type(int(number)) if limits.min <= int(number) <= limits.max else None
+
+
+def stored(value, old):
+    """Return what a number becomes in the place of another; None if that has a smaller type."""
+    if old is None or value.dtype.kind == "b":
+        return value
+    new = converted(value, old.dtype)
+    return value if new is None and old.dtype.kind == "b" else new
+
+
+SOME = [
+    new
+    for dtype in NUMBERS.values()
+    for number in (0, 1, 2, -1, 2.5, 300, 3e9, 1e39, math.inf, math.nan)
+    if (new := converted(np.float64(number), dtype)) is not None
+]
+
+
+@pytest.mark.parametrize("type_", NUMBERS)
+def test_any_number_in_the_place_of_another(gguf, type_):
+    olds = [old for old in SOME if old.dtype == NUMBERS[type_]]
+    n_refused = 0
+    for old, value in itertools.product(olds, SOME):
+        gguf.set("key", old, type=type_)
+        if (new := stored(value, old)) is None:
+            new, n_refused = old, n_refused + 1
+            with pytest.raises(GgufError, match="cannot hold"):
+                gguf["key"] = value
+        else:
+            gguf["key"] = value
+        assert NUMBERS[gguf.type("key")] == new.dtype
+        assert same(gguf["key"], new.item())
+    assert bool(n_refused) == (type_ not in (GgufType.BOOL, GgufType.FLOAT64))
+
+
 @settings(deadline=None)
 @given(operations)
 def test_any_edits_are_what_is_written(steps):
@@ -391,19 +439,19 @@ def test_any_edits_are_what_is_written(steps):
     for what, name, value in steps:
         match what:
             case "set":
-                try:
-                    gguf[name] = value
-                except GgufError:  # the key has a type that does not hold it
-                    assert name in values
+                if (new := stored(value, values.get(name))) is None:
+                    with pytest.raises(GgufError, match="cannot hold"):
+                        gguf[name] = value
                     continue
+                gguf[name] = value
                 values.pop(name, None)
-                values[name] = NUMBERS[gguf.type(name)].type(value).item()
+                values[name] = new
             case "del" if name in values:
                 del gguf[name], values[name]
             case "align":
                 gguf["general.alignment"] = name
                 values.pop("general.alignment", None)
-                values["general.alignment"] = name
+                values["general.alignment"] = np.uint32(name)
             case "add" if name not in tensors:
                 gguf.add_tensor(name, np.full(value, value, np.float32))
                 tensors[name] = value
@@ -423,7 +471,9 @@ def test_any_edits_are_what_is_written(steps):
     with gguf, again(gguf) as read:
         assert read.alignment == values.get("general.alignment", 32)
         assert list(read) == list(values)
-        assert all(same(read[key], value) for key, value in values.items())
+        for key, value in values.items():
+            assert NUMBERS[read.type(key)] == value.dtype
+            assert same(read[key], value.item())
         assert list(read.tensors) == list(tensors)
         for name, n in tensors.items():
             assert read.tensors[name].data.tolist() == [n] * n

@@ -396,6 +396,9 @@ def with_vocabulary(gguf, vocabulary, path):
     return path
 
 
+SAMPLE = "Été: A <mask> token\n\n<unused7> 1234</s> <|end|> b. <|fim_prefix|>"
+
+
 def described(vocab):
     """Return all that a vocabulary says of its tokens, and of itself."""
     n = len(vocab)
@@ -421,22 +424,19 @@ def described(vocab):
         "end": [i for i in range(n) if lib.llama_vocab_is_eog(vocab.ptr, i)],
         "special": {name: getattr(vocab, name) for name in names},
         "flags": {name: getattr(vocab, name) for name in flags},
-        "tokens": vocab.tokenize(
-            "Été: A <mask> token\n\n<unused7> 1234</s><|end|> b.", parse_special=True
-        ),
+        "tokens": vocab.tokenize(SAMPLE, parse_special=True),
     }
 
 
-SAMPLE = "Été: A <mask> token\n\n<unused7> 1234</s> <|end|> b. <|fim_prefix|>"
-
-
 def check_saved_vocabulary(path, target):
+    """Return the attributes of the tokens, which the saved model has too."""
     with Model(path, use_extra_bufts=False) as model:
         model.save(target)
         with Model(target, vocab_only=True) as saved:
             expected, got = described(model.vocab), described(saved.vocab)
             for name in expected:
                 assert got[name] == expected[name], name
+    return [enums.TokenAttr(one) for one in expected["attributes"]]
 
 
 VOCABULARIES = ("bert-bge", "deepseek-llm", "falcon", "llama-spm", "phi-3", "starcoder")
@@ -448,7 +448,10 @@ def test_tokens_keep_their_types(name, random_path, llama_cpp, tmp_path):
     vocabulary = Gguf.open(llama_cpp / "models" / f"ggml-vocab-{name}.gguf")
     with vocabulary, Gguf.open(random_path("llama")) as gguf:
         path = with_vocabulary(gguf, vocabulary, tmp_path / "model.gguf")
-    check_saved_vocabulary(path, tmp_path / "saved.gguf")
+    attributes = check_saved_vocabulary(path, tmp_path / "saved.gguf")
+    assert len(set(attributes)) > 1
+    of_two = [one for one in attributes if one & enums.TokenAttr.RSTRIP]
+    assert len(of_two) == (64 if name == "phi-3" else 0)
 
 
 TEXTS = (
@@ -484,7 +487,9 @@ def test_tokens_of_any_type_keep_it(random_path, tmp_path, shift, name):
     with Gguf.open(tmp_path / "vocab.gguf") as vocabulary, Gguf.open(random_path("llama")) as gguf:
         vocabulary["general.name"] = name
         path = with_vocabulary(gguf, vocabulary, tmp_path / "model.gguf")
-    check_saved_vocabulary(path, tmp_path / "saved.gguf")
+    attributes = check_saved_vocabulary(path, tmp_path / "saved.gguf")
+    of_two = [one for one in attributes if one & enums.TokenAttr.RSTRIP]
+    assert bool(of_two) == (name == "phi-3 mini"), of_two
 
 
 def test_what_llama_cpp_does_not_write_of_a_model(demo_path, tmp_path):

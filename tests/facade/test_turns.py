@@ -6,6 +6,7 @@ import pytest
 
 from llamacffi import (
     DRY,
+    AbortedError,
     Batch,
     ContextShift,
     CustomSampler,
@@ -94,7 +95,7 @@ def test_a_prompt_that_fails_was_not_told(context, chain):
     sampler = chain(heard.sampler(), Greedy())
     list(generate(context, [5, 6], sampler=sampler, max_tokens=1))
     context.cancel()
-    with pytest.raises(Exception, match="cancel"):
+    with pytest.raises(AbortedError):
         list(generate(context, [7, 8], sampler=sampler, max_tokens=1))
     list(generate(context, [9], sampler=sampler, max_tokens=1))
     assert heard.tokens[:-1] == [5, 6, 9]

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from llamacffi import GgufError, NativeError
 from tests.fuzz.files import seeds
 from tests.fuzz.files.campaign import by_chance, corpus
 from tests.fuzz.files.layout import Layout
@@ -41,7 +42,10 @@ def test_valid_files_are_used(pool, files):
 
 
 def test_what_failed_once(pool):
-    assert list(pool.run(iter(corpus()))) == []
+    recipes = corpus()
+    assert len(recipes) >= 15
+    assert list(pool.run(iter(recipes))) == []
+    assert pool.n_done == len(recipes)
 
 
 def test_changed_files(pool, files):
@@ -60,13 +64,24 @@ def test_a_death_is_found_and_the_others_go_on(pool, files, monkeypatch):
     def break_(world, path, detail):
         raise KeyError(detail)
 
-    monkeypatch.setitem(use.USES, "kill", kill)
-    monkeypatch.setitem(use.USES, "break", break_)
-    recipes = [Recipe("spm", one, ()) for one in ("vocab", "kill", "break", "vocab", "kill")]
-    found = list(pool.run(iter(recipes)))
-    assert [one.recipe.use for one in found] == ["kill", "break", "kill"]
-    assert [one.what.split()[0] for one in found] == ["SIGSEGV", "KeyError:", "SIGSEGV"]
-    assert pool.n_done == 5
+    def throw(world, path, detail):
+        raise NativeError("which the package should have prevented", "llama_decode")
+
+    def refuse(world, path, detail):
+        raise GgufError("which is documented")
+
+    uses = {"kill": kill, "break": break_, "throw": throw, "refuse": refuse}
+    for name, one in uses.items():
+        monkeypatch.setitem(use.USES, name, one)
+    order = ("vocab", "kill", "refuse", "break", "vocab", "throw", "kill")
+    found = list(pool.run(Recipe("spm", one, ()) for one in order))
+    assert [(one.recipe.use, one.what.split()[0]) for one in found] == [
+        ("kill", "SIGSEGV"),
+        ("break", "KeyError:"),
+        ("throw", "NativeError:"),
+        ("kill", "SIGSEGV"),
+    ]
+    assert pool.n_done == len(order)
 
 
 def test_a_changed_file_can_be_made_again(files):

@@ -47,7 +47,9 @@ def test_the_rules_are_true_of_each_architecture(models: Path):
     wrong = set()
     for path in sorted(models.iterdir()):
         with Model(path, n_gpu_layers=0) as model:
-            for name, op, i in uses(model):
+            found = uses(model)
+            assert found, path.stem
+            for name, op, i in found:
                 _, fits, reads = next(rule for rule in RULES if rule[0].search(name))
                 if fits(lib.GGML_TYPE_Q8_0) != (op in MATRIX and i == 0):
                     what = ffi.string(lib.ggml_op_name(op)).decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from llamacffi import (
     Gguf,
     LlamaError,
     Model,
+    NativeError,
     ffi,
     lib,
     quantize,
@@ -69,6 +69,7 @@ class World:
         try:
             USES[kind](self, path, detail)
         except DOCUMENTED as error:
+            _check(error)
             return f"{type(error).__name__}: {error}"
         return None
 
@@ -195,7 +196,8 @@ def _state(world: World, path: Path, detail: str) -> None:
     for seq_id in (None, 0):
         try:
             context.load_file(path, seq_id=seq_id, any_adapters=True)
-        except DOCUMENTED:
+        except DOCUMENTED as error:
+            _check(error)
             assert context.memory.pos_max(0) == before, "a failed load has changed the memory"
         else:
             context.decode(Batch.from_tokens([5], context.memory.next_pos(0)))
@@ -217,8 +219,16 @@ def _decode(context: Context) -> None:
 
 def _try(call: Callable[[], Any]) -> None:
     """Call what may fail, and go on."""
-    with contextlib.suppress(DOCUMENTED):
+    try:
         call()
+    except DOCUMENTED as error:
+        _check(error)
+
+
+def _check(error: Exception) -> None:
+    """Raise an error that C was the first to notice: the package looks before C does."""
+    if isinstance(error, NativeError):
+        raise error
 
 
 USES: dict[str, Callable[[World, Path, str], None]] = {
