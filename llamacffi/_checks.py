@@ -6,15 +6,16 @@ import math
 import operator
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeGuard
 
-from ._params import FLOAT_MAX, is_bytes
 from .errors import ArgumentError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 INT32_MAX = 2**31 - 1
+FLOAT_MAX = (2 - 2**-23) * 2.0**127
 PACKAGE = __name__.partition(".")[0]
 
 
@@ -37,6 +38,86 @@ def check_object(name: str, value: Any, kind: str) -> None:
     raise TypeError(f"{name} must be {article} {kind}, not {value!r}")
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return a flag as a bool: True and False, and those of numpy.
+
+    Raises:
+        TypeError: It is something else.  1 is a number, and meant for another argument; any other
+            object has a truth too, and it is seldom what is meant.
+    """
+    if value is True or value is False:
+        return value
+    if getattr(getattr(value, "dtype", None), "kind", "") == "b" and not value.shape:
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, not {value!r:.80}")
+
+
+def integer(name: str, value: Any) -> int:
+    """Return an integer as an int; True and False are meant for another argument.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r:.80}") from None
+
+
+def elements(name: str, value: Any, of: str) -> list[Any]:
+    """Return the elements of an iterable as a list.
+
+    Args:
+        name: The argument.
+        value: What was given; a text or bytes are no iterable of something else.
+        of: What the elements are, in the plural.
+
+    Raises:
+        TypeError: It is no iterable.
+    """
+    if isinstance(value, Iterable) and not is_text(value):
+        return list(value)
+    raise TypeError(f"{name} must be a sequence of {of}, not {value!r:.80}")
+
+
+def is_text(value: Any) -> TypeGuard[str | bytes | bytearray | memoryview]:
+    """Return whether a value is a text, or bytes: a text in UTF-8, and no sequence of numbers."""
+    if isinstance(value, memoryview):
+        return value.itemsize == 1
+    return isinstance(value, (str, bytes, bytearray))
+
+
+def as_float(name: str, value: Any) -> float:
+    """Return a number as a float, infinite if it is too large for one.
+
+    Raises:
+        TypeError: It is none.  Text, flags and arrays are none, though float() takes some of them.
+    """
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")
+    single = kind in "iuf" and not getattr(value, "shape", ())
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or not single:
+        raise TypeError(f"{name} must be a number, not {value!r:.80}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def number(name: str, value: Any) -> float:
+    """Return a number that C's float can hold; what is not finite only makes every logit nan.
+
+    Raises:
+        TypeError: It is no number.
+        ArgumentError: It is too large, or not finite.
+    """
+    converted = as_float(name, value)
+    if not abs(converted) <= FLOAT_MAX:
+        raise ArgumentError(f"{name}={value!r:.80} is not a finite 32-bit number")
+    return converted
+
+
 def check_int(name: str, value: Any, least: int, most: int, remedy: str = "") -> None:
     """Check an integer.
 
@@ -44,13 +125,7 @@ def check_int(name: str, value: Any, least: int, most: int, remedy: str = "") ->
         TypeError: It is none; True and False are none either.
         ArgumentError: It is not in ``least`` to ``most``.
     """
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
-    if not least <= number <= most:
+    if not least <= integer(name, value) <= most:
         raise ArgumentError(f"{name}={value} is not in {least} to {most}{remedy}")
 
 
@@ -92,7 +167,7 @@ def checked_indices(name: str, values: Any) -> list[int]:
         TypeError: They are no integers; True and False are none either.
         ArgumentError: One is given twice, as in flags of 0 and 1.
     """
-    if isinstance(values, str) or is_bytes(values):
+    if is_text(values):
         raise TypeError(f"{name} must be integers, not {values!r}")
     try:
         given = list(values)
@@ -121,10 +196,8 @@ def check_number(
         TypeError: It is none; text, True and False are none either.
         ArgumentError: It is not finite, or not in ``least`` to ``most``.
     """
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    number = float(value)
-    if not (math.isfinite(number) and least <= number <= most):
+    converted = as_float(name, value)
+    if not (math.isfinite(converted) and least <= converted <= most):
         limits = f"is not in {least:g} to {most:g}"
         if least == -FLOAT_MAX:
             limits = "is not a finite 32-bit number"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, SupportsFloat, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
+from ._checks import flag, integer, number
 from ._ffi import ffi
 from ._hints import unknown_parameter
 from .errors import ArgumentError
-
-FLOAT_MAX = (2 - 2**-23) * 2.0**127
-
 
 # Converts the value of a field to what C takes, and what must outlive C's use of it.
 Converter: TypeAlias = Callable[[Any], tuple[Any, object]]
@@ -77,66 +74,6 @@ def _limits(name: str, field: str) -> tuple[int, int]:
     return 0, 2**bits - 1
 
 
-def _bool(field: str, value: Any) -> bool:
-    if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
-        return bool(value)
-    dtype = getattr(value, "dtype", None)  # numpy's own is no bool of Python's
-    if dtype is not None and dtype.kind == "b" and not value.shape:
-        return bool(value)
-    raise TypeError(f"{field} must be True or False, not {value!r}")
-
-
-def integer(name: str, value: Any) -> int:
-    """Return an integer as an int; True and False are meant for another argument.
-
-    Raises:
-        TypeError: It is something else.
-    """
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r:.80}") from None
-
-
-def elements(name: str, value: Any, of: str) -> list[Any]:
-    """Return the elements of an iterable as a list.
-
-    Args:
-        name: The argument.
-        value: What was given; a text or bytes are no iterable of something else.
-        of: What the elements are, in the plural.
-
-    Raises:
-        TypeError: It is no iterable.
-    """
-    if isinstance(value, Iterable) and not isinstance(value, str) and not is_bytes(value):
-        return list(value)
-    raise TypeError(f"{name} must be a sequence of {of}, not {value!r:.80}")
-
-
-def is_bytes(value: object) -> bool:
-    """Tell bytes, whose elements are numbers to Python, from integers that were meant as such."""
-    return isinstance(value, (bytes, bytearray)) or (
-        isinstance(value, memoryview) and value.itemsize == 1
-    )
-
-
-def _float(field: str, value: Any) -> float:
-    if not isinstance(value, SupportsFloat):  # float() would also read text
-        raise TypeError(f"{field} must be a number, not {value!r}")
-    # C's float is shorter than Python's; what is not finite only makes every logit nan.
-    try:
-        number = float(value)
-        finite = abs(number) <= FLOAT_MAX
-    except OverflowError:
-        finite = False
-    if not finite:
-        raise ArgumentError(f"{field}={value!r} is not a finite 32-bit number")
-    return number
-
-
 def _pointer(field: str, value: Any) -> Any:
     if value is None:
         return ffi.NULL
@@ -171,8 +108,8 @@ def enum_number(enum: str, name: str, value: Any) -> int:
 
 # By kind; any other kind is the name of an enum.
 CONVERTERS: Mapping[str, Callable[[str, Any], Any]] = {
-    "bool": _bool,
+    "bool": flag,
     "int": integer,
-    "float": _float,
+    "float": number,
     "pointer": _pointer,
 }

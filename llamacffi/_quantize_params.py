@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._checks import as_array, check_text, checked_indices
+from ._checks import as_array, check_text, checked_indices, integer
 from ._ffi import ffi, lib
 from ._generated.enums import Ftype, GgmlType
 from ._gguf.types import ggml_type, scaled_weights
 from ._model.overrides import c_pattern, fit_kv_overrides, kv_overrides
-from ._params import CONVERTERS, fill
+from ._params import fill
 from .errors import ArgumentError
 from .imatrix import Imatrix
 
@@ -130,7 +130,7 @@ def _check_together(struct: Any, fields: Mapping[str, Any]) -> None:
 
 
 def _nthread(value: Any) -> tuple[Any, object]:
-    number = CONVERTERS["int"]("nthread", value)
+    number = integer("nthread", value)
     if not 0 <= number <= lib.GGML_MAX_N_THREADS:
         raise ArgumentError(
             f"nthread={number} is not from 1 to {lib.GGML_MAX_N_THREADS}, nor 0 for all processors"

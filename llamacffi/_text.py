@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
+from ._checks import is_text
 from ._ffi import ffi
 from .errors import ArgumentError, TokenizeError
 
@@ -220,7 +221,7 @@ def encode(text: Text) -> bytes:
         TokenizeError: It has a lone surrogate, or bytes that are not UTF-8.
         TypeError: It is no text.
     """
-    if isinstance(text, bytes | bytearray | memoryview):
+    if is_text(text) and not isinstance(text, str):
         data = bytes(text)  # of what can change a copy, which nobody does while C reads it
         if not data.isascii():
             _check_utf8(data)

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ._checks import is_text
 from ._ffi import ffi
-from ._params import is_bytes
 from .errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ def outside(token: int, size: int) -> str:
     return f"token {token} is not in the vocabulary: 0 to {size - 1}"
 
 
+def refuse_text(tokens: object) -> None:
+    """Raise TypeError for a text or bytes in place of tokens."""
+    if is_text(tokens):
+        raise TypeError(
+            f"tokens are integers, not text or bytes: {tokens!r:.80}; tokenize() makes them of a "
+            "text, and list() of bytes that are token ids"
+        )
+
+
 def token_sequence(tokens: TokenIds) -> list[int] | tuple[int, ...] | npt.NDArray[Any]:
     """Return tokens as a list or a tuple, or as the numpy array that they are; not yet checked.
 
@@ -48,8 +57,7 @@ def token_sequence(tokens: TokenIds) -> list[int] | tuple[int, ...] | npt.NDArra
     numpy = sys.modules.get("numpy")  # who has an array has imported it
     if isinstance(tokens, list | tuple) or (numpy and isinstance(tokens, numpy.ndarray)):
         return tokens
-    if isinstance(tokens, str) or is_bytes(tokens):
-        raise TypeError(f"tokens are integers, not text; tokenize() makes them: {tokens!r:.80}")
+    refuse_text(tokens)
     try:
         return list(tokens)
     except TypeError:

@@ -19,9 +19,8 @@ from ._batch.input import (
     sequence_ids,
     token_array,
 )
-from ._checks import INT32_MAX
+from ._checks import INT32_MAX, elements, integer
 from ._ffi import ffi, lib
-from ._params import elements, integer
 from .errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -179,20 +178,18 @@ class Batch(BatchArrays):
             ArgumentError: ``pos`` or ``seq_id`` is below 0, or a value does not fit 32 bits.
             BusyError: Another thread is decoding the batch.
         """
-        try:
-            if not (0 <= pos <= INT32_MAX and 0 <= seq_id <= INT32_MAX):
-                raise ArgumentError(f"pos={pos} and seq_id={seq_id} are not in 0 to {INT32_MAX}")
-            if not -INT32_MAX <= token <= INT32_MAX:  # the vocabulary is looked at later
-                raise ArgumentError(f"token={token} is not in 0 to {INT32_MAX}")
-        except TypeError:
-            for name, value in (("token", token), ("pos", pos), ("seq_id", seq_id)):
-                integer(name, value)
-            raise
+        if not (type(token) is int and type(pos) is int and type(seq_id) is int):
+            token, pos = integer("token", token), integer("pos", pos)
+            seq_id = integer("seq_id", seq_id)
+        if not (0 <= pos <= INT32_MAX and 0 <= seq_id <= INT32_MAX):
+            raise ArgumentError(f"pos={pos} and seq_id={seq_id} are not in 0 to {INT32_MAX}")
+        if not -INT32_MAX <= token <= INT32_MAX:  # the vocabulary is looked at later
+            raise ArgumentError(f"token={token} is not in 0 to {INT32_MAX}")
         if self._single != seq_id or self._exclusive.holders:
             self.clear()
             self._n_seq_id[0], self._seq_id[0, 0], self._logits[0] = 1, seq_id, 1
-            self._seq_id_max, self._n_seq_id_max, self._outputs = int(seq_id), 1, b"\1"
-            self._value.n_tokens, self._single = 1, int(seq_id)
+            self._seq_id_max, self._n_seq_id_max, self._outputs = seq_id, 1, b"\1"
+            self._value.n_tokens, self._single = 1, seq_id
         self._first_token[0] = token
         self._first_pos[0] = pos
         self._token_range = token, token

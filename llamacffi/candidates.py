@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ._checks import INT32_MAX, as_array, check_object
+from ._checks import INT32_MAX, as_array, check_object, flag, integer
 from ._ffi import ffi, lib
 from ._handle import Pointer
 from ._text import new_uncleared
@@ -148,7 +148,7 @@ class Candidates(Pointer):
 
     @size.setter
     def size(self, size: int) -> None:
-        if not 1 <= size <= self.size:
+        if not 1 <= integer("size", size) <= self.size:
             raise ArgumentError(f"size={size} is not in 1 to {self.size}: one must be left")
         self.ptr.size = size
         if self.ptr.selected >= size:
@@ -165,7 +165,7 @@ class Candidates(Pointer):
 
     @selected.setter
     def selected(self, selected: int | None) -> None:
-        if selected is not None and not 0 <= selected < self.size:
+        if selected is not None and not 0 <= integer("selected", selected) < self.size:
             raise ArgumentError(f"selected={selected} is not in 0 to {self.size - 1}, nor None")
         self.ptr.selected = -1 if selected is None else selected
 
@@ -185,7 +185,7 @@ class Candidates(Pointer):
 
     @sorted.setter
     def sorted(self, sorted: bool) -> None:
-        self.ptr.sorted = bool(sorted)
+        self.ptr.sorted = flag("sorted", sorted)
         self._sorted_is_told = True
 
     def keep(self, which: npt.ArrayLike) -> None:

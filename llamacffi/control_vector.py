@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
-from ._checks import INT32_MAX, as_array, check_int
-from ._params import FLOAT_MAX
+from ._checks import FLOAT_MAX, INT32_MAX, as_array, check_int
 from ._sources import gguf_of, opened
 from .errors import AdapterError, ArgumentError, GgufError
 

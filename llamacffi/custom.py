@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._checks import as_array, check_text
+from ._checks import as_array, check_text, flag
 from ._sampling.python import Runner
 from .candidates import Candidates
 from .errors import ArgumentError, UnsupportedError
@@ -68,6 +68,7 @@ class CustomSampler(PythonSampler):
             function = getattr(self, name)
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be a function or None, not {function!r}")
+        flag("selects", self.selects)
         if not check_text("name", self.name):
             raise ArgumentError("name is empty")
 
@@ -129,6 +130,7 @@ class LogitsProcessor(PythonSampler):
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise TypeError(f"a logits processor must be a function, not {self.function!r}")
+        flag("selects", self.selects)
         if not check_text("name", self.name):
             raise ArgumentError("name is empty")
 

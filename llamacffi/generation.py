@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._checks import check_object
+from ._checks import check_object, flag, integer
 from ._context.held_memory import HeldMemory
 from ._ffi import lib
 from ._frames import is_inside
@@ -14,7 +14,6 @@ from ._generation.loop import FinishReason, Logprobs, Loop, Token
 from ._generation.prompt import prompt_tokens
 from ._generation.stops import stop_finder, stop_strings, stop_tokens_of
 from ._hints import hinting
-from ._params import integer
 from ._unique import Unique
 from .context import Context
 from .errors import ArgumentError, BusyError, UnsupportedError
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ._generation.loop import Prompt
+    from ._text import Text
 
 __all__ = ["ContextShift", "FinishReason", "Generation", "Token", "generate"]
 
@@ -205,7 +205,7 @@ class Generation(Unique, Iterator[Token]):
 @hinting
 def generate(
     context: Context,
-    prompt: str | bytes | Sequence[int] | npt.NDArray[np.integer],
+    prompt: Text | Sequence[int] | npt.NDArray[np.integer],
     *,
     sampler: SamplerChain | None = None,
     max_tokens: int | None = None,
@@ -264,6 +264,7 @@ def generate(
     _check_context(context)
     if max_tokens is not None and integer("max_tokens", max_tokens) < 1:
         raise ArgumentError(f"max_tokens={max_tokens} must be at least 1, or None")
+    parse_special, logprobs = flag("parse_special", parse_special), flag("logprobs", logprobs)
     stops = stop_strings(stop)
     ends = stop_tokens_of(context.model.vocab, stop_tokens)
     n_vocab = len(context.model.vocab)

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ._atomic import replacing
+from ._checks import flag
 from ._ffi import lib
 from ._files import check_readable, file_position, open_at_once
 from ._gguf.files import map_file, metadata_of, parse, serialize
@@ -72,6 +73,7 @@ class Gguf(GgufMetadata):
             return
         if not isinstance(source, Source):
             raise TypeError(f"use Gguf.open, from_file or from_bytes to read {source!r}")
+        metadata_only = flag("metadata_only", metadata_only)
         super().__init__(parse(source))
         try:
             self._read_tensors(source, metadata_only)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ._checks import INT32_MAX, check_int, check_text
+from ._checks import INT32_MAX, check_int, check_text, elements
 from ._ffi import ffi, lib
-from ._params import elements
 from ._sampling.gbnf import TokenReference, parse, place
 from ._sampling.gbnf_rules import Program
 from ._sampling.trigger import Trigger, trigger

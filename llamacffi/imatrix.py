@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._checks import INT32_MAX, check_int, check_object
-from ._params import elements
+from ._checks import INT32_MAX, check_int, check_object, elements, flag, is_text
 from .errors import ArgumentError, ContextError, GgufError
 from .gguf import Gguf
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ._gguf.types import Floats
+    from ._text import Text
     from .model import Model
     from .tensor import TensorView
 
@@ -157,7 +157,7 @@ class ImatrixCollector:
             process_output: Look at ``output.weight`` too, which is multiplied with for the tokens
                 of a batch that have outputs.
         """
-        self._process_output = process_output
+        self._process_output = flag("process_output", process_output)
         self._squares: dict[str, Squares] = {}
 
     def __call__(self, tensor: TensorView, ask: bool) -> bool:
@@ -264,7 +264,7 @@ def _sum_of_squares(name: str, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.
 
 def compute_imatrix(
     model: Model,
-    text: str | Sequence[int],
+    text: Text | Sequence[int],
     *,
     chunk_size: int = 512,
     max_chunks: int | None = None,
@@ -279,7 +279,7 @@ def compute_imatrix(
 
     Args:
         model: The model, best not quantized.
-        text: Representative text, or its tokens.
+        text: Representative text (UTF-8 if given as bytes), or its tokens.
         chunk_size: How many tokens a chunk has.
         max_chunks: Stop after so many.
         process_output: Look at ``output.weight`` too.
@@ -293,16 +293,18 @@ def compute_imatrix(
     from .context import Context
 
     check_object("model", model, "Model")
-    tokens = (
-        model.vocab.tokenize(text) if isinstance(text, str) else elements("text", text, "tokens")
-    )
+    collector = ImatrixCollector(process_output=process_output)
+    if is_text(text):
+        tokens = model.vocab.tokenize(text)
+    else:
+        tokens = elements("text", text, "tokens, or a text")
+        model.vocab.check(tokens)
     check_int("chunk_size", chunk_size, 1, INT32_MAX)
     if max_chunks is not None:
         check_int("max_chunks", max_chunks, 1, INT32_MAX)
     n_chunks = min(len(tokens) // chunk_size, max_chunks or len(tokens))
     if not n_chunks:
         raise ArgumentError(f"{len(tokens)} tokens are less than a chunk of {chunk_size}")
-    collector = ImatrixCollector(process_output=process_output)
     batch = Batch(chunk_size)
     bos = model.vocab.bos if model.vocab.add_bos else None
     with Context(

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar, overload
 
+from ._checks import flag
 from ._ffi import ffi, lib
 from .errors import ArgumentError, NativeError
 
@@ -134,7 +135,8 @@ def capture_logs(
         ArgumentError: There is no such level.
     """
     number = level_number(level)
-    only = lib.llamacffi_log_thread() if thread else None
+    forward, alone = flag("forward", forward), flag("thread", thread)
+    only = lib.llamacffi_log_thread() if alone else None
     drain()
     with _lock:
         capture = CapturedLog(number, forward, only, lib.llamacffi_log_count())

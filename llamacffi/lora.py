@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ._checks import number
 from ._ffi import ffi, lib
 from ._generated.enums import GgmlType
 from ._gguf.tensors import GgufTensor, computed_tensor
 from ._gguf.types import ggml_type, quantize_array, row_bytes
 from ._lora import ALPHA, EMBEDDING, INVOCATION, check_kind, fits, ggml_shape, pairs, shape_text
-from ._params import CONVERTERS
 from ._text import checked_path
 from .errors import AdapterError, ArgumentError
 from .gguf import Gguf
@@ -93,7 +93,7 @@ def merge_lora(
         changes: dict[str, Change] = {}
         for path, scale in zip(paths, adapters.values(), strict=True):
             adapter = stack.enter_context(Gguf.open(path))
-            _add(changes, merged, adapter, path, CONVERTERS["float"]("scale", scale))
+            _add(changes, merged, adapter, path, number("scale", scale))
         for name, change in changes.items():
             base = merged.tensors[name]
             wanted = base.type if type is None else ggml_type(type)

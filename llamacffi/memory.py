@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._checks import flag, integer
 from ._context.held_memory import HeldMemory
 from ._context.lineage import END
 from ._ffi import ffi, lib
 from ._handle import Pointer
-from ._params import CONVERTERS, integer
 from .errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Memory(Pointer):
 
         Source: ``llama_memory_clear``.
         """
-        overwrite = CONVERTERS["bool"]("data", data)
+        overwrite = flag("data", data)
         with self._context.exclusive:
             memory = HeldMemory(self._context)
             lib.llama_memory_clear(memory.ptr, overwrite)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import backend
+from ._checks import elements
 from ._ffi import lib
 from ._files import file_name
 from ._handle import own
@@ -14,7 +15,6 @@ from ._model.info import ModelInfo
 from ._model.loading import load_file, load_path, load_splits
 from ._model.params import model_params, used_devices
 from ._model.weight_types import check_weight_types
-from ._params import elements
 from ._text import path_text
 from .errors import ForkError
 from .log import drain

@@ -35,11 +35,11 @@ from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from . import backend
+from ._checks import integer
 from ._devices import Device, new_device
 from ._endpoint import check_timeout, exposure, free_endpoint, knock, parse
 from ._ffi import ffi, lib
 from ._handle import after_end, live_objects
-from ._params import integer
 from ._subprocess import python_command
 from ._unique import Unique
 from .errors import (

@@ -374,11 +374,13 @@ def c_seed(seed: int | None) -> int:
     return lib.LLAMA_DEFAULT_SEED if seed is None else seed
 
 
-def check_temp(t: float) -> None:
+def check_temp(t: float, name: str = "t") -> None:
     """Check a temperature."""
-    check_number("t", t, 0)
+    check_number(name, t, 0)
     if 0 < t < MIN_TEMP:
-        raise ArgumentError(f"t={t} is neither 0, which takes the best, nor at least {MIN_TEMP:g}")
+        raise ArgumentError(
+            f"{name}={t} is neither 0, which takes the best, nor at least {MIN_TEMP:g}"
+        )
 
 
 def check_mirostat(tau: float, eta: float, seed: int | None) -> None:

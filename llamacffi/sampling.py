@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, overload
 
-from ._checks import check_object
+from ._checks import check_object, elements, flag
 from ._ffi import ffi, lib
 from ._hints import hinting
-from ._params import elements
 from ._sampling.chain import ChainBase, parts_of
 from ._sampling.plan import check_order, reseeded
 from ._sampling.recommended import chain_of
 from .candidates import Candidates
 from .errors import ArgumentError
 from .perf import SamplerPerf
-from .samplers import Dist, Greedy, MinP, Sampler, Temp, TopK, TopP
+from .samplers import Dist, Greedy, MinP, Sampler, Temp, TopK, TopP, check_seed, check_temp
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -66,7 +65,9 @@ class SamplerChain(ChainBase):
             ArgumentError: They cannot work in this order.
         """
         check_order(samplers)
-        super().__init__(samplers, vocab, bool(grammar_first), bool(no_perf))
+        super().__init__(
+            samplers, vocab, flag("grammar_first", grammar_first), flag("no_perf", no_perf)
+        )
 
     @classmethod
     @hinting
@@ -77,6 +78,8 @@ class SamplerChain(ChainBase):
             temp: The temperature; 0 always takes the best token.
             seed: For the random choice; None is another one each time.
         """
+        check_temp(temp, "temp")
+        check_seed(seed)
         if temp == 0:
             return cls(Greedy())
         return cls(TopK(40), TopP(0.95), MinP(0.05), Temp(temp), Dist(seed))
@@ -281,6 +284,7 @@ class SamplerChain(ChainBase):
 
         It does not take over the state.
         """
+        check_seed(seed)
         return self._new(tuple(reseeded(one, seed) for one in self._samplers))
 
     def perf(self) -> SamplerPerf:

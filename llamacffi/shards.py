@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._atomic import replacing_all
+from ._checks import flag, integer
 from ._ffi import ffi, lib
 from ._text import c_path, checked_path, new_uncleared
 from .errors import ArgumentError, GgufError
@@ -56,8 +57,9 @@ def split(
     Source: ``llama_split_path``.
     """
     for name, limit in (("max_tensors", max_tensors), ("max_bytes", max_bytes)):
-        if limit is not None and limit < 1:
+        if limit is not None and integer(name, limit) < 1:
             raise ArgumentError(f"{name}={limit} is less than 1")
+    no_tensor_first = flag("no_tensor_first", no_tensor_first)
     if not os.path.basename(name := checked_path(prefix, "prefix")):
         raise ArgumentError(f"prefix={name!r} has no name for the files to begin with: add one")
     if max_tensors is None and max_bytes is None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._checks import flag
 from ._context.restoring import PARTIAL, Remembering, ends, replace, state_size
 from ._context.room import Mark, check_room, check_room_to_restore
 from ._ffi import ffi, lib
-from ._params import CONVERTERS
 from ._unique import Unique
 from .errors import NativeError, StateError, UnsupportedError
 from .log import drain, with_log
@@ -73,7 +73,7 @@ class Snapshots(Remembering):
 
         Source: ``llama_state_seq_get_data_ext`` with ``LLAMA_STATE_SEQ_FLAGS_ON_DEVICE``.
         """
-        number, partial = self._sequence(seq_id), CONVERTERS["bool"]("partial", partial)
+        number, partial = self._sequence(seq_id), flag("partial", partial)
         if number is None:
             raise TypeError("a snapshot is of one sequence: seq_id must be an integer, not None")
         return self._snapshot_of(number, partial)

@@ -7,12 +7,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from ._atomic import replacing
+from ._checks import flag
 from ._context import state_format as format
 from ._context.identity import identity
 from ._context.restoring import Remembering, fits_surely, load, load_plain, save, save_plain
 from ._context.state_format import SavedState
 from ._context.state_format import StateInfo as StateInfo
-from ._params import CONVERTERS
 from ._sources import opened
 from ._text import path_text
 from .errors import ArgumentError, StateError
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from ._batch.input import Tokens
 
-_as_bool = CONVERTERS["bool"]
 # At least as many as the name of an architecture has, and its length.
 ARCHITECTURE_BYTES = 256
 
@@ -77,7 +76,7 @@ class States(Remembering):
 
         Source: ``llama_state_get_data``, ``llama_state_seq_get_data_ext``.
         """
-        seq_id, partial = self._sequence(seq_id), _as_bool("partial", partial)
+        seq_id, partial = self._sequence(seq_id), flag("partial", partial)
         with self._remembering() as ptr:
             return save(ptr, identity(self), b"", seq_id, partial)
 
@@ -109,7 +108,7 @@ class States(Remembering):
 
         Source: ``llama_state_set_data``, ``llama_state_seq_set_data_ext``.
         """
-        any_adapters = _as_bool("any_adapters", any_adapters)
+        any_adapters = flag("any_adapters", any_adapters)
         self._load(format.parse(data), self._sequence(seq_id), any_adapters)
 
     def save_file(
@@ -143,8 +142,8 @@ class States(Remembering):
         """
         from ._batch.input import token_array  # takes numpy, which the rest need not
 
-        seq_id, partial = self._sequence(seq_id), _as_bool("partial", partial)
-        if _as_bool("plain", plain) and partial:
+        seq_id, partial = self._sequence(seq_id), flag("partial", partial)
+        if flag("plain", plain) and partial:
             raise ArgumentError("a plain file has no place for partial=True")
         array = token_array(tokens).astype("int32")
         with self._remembering() as ptr:
@@ -181,7 +180,7 @@ class States(Remembering):
         Source: ``llama_state_load_file``, ``llama_state_seq_load_file``.
         """
         name = repr(path_text(path))
-        seq_id, any_adapters = self._sequence(seq_id), _as_bool("any_adapters", any_adapters)
+        seq_id, any_adapters = self._sequence(seq_id), flag("any_adapters", any_adapters)
         with opened(path) as file:
             head = file.read(format.HEADER.size)
             if not head.startswith(format.MAGIC):

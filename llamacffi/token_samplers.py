@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ._checks import INT32_MAX, check_int, check_number, check_object, check_text
+from ._checks import INT32_MAX, check_int, check_number, check_object, check_text, elements
 from ._ffi import ffi, lib
-from ._params import elements
 from ._tokens import token_id
 from .errors import ArgumentError, UnsupportedError
 from .samplers import Sampler, Selecting, c_seed, check_mirostat

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ._checks import flag
 from ._ffi import ffi, lib
 from ._text import Text, new_uncleared
 from ._tokens import outside, token_array, token_sequence
@@ -261,7 +262,11 @@ class Vocab(Tokenizing):
 
     def _style(self, remove_special: bool, unparse_special: bool, exact: bool) -> Any:
         """Return how to make a text, for C."""
-        flags = bool(remove_special), bool(unparse_special), bool(exact), self._adds_blank
+        flags = (
+            flag("remove_special", remove_special),
+            flag("unparse_special", unparse_special),
+            *(flag("exact", exact), self._adds_blank),
+        )
         return ffi.new("struct llamacffi_text_style *", flags)
 
     @cached_property

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._checks import integer
 from .._exclusive import Exclusive
 from .._ffi import ffi
 from .._handle import Pointer
-from .._params import integer
 from ..errors import ArgumentError
 from .input import INT32, pointer
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from .._checks import as_array, checked_indices
+from .._checks import as_array, checked_indices, is_text
 from .._ffi import ffi, lib
-from .._params import is_bytes
+from .._tokens import refuse_text
 from ..errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ SECTIONS: int = lib.GGML_MROPE_SECTIONS
 
 def token_array(tokens: Tokens) -> npt.NDArray[np.integer[Any]]:
     """Return token ids as an array whose values fit int32."""
+    refuse_text(tokens)
     array = _integer_array("tokens", tokens)
     if array.size == 0:
         return np.empty(0, np.int32)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
+    if array.ndim != 1 or array.dtype.kind not in "iu" or _has_bools(tokens):
         raise TypeError(f"tokens must be a sequence of integers, not {tokens!r:.80}")
     # Assigning a wider array to an int32 one would wrap silently.
     if array.dtype != np.int32 and not INT32.min <= array.min() <= array.max() <= INT32.max:
@@ -44,8 +45,8 @@ def token_array(tokens: Tokens) -> npt.NDArray[np.integer[Any]]:
 
 def _integer_array(name: str, values: Any) -> npt.NDArray[Any]:
     """Return values as an array; integers that are too large for numpy are refused."""
-    if is_bytes(values):
-        raise TypeError(f"{name} must be integers, not bytes: {values!r:.80}")
+    if is_text(values):
+        raise TypeError(f"{name} must be integers, not text or bytes: {values!r:.80}")
     array = as_array(name, values)
     if array.dtype.kind == "O" and array.size and all(isinstance(one, int) for one in array.flat):
         raise ArgumentError(f"{name} do not fit 32 bits: {min(array.flat)} to {max(array.flat)}")
@@ -85,7 +86,7 @@ def position_array(pos: Positions, n: int, sections: bool) -> npt.NDArray[np.int
             raise ArgumentError(f"pos={first} is out of range: 0 to {INT32.max - n}")
         return np.arange(first, first + n, dtype=np.int32)
     array = _integer_array("pos", pos)
-    if array.dtype.kind not in "iu" and array.size:
+    if (array.dtype.kind not in "iu" and array.size) or _has_bools(pos):
         raise TypeError(f"pos must be an integer or an array of integers, not {pos!r:.80}")
     shapes = [(n,), (SECTIONS, n)] if sections else [(n,)]
     if array.shape not in shapes:

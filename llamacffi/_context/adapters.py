@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .._checks import number
 from .._ffi import ffi
-from .._params import CONVERTERS
 from ..errors import AdapterError
 from ..log import with_log
 from .base import ContextBase
@@ -48,8 +48,7 @@ class Adapters(ContextBase):
         if not isinstance(chosen, Mapping):
             raise TypeError(f"adapters must be a mapping {{adapter: scale}}, not {adapters!r}")
         scales = {
-            self._checked(adapter): CONVERTERS["float"]("scale", scale)
-            for adapter, scale in chosen.items()
+            self._checked(adapter): number("scale", scale) for adapter, scale in chosen.items()
         }
         owners = [adapter.ptr for adapter in scales]
         applied, ptr = self._applied, self.ptr

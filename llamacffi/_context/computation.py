@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._batch.arrays import Attempt
-from .._checks import check_object
+from .._checks import check_object, flag
 from .._ffi import lib
-from .._params import CONVERTERS
 from ..errors import (
     AbortedError,
     ArgumentError,
@@ -160,7 +159,7 @@ class Computation(Threads):
 
         Source: ``llama_set_causal_attn``.
         """
-        causal, ptr = CONVERTERS["bool"]("causal", causal), self.ptr
+        causal, ptr = flag("causal", causal), self.ptr
         if causal and self._memoryless:
             raise UnsupportedError(f"{self.model!r} has no memory: its tokens always see all")
         with self.exclusive:
@@ -184,7 +183,7 @@ class Computation(Threads):
 
         Source: ``llama_set_embeddings``.
         """
-        embeddings, ptr = CONVERTERS["bool"]("embeddings", embeddings), self.ptr
+        embeddings, ptr = flag("embeddings", embeddings), self.ptr
         n_seq_max = lib.llama_n_seq_max(ptr)
         n_tokens = min(lib.llama_n_ctx(ptr), lib.llama_n_ubatch(ptr))
         if embeddings and pools_by_mean(ptr) and n_tokens % n_seq_max:

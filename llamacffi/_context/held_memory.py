@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .._checks import integer
 from .._ffi import ffi, lib
-from .._params import integer
 from ..errors import ArgumentError, UnsupportedError
 from .lineage import END
 from .newer import is_draft

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._checks import integer
 from .._ffi import ffi, lib
-from .._params import integer
 from .._views import float_view
 from ..errors import ArgumentError, ContextError, UnsupportedError
 from ..log import with_log
@@ -194,6 +194,8 @@ class Outputs(ContextBase):
 
     def check_output(self, i: int) -> None:
         """Raise IndexError unless the last batch has an output at index ``i``."""
+        if type(i) is not int:
+            integer("i", i)
         outputs = self._outputs
         if outputs is None:
             raise IndexError("there are no outputs: decode a batch first")

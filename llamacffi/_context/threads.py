@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .._checks import integer
 from .._exclusive import Exclusive, Together
 from .._ffi import lib
-from .._params import integer
 from ..errors import ArgumentError, ClosedError
 from ..threads import Placement, Threadpool, check_computing
 from .base import ContextBase

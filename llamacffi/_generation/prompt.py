@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .._checks import elements, is_text
 from .._hints import TEMPLATE
-from .._params import elements
 from ..errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def prompt_tokens(vocab: Vocab, prompt: Any, start: int, parse_special: bool) ->
         ArgumentError: There are none, or one is not in the vocabulary.
         TypeError: It is neither text nor tokens.
     """
-    if isinstance(prompt, str | bytes):
+    if is_text(prompt):
         ids = vocab.tokenize(prompt, add_special=start == 0, parse_special=parse_special)
         if start == 0:
             vocab.warn_of_second_bos(ids, stacklevel=5)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .._params import elements
+from .._checks import elements
 from .._text import StopFinder
 from ..errors import ArgumentError
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 from .. import backend
-from .._checks import check_text
+from .._checks import check_text, flag, integer
 from .._devices import BufferType, Device
 from .._ffi import ffi, lib
 from ..errors import ArgumentError, BackendUnavailableError, NativeError
@@ -237,12 +237,7 @@ def expert_overrides(cpu_moe: Any, n_cpu_moe: Any) -> list[tuple[str, Any]]:
         TypeError: ``cpu_moe`` is no bool, or ``n_cpu_moe`` no integer.
         ArgumentError: ``n_cpu_moe`` is negative or more than llama.cpp takes, or both are given.
     """
-    if not isinstance(cpu_moe, bool):
-        raise TypeError(f"cpu_moe must be True or False, not {cpu_moe!r}")
-    try:
-        n_layer = operator.index(n_cpu_moe)
-    except TypeError:
-        raise TypeError(f"n_cpu_moe must be an integer, not {n_cpu_moe!r}") from None
+    cpu_moe, n_layer = flag("cpu_moe", cpu_moe), integer("n_cpu_moe", n_cpu_moe)
     if n_layer < 0:
         raise ArgumentError(f"n_cpu_moe={n_layer} is negative; cpu_moe=True takes all layers")
     if n_layer > (most := lib.llama_max_tensor_buft_overrides()):

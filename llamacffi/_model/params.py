@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import backend
-from .._checks import warn
+from .._checks import number, warn
 from .._devices import Device, text
 from .._ffi import ffi, lib
-from .._params import CONVERTERS, Converter, fill
+from .._params import Converter, fill
 from ..errors import ArgumentError, BackendUnavailableError
 from . import load_mode
 from .overrides import expert_overrides, kv_overrides, override_pairs, tensor_buft_overrides
@@ -187,7 +187,7 @@ def tensor_split(value: Any) -> tuple[Any, object]:
         return (ffi.NULL if value is None else value), value
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"tensor_split must be a sequence of numbers, not {value!r}")
-    parts = [CONVERTERS["float"]("tensor_split", part) for part in value]
+    parts = [number("tensor_split", part) for part in value]
     limit = lib.llama_max_devices()
     if len(parts) > limit:
         raise ArgumentError(f"tensor_split has {len(parts)} parts; {limit} devices are the limit")

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .._checks import flag, integer
 from .._ffi import ffi, lib
 from .._handle import Pointer
-from .._params import integer
 from .._text import new_uncleared
 from .._tokens import outside, token_id
 from ..errors import ArgumentError, UnsupportedError
@@ -85,13 +85,13 @@ class Entries(Pointer):
         Source: ``llama_token_to_piece``.
         """
         token = self.check_one(token)
-        if lstrip and not 0 <= integer("lstrip", lstrip) <= INT32_MAX:
+        if not 0 <= integer("lstrip", lstrip) <= INT32_MAX:
             raise ArgumentError(f"lstrip={lstrip} is out of range: 0 to {INT32_MAX}")
         model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
         if self._type == lib.LLAMA_VOCAB_TYPE_NONE:
             return b""
         buffer = new_uncleared("char[]", PIECE_BYTES)
-        vocab, special = self._vocab, bool(special)
+        vocab, special = self._vocab, flag("special", special)
         n = lib.llama_token_to_piece(vocab, token, buffer, PIECE_BYTES, lstrip, special)
         if n < 0:
             buffer = new_uncleared("char[]", -n)

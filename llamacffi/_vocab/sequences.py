@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import backend
+from .._checks import elements, integer
 from .._ffi import ffi, lib
 from .._handle import make, own
-from .._params import elements, integer
 from .._tokens import token_array
 from ..errors import ArgumentError
 

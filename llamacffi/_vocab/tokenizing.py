@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .._checks import flag
 from .._ffi import ffi, lib
 from .._handle import make, own
 from .._text import Text, encode, encode_all, new_uncleared
@@ -33,18 +34,19 @@ class Tokenizing(Entries):
 
     def _tokens_of(self, text: Text, add_special: bool, parse_special: bool) -> tuple[Any, int]:
         """Return a C array with the tokens of a text, and how many they are."""
+        flags = flag("add_special", add_special), flag("parse_special", parse_special)
         data = encode(text)
         model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
         if self._limited or len(data) > INT32_MAX:
             self._check_text(data)
-        flags = bool(add_special), bool(parse_special), self._stack(len(data))
+        options = *flags, self._stack(len(data))
         try:
             if len(data) > lib.LLAMACFFI_SHORT_TEXT:
-                return self._tokens_of_long(data, flags)
+                return self._tokens_of_long(data, options)
             size = len(data) + 8  # seldom are there more; what is not used is not touched
             while True:
                 buffer = new_uncleared("llama_token[]", size)
-                n = lib.llamacffi_tokenize(self._tokenizer, data, len(data), buffer, size, *flags)
+                n = lib.llamacffi_tokenize(self._tokenizer, data, len(data), buffer, size, *options)
                 if n >= 0:
                     return buffer, n
                 size = -n
@@ -52,9 +54,9 @@ class Tokenizing(Entries):
             failure = str(error).removeprefix(f"{error.function}: ")
             raise with_log(TokenizeError(self._reason(failure, add_special))) from error
 
-    def _tokens_of_long(self, data: bytes, flags: tuple[bool, bool, int]) -> tuple[Any, int]:
+    def _tokens_of_long(self, data: bytes, options: tuple[bool, bool, int]) -> tuple[Any, int]:
         """Tokenize a long text, and give Python a chance to raise KeyboardInterrupt meanwhile."""
-        args = self._tokenizer, ffi.from_buffer(data), len(data), *flags
+        args = self._tokenizer, ffi.from_buffer(data), len(data), *options
         free = lib.llamacffi_tokens_free
         made = own(make(free, args[:2], lib.llamacffi_tokens_begin, *args))
         while lib.llamacffi_tokens_more(made):
@@ -70,17 +72,18 @@ class Tokenizing(Entries):
         """Return the tokens of all texts, and where each begins and the last ends."""
         import numpy as np
 
+        flags = flag("add_special", add_special), flag("parse_special", parse_special)
         threads, data = thread_count(n_threads), encode_all(texts)
         model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
         for i, one in enumerate(data):
             if self._limited or len(one) > INT32_MAX:
                 self._check_text(one, i)
         stack = self._stack(max(map(len, data), default=0))
-        flags = bool(add_special), bool(parse_special), stack
+        options = *flags, stack
         parts, starts, first = [np.empty(0, np.int32)], [0], 0
         for part in _parts(data):
             try:
-                made, ends = tokenize_all(self._tokenizer, part, flags, threads)
+                made, ends = tokenize_all(self._tokenizer, part, options, threads)
             except SequenceError as error:
                 index = first + error.index
                 reason = f"text {index}: {self._reason(str(error), add_special)}"

@@ -15,6 +15,7 @@ _elf _layout _libraries _frames _opening _unique
 _loading
 _chosen_libraries
 errors
+_checks
 _missing
 _ffi
 _types
@@ -24,7 +25,7 @@ _hints _path_hints _subprocess
 _life
 _exclusive
 _handle _callbacks _views _text _tokens _params _atomic _files
-_checks _regex _sampling.gbnf_rules
+_regex _sampling.gbnf_rules
 _sampling.gbnf _sampling.trigger samplers
 _gguf.types _gguf.values _gguf.kept
 _gguf.metadata _gguf.tensors

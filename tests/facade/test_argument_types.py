@@ -1,0 +1,222 @@
+"""A flag is True or False, and a number a number: no other value counts as one by accident."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+
+import numpy as np
+import pytest
+
+import llamacffi
+from llamacffi import ArgumentError, Batch, Candidates, ImatrixCollector, SamplerChain
+
+# What is none of a kind, though Python would take it for one: by its truth, or by conversion.
+WRONG = {
+    "bool": ["no", "", 0, 1, 5, 1.0, [], [1], np.int32(2), np.ones(1, bool), object()],
+    "int": ["3", b"3", 1.5, 1.0, True, [1], np.float32(1), np.bool_(True), object()],
+    "float": ["0.5", b"1", True, [1.0], 1j, np.bool_(True), np.ones(2), object()],
+}
+# What only this package makes or calls.
+INTERNAL = {
+    *("BufferType", "Capabilities", "ContextPerf", "DeviceMemory", "GgufTensor", "QuantizeResult"),
+    *("SamplerPerf", "Snapshot", "StateInfo", "Token", "demo.Entry", "log.LogLine", "Gguf"),
+    *("log.CapturedLog", "hub.Wanted", "rpc.Settings", "Imatrix"),
+    *("Batch.check", "Batch.submit", "Context.check_output", "Context.check_scores"),
+    *("Context.computing", "ContextShift.make_room", "Vocab.check_one", "Vocab.warn_of_second_bos"),
+    *("ControlVector.for_model", "log.level_number", "log.recent", "shards.open_all"),
+    *("shards.paths_of", "shards.prefix_of", "compute_imatrix.progress"),
+}
+# What is needed to call the others, with the names of objects that the test makes.
+ARRAY = np.ones((1, 4), np.float32)
+NEEDED = {
+    "AdaptiveP": {"target": 0.5},
+    "Batch": {"capacity": 8},
+    "Batch.set_one": {"token": 1, "pos": 0},
+    "Candidates.from_context": {"context": "context"},
+    "Context.load_file": {"path": "path"},
+    "Context.load_state": {"data": "state"},
+    "Context.save_file": {"path": "path"},
+    "Context.restore": {"snapshot": "snapshot"},
+    "Context.set_sampler": {"chain": None},
+    "ControlVector": {"array": ARRAY},
+    "ControlVector.from_array": {"array": ARRAY},
+    "CustomSampler": {"apply": len},
+    "DRY": {"multiplier": 1.0},
+    "Gguf.from_file": {"file": "file"},
+    "Gguf.open": {"path": "path"},
+    "Memory.copy": {"source": 0, "target": 1},
+    "Memory.cut": {"seq_id": 0, "p0": 0, "p1": 1},
+    "Memory.divide": {"seq_id": 0, "d": 2},
+    "Memory.fork": {"source": 0, "target": 1},
+    "Memory.shift": {"seq_id": 0, "delta": 1},
+    "MinP": {"p": 0.5},
+    "Model": {"path": "path"},
+    "Model.from_file": {"file": "file"},
+    "SamplerChain.from_model": {"model": "model"},
+    "SamplerChain.sample": {"context": "context"},
+    "TempExt": {"t": 1.0},
+    "TopP": {"p": 0.5},
+    "Typical": {"p": 0.5},
+    "Vocab.detokenize": {"tokens": [1]},
+    "Vocab.detokenize_batch": {"sequences": [[1]]},
+    "Vocab.detokenize_bytes": {"tokens": [1]},
+    "Vocab.n_tokens": {"text": "text"},
+    "Vocab.piece": {"token": 1},
+    "Vocab.tokenize": {"text": "text"},
+    "Vocab.tokenize_array": {"text": "text"},
+    "Vocab.tokenize_batch": {"texts": ["text"]},
+    "Vocab.tokenize_batch_array": {"texts": ["text"]},
+    "XTC": {"probability": 0.5},
+    "compute_imatrix": {"model": "model", "text": "text"},
+    "generate": {"context": "context", "prompt": "text"},
+    "rpc.add_server": {"endpoint": "127.0.0.1:1"},
+    "shards.split": {"source": "path", "prefix": "target"},
+}
+
+
+def public():
+    """Yield what users call, by name."""
+    for name in llamacffi.__all__:
+        one = getattr(llamacffi, name)
+        if not isinstance(one, types.ModuleType):
+            yield from of(name, one)
+        elif name not in ("constants", "enums"):
+            for inner, function in vars(one).items():
+                own = getattr(function, "__module__", None) == one.__name__
+                if own and inner not in llamacffi.__all__ and not inner.startswith("_"):
+                    yield from of(f"{name}.{inner}", function)
+
+
+def of(name, one):
+    """Yield a function, or a class and what of it is called: the setters of properties too."""
+    if inspect.isfunction(one):
+        yield name, one
+    if not inspect.isclass(one) or issubclass(one, (BaseException, dict)):
+        return
+    yield name, one
+    for inner in dir(one):
+        static = inspect.getattr_static(one, inner)
+        if inner.startswith("_"):
+            continue
+        if isinstance(static, property) and static.fset:
+            yield f"{name}.{inner}=", static.fset
+        elif isinstance(static, (classmethod, staticmethod)) or inspect.isfunction(static):
+            yield f"{name}.{inner}", getattr(one, inner)
+
+
+def parameters():
+    """Yield each flag and each number that users give, and whether it may be None."""
+    for name, function in public():
+        for one in inspect.signature(function).parameters.values():
+            kind, _, optional = str(one.annotation).partition(" | ")
+            if kind in WRONG and optional in ("", "None") and name not in INTERNAL:
+                yield pytest.param(name, function, one.name, kind, id=f"{name}({one.name})")
+
+
+@pytest.fixture(scope="module")
+def things(model, demo_path, tmp_path_factory):
+    context = llamacffi.Context(model, n_ctx=256, n_seq_max=2, n_threads=1)
+    batch = Batch.from_tokens([1, 2])
+    context.decode(batch)
+    chain = SamplerChain(llamacffi.Greedy(), vocab=model.vocab)
+    assert chain.names  # which makes it in C now, and not in one of the tests
+    selves = {
+        "Batch": Batch(4),
+        "Candidates": Candidates(np.ones(4)),
+        "Context": context,
+        "ImatrixCollector": ImatrixCollector(),
+        "Memory": context.memory,
+        "SamplerChain": chain,
+        "Vocab": model.vocab,
+    }
+    snapshot = context.snapshot()
+    target = tmp_path_factory.mktemp("target") / "x"
+    with open(demo_path, "rb") as file:
+        yield selves | {
+            **{"context": context, "model": model, "path": demo_path, "file": file},
+            **{"target": target, "snapshot": snapshot, "state": context.save_state()},
+        }
+    context.close()
+    chain.close()
+
+
+def call(function, arguments):
+    """Call a function; one that makes a context manager does its work when that is entered."""
+    result = function(**arguments)
+    if inspect.isgeneratorfunction(inspect.unwrap(function)):
+        result.__enter__()
+
+
+@pytest.mark.parametrize(("name", "function", "parameter", "kind"), list(parameters()))
+def test_a_value_of_another_kind(things, name, function, parameter, kind):
+    given = dict(NEEDED.get(name, {}))
+    for key, value in given.items():
+        if isinstance(value, str) and value in things:
+            given[key] = things[value]
+    first = next(iter(inspect.signature(function).parameters))
+    if first == "self" and not inspect.isclass(function):
+        given["self"] = things[name.split(".")[0]]
+    for wrong in WRONG[kind]:
+        with pytest.raises((TypeError, ArgumentError)) as caught:
+            call(function, {**given, parameter: wrong})
+        assert re.search(rf"\b{parameter}\b", str(caught.value)), (wrong, caught.value)
+        assert "missing" not in str(caught.value)
+
+
+def test_all_is_found():
+    assert len(list(parameters())) > 120
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"), [("bool", np.True_), ("int", np.int64(1)), ("float", 1)]
+)
+def test_values_that_are_of_the_kind(things, kind, given):
+    """What numpy has for it is of the kind too."""
+    vocab = things["Vocab"]
+    if kind == "bool":
+        assert vocab.tokenize("The", add_special=given) == vocab.tokenize("The", add_special=True)
+    elif kind == "int":
+        assert vocab.piece(given) == vocab.piece(1)
+    else:
+        assert llamacffi.Temp(given) == llamacffi.Temp(np.float32(1)) == llamacffi.Temp(1.0)
+
+
+BYTES = [bytes, bytearray, memoryview, lambda data: memoryview(data).cast("b")]
+
+
+@pytest.mark.parametrize("kind", BYTES, ids=["bytes", "bytearray", "memoryview", "chars"])
+def test_bytes_are_a_text_and_no_tokens(things, kind):
+    """Everywhere: they were ids in some places, and the same text in others."""
+    vocab, data = things["Vocab"], kind(b"The")
+    assert vocab.tokenize(data) == vocab.tokenize("The")
+    assert llamacffi.generate(things["context"], data, max_tokens=1).n_prompt == len(
+        vocab.tokenize("The", add_special=False)
+    )
+    for take in (
+        *(Batch.from_tokens, Batch(8).add, vocab.detokenize, vocab.detokenize_bytes, vocab.check),
+        *(things["SamplerChain"].accept_prompt, lambda one: vocab.detokenize_batch([one])),
+        lambda one: things["context"].save_file(things["target"], one),
+        lambda one: llamacffi.generate(things["context"], "The", stop_tokens=one),
+    ):
+        with pytest.raises(TypeError, match=r"tokens .*integers"):
+            take(data)
+    with pytest.raises(TypeError, match=r"not text or bytes.*tokenize\(\) makes them"):
+        Batch.from_tokens(data)
+    assert not things["target"].exists()
+
+
+def test_numbers_are_no_text(things):
+    with pytest.raises(TypeError, match="text must be str or bytes"):
+        things["Vocab"].tokenize(memoryview(np.arange(3, dtype=np.int32)))
+
+
+def test_flags_among_numbers(things):
+    """Of a list numpy makes integers of all."""
+    for wrong in ([True, 5], (5, False)):
+        for take in (Batch.from_tokens, lambda one: Batch(8).add([1, 2], pos=one)):
+            with pytest.raises(TypeError, match="integers, not"):
+                take(wrong)
+    with pytest.raises(TypeError, match="a token is an integer"):
+        llamacffi.compute_imatrix(things["model"], [True], chunk_size=1)
