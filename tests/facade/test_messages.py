@@ -126,7 +126,6 @@ def test_max_tokens_is_an_integer(context, value):
         ([{"role": "user", "content": "hi"}], r"not \[\{'role'.* Model.chat_template\(\) with a"),
         ({"role": "user", "content": "hi"}, r"not \{'role'.* messages of a chat"),
         (5, "prompt must be a sequence of tokens, or a text, not 5"),
-        (memoryview(b"ab"), "prompt must be a sequence of tokens, or a text, not <memory"),
         ([1, "a"], "prompt: a token is an integer, not str: 'a'"),
         ([[1, 2]], "prompt: a token is an integer, not list"),
         (np.array(["a"]), "prompt: tokens must be an array of integers"),
