@@ -57,12 +57,21 @@ class OpenFile:
     """For messages: the path if it has one."""
 
     def read(self, size: int) -> bytes:
-        """Return the first bytes of the contents, and move nothing."""
-        return os.pread(self.descriptor, size, self.offset)
+        """Return the first bytes of the contents, and move nothing.
+
+        Raises:
+            LoadError: The system failed.
+        """
+        try:
+            return os.pread(self.descriptor, size, self.offset)
+        except OSError as error:
+            raise LoadError(error.errno, error.strerror, self.name) from None
 
 
 @contextmanager
-def c_file(source: types.FileSource, *, offset: int | None = None) -> Iterator[OpenFile]:
+def c_file(
+    source: types.FileSource, *, offset: int | None = None, name: str | None = None
+) -> Iterator[OpenFile]:
     """Open what ``source`` reads a second time, for C, with a position of its own.
 
     Args:
@@ -70,6 +79,7 @@ def c_file(source: types.FileSource, *, offset: int | None = None) -> Iterator[O
             bytearray, a memoryview or an `io.BytesIO`, which are written to an anonymous file.
         offset: Where the contents begin, in bytes; by default at the position of a file, and at
             the first byte of bytes.
+        name: What to call it in messages; by default what `file_name` returns.
 
     Yields:
         The open file.  ``source`` stays open, and its position stays where it is.
@@ -82,7 +92,7 @@ def c_file(source: types.FileSource, *, offset: int | None = None) -> Iterator[O
     """
     if offset is not None:
         offset = _checked_offset(offset)
-    name = file_name(source)
+    name = file_name(source) if name is None else name
     if isinstance(source, (str, os.PathLike)):
         raise TypeError(f"{source!r} is a path; this takes a binary file, a descriptor or bytes")
     descriptor = _descriptor(source)
@@ -102,9 +112,9 @@ def c_file(source: types.FileSource, *, offset: int | None = None) -> Iterator[O
 
 def file_name(source: Any) -> str:
     """Return what to call ``source`` in a message."""
-    if isinstance(source, int):
-        return f"<descriptor {source}>"
-    name = getattr(source, "name", None)
+    name = source if isinstance(source, int) else getattr(source, "name", None)
+    if isinstance(name, int):  # as of what os.fdopen returns
+        return f"<descriptor {name}>"
     if isinstance(name, (str, bytes)) and name:
         return os.fsdecode(name)
     return f"<{type(source).__name__}>"
@@ -133,7 +143,7 @@ def _opened_anew(descriptor: int, name: str) -> io.FileIO:
     for path in _paths_of(descriptor, name):
         try:
             file = open_at_once(path)
-        except OSError:
+        except OSError:  # of another user, or behind a name that is not the file's any more
             continue
         if os.path.samestat(os.fstat(file.fileno()), wanted):
             return file
@@ -234,6 +244,8 @@ def check_readable(descriptor: int, name: str) -> None:
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
         raise ArgumentError(f"{name!r} is {kind}; read it, and give the bytes")
+    if flags & getattr(os, "O_PATH", 0):
+        raise ArgumentError(f"{name!r} is open for its path only (O_PATH); open it with 'rb'")
     if flags & os.O_ACCMODE == os.O_WRONLY:
         raise ArgumentError(f"{name!r} is open for writing only; open it with 'rb'")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ._ffi import lib
+from ._model.file_kind import LORA, kind_of
 from .errors import AdapterError
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def check_kind(gguf: Gguf, name: str, architecture: Any, whose: str) -> None:
         architecture: Of the model.
         whose: What to call the model.
     """
+    kind = kind_of(gguf.ptr)
+    if kind not in ("", LORA):
+        raise AdapterError(f"{name!r} is no LoRA adapter: it is {kind}")
     for key, wanted, what in (
         ("general.type", "adapter", "is no adapter"),
         ("adapter.type", "lora", "is no LoRA"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 import numpy as np
 
 from ._checks import FLOAT_MAX, INT32_MAX, as_array, check_int
+from ._model.file_kind import VECTOR, kind_of
 from ._sources import gguf_of, opened
 from .errors import AdapterError, ArgumentError, GgufError
 
@@ -222,6 +223,9 @@ class ControlVector:
 
 def _directions(gguf: Gguf, name: str) -> Mapping[int, npt.NDArray[Any]]:
     """Return the rows of a file by their layers."""
+    kind = kind_of(gguf.ptr)
+    if kind not in ("", VECTOR):
+        raise AdapterError(f"{name!r} is no control vector: it is {kind}")
     directions: dict[int, npt.NDArray[Any]] = {}
     for tensor in gguf.tensors.values():
         match = DIRECTION.fullmatch(tensor.name)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ._atomic import replacing
 from ._checks import flag
 from ._ffi import lib
-from ._files import check_readable, file_position, open_at_once
+from ._files import check_readable, file_name, file_position, open_at_once
 from ._gguf.files import map_file, metadata_of, parse, serialize
 from ._gguf.metadata import GgufMetadata
 from ._gguf.tensors import GgufTensor, Source, add_tensors, make_tensor, read_tensor
@@ -116,7 +116,7 @@ class Gguf(GgufMetadata):
             raise no_file("there is no such file", name) from None
         except OSError as error:
             raise LoadError(error.errno, error.strerror, name) from None
-        return cls(Source(data, 0, repr(name)), metadata_only=metadata_only)
+        return cls(Source(data, 0, repr(name), name), metadata_only=metadata_only)
 
     @classmethod
     def from_file(cls, file: BinaryIO, *, metadata_only: bool = False) -> Self:
@@ -132,10 +132,14 @@ class Gguf(GgufMetadata):
         """
         if not hasattr(file, "read") or not hasattr(file, "tell"):
             raise TypeError(f"file must be an open binary file, not {file!r}")
-        name = f"the file {getattr(file, 'name', file)!r}"
+        called = file_name(file)
+        name = f"the file {called!r}"
+        if isinstance(file, io.TextIOBase):
+            raise TypeError(f"{called!r} is a text file: open it in binary mode, 'rb'")
         try:
             # Others may have a descriptor too, but of what they decompress.
             if isinstance(getattr(file, "raw", file), io.FileIO):
+                check_readable(file.fileno(), called)
                 data = map_file(file.fileno(), file_position(file, file.fileno()), name)
             elif isinstance(file, io.BytesIO):
                 data = memoryview(file.getvalue())[file.tell() :]
@@ -144,8 +148,9 @@ class Gguf(GgufMetadata):
                 data = memoryview(file.read())
                 file.seek(start)
         except OSError as error:
-            raise LoadError(error.errno, f"cannot read {name}: {error}") from None
-        return cls(Source(data, 0, name), metadata_only=metadata_only)
+            raise LoadError(error.errno, error.strerror or str(error), called) from None
+        path = called if isinstance(getattr(file, "name", None), (str, bytes)) else None
+        return cls(Source(data, 0, name, path), metadata_only=metadata_only)
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Self:
@@ -204,6 +209,12 @@ class Gguf(GgufMetadata):
             return f"<Gguf of {len(self)} keys and {len(self._tensors)} tensors>"
         except ForkError:
             return "<Gguf of the parent process>"
+
+    @property
+    def _origin(self) -> str:
+        """What to call it where the name of a file is expected."""
+        path = None if self._source is None else self._source.path
+        return f"<Gguf of {len(self._tensors)} tensors>" if path is None else path
 
     def copy(self) -> Gguf:
         """Return another with the same metadata and tensors; their data are shared."""

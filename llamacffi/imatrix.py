@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._checks import INT32_MAX, check_int, check_object, elements, flag, is_text
+from ._model.file_kind import kind_of
 from .errors import ArgumentError, ContextError, GgufError
 from .gguf import Gguf
 
@@ -326,7 +327,9 @@ def _from_gguf(gguf: Gguf, path: Path) -> Imatrix:
     squares = {}
     names = [name.removesuffix(SUMS) for name in gguf.tensors if name.endswith(SUMS)]
     if not names:
-        raise GgufError(f"{os.fspath(path)!r} is no importance matrix")
+        kind = kind_of(gguf.ptr)
+        reason = f"it is {kind}" if kind else f"it has no tensors whose names end in {SUMS!r}"
+        raise GgufError(f"{os.fspath(path)!r} is no importance matrix: {reason}")
     for name in names:
         sums, counts = gguf.tensors[name + SUMS], gguf.tensors.get(name + COUNTS)
         if counts is None or {sums.type.name, counts.type.name} != {"F32"}:

@@ -18,6 +18,7 @@ from ._generated.enums import GgmlType
 from ._gguf.tensors import GgufTensor, computed_tensor
 from ._gguf.types import ggml_type, quantize_array, row_bytes
 from ._lora import ALPHA, EMBEDDING, INVOCATION, check_kind, fits, ggml_shape, pairs, shape_text
+from ._model.file_kind import MODEL, kind_of
 from ._text import checked_path
 from .errors import AdapterError, ArgumentError
 from .gguf import Gguf
@@ -74,8 +75,8 @@ def merge_lora(
     Raises:
         ModelNotFoundError: There is no such file.
         GgufError: One is no GGUF.
-        AdapterError: One is no LoRA, does not fit the model, makes numbers of its weights that are
-            not finite, or is activated by tokens (aLoRA).
+        AdapterError: The model is none; or an adapter is no LoRA, does not fit the model, makes
+            numbers of its weights that are not finite, or is activated by tokens (aLoRA).
         ArgumentError: A scale is no finite number, the type cannot be made, or the target is one
             of the files that are read.
         OSError: The target cannot be written.
@@ -88,11 +89,15 @@ def merge_lora(
         files = open_all(model)
         for gguf in files.values():
             stack.enter_context(gguf)
-        check_other(target, [*files, *paths])
+        kind = kind_of(next(iter(files.values())).ptr)
+        if kind not in ("", MODEL):
+            raise AdapterError(f"{model!r} is no model to merge an adapter into: it is {kind}")
+        check_other(target, files)
         merged = stack.enter_context(whole(files))
         changes: dict[str, Change] = {}
         for path, scale in zip(paths, adapters.values(), strict=True):
             adapter = stack.enter_context(Gguf.open(path))
+            check_other(target, [path])
             _add(changes, merged, adapter, path, number("scale", scale))
         for name, change in changes.items():
             base = merged.tensors[name]

@@ -19,6 +19,7 @@ from ._callbacks import bridged
 from ._ffi import ffi, lib
 from ._generated.enums import Ftype, GgmlType
 from ._gguf.types import dequantize_array, row_bytes
+from ._model.file_kind import MODEL, PROJECTOR, kind_of
 from ._quantize_params import ftype_name, ftype_of, ftypes, quantize_params
 from ._text import c_path, checked_path
 from .errors import ArgumentError, GgufError, NativeError, QuantizeError, UnsupportedError
@@ -131,6 +132,7 @@ def quantize(
         files = open_all(checked_path(source, "source"), metadata_only=True)
         for gguf in files.values():
             stack.enter_context(gguf)
+        _check_kind(source, next(iter(files.values())))
         struct, _keep = quantize_params(fields, list(files.values()))
         targets = _targets(target, struct, files)
         steps = _plan(source, struct, files)
@@ -146,6 +148,13 @@ def quantize(
             sum(step.nbytes for step in steps),
             sum(step.source.n_elements for step in steps),
         )
+
+
+def _check_kind(source: Any, gguf: Gguf) -> None:
+    """Raise for a file that is neither a model nor a projector, which is quantized like one."""
+    kind = kind_of(gguf.ptr)
+    if kind not in ("", MODEL, PROJECTOR):
+        raise QuantizeError(f"cannot quantize {os.fspath(source)!r}: it is {kind}")
 
 
 def _fields(ftype: Any, params: dict[str, Any]) -> dict[str, Any]:

@@ -35,15 +35,19 @@ if TYPE_CHECKING:
 class Source:
     """The bytes of a GGUF that was read: a mapped file, or an object of the caller's."""
 
-    __slots__ = ("buffer", "dropped", "name", "start")
+    __slots__ = ("buffer", "dropped", "name", "path", "start")
 
-    def __init__(self, buffer: memoryview | None, start: int, name: str) -> None:
+    def __init__(
+        self, buffer: memoryview | None, start: int, name: str, path: str | None = None
+    ) -> None:
         self.buffer = buffer
         """All of it, or None when it is closed."""
         self.start: int = start
         """Where the tensors begin."""
         self.name: str = name
         """For messages."""
+        self.path: str | None = path
+        """Of the file, if it has one."""
         self.dropped: bool = False
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from .._path_hints import no_file
 from .._text import c_path, checked_path
 from ..errors import ArgumentError, LoadError, ModelNotFoundError, NativeError
 from . import load_mode
-from .file_kind import check_kind
+from .file_kind import MAGIC, check_kind, check_magic
 from .hyperparameters import check_hyperparameters
 from .overrides import fit_kv_overrides
 from .vocabulary import check_vocabulary
@@ -72,10 +72,19 @@ def load_splits(paths: Sequence[Path], struct: Any, progress: Progress | None) -
 
 
 def load_file(
-    source: types.FileSource, offset: int | None, struct: Any, progress: Progress | None
+    source: types.FileSource,
+    offset: int | None,
+    struct: Any,
+    progress: Progress | None,
+    name: str | None = None,
 ) -> Made:
     """Load from an open file or bytes.  Source: ``llama_model_load_from_file_ptr``."""
-    with c_file(source, offset=offset) as file:
+    with c_file(source, offset=offset, name=name) as file:
+        if file.offset == file.size > 0:
+            raise LoadError(
+                f"{file.name!r} is read from its end, at byte {file.offset}: seek to where the "
+                "GGUF begins, or give offset="
+            )
         check_magic(file.read(len(MAGIC)), file.name)
         _check_mode(file, struct)
         load_ptr = lib.llama_model_load_from_file_ptr
@@ -190,9 +199,6 @@ def _reason() -> str:
     return "llama.cpp gives no reason"
 
 
-MAGIC: bytes = ffi.string(lib.GGUF_MAGIC)
-
-
 def check_gguf(path: Path) -> None:
     """Raise a clear error unless ``path`` is a file that begins as a GGUF does.
 
@@ -218,12 +224,6 @@ def check_gguf(path: Path) -> None:
     except OSError as error:
         raise LoadError(error.errno, error.strerror, name) from None
     check_magic(start, name)
-
-
-def check_magic(start: bytes, name: str | bytes) -> None:
-    """Raise LoadError unless ``start`` is how a GGUF begins."""
-    if start != MAGIC:
-        raise LoadError(f"{name!r} is no GGUF file: it begins with {start!r}")
 
 
 def _check_mode(file: OpenFile, struct: Any) -> None:

@@ -34,8 +34,9 @@ def load_gguf(gguf: Any, struct: Any, progress: Progress | None) -> Made:
         raise TypeError(f"without fill=, the model must be a Gguf with its tensors, not {gguf!r}")
     if not gguf.tensors and not struct.vocab_only:
         raise ArgumentError("the Gguf has no tensors: give fill=, or vocab_only=True")
-    with anonymous_file(gguf._pieces(), repr(gguf)) as file:
-        return load_file(file, 0, struct, progress)
+    name = gguf._origin
+    with anonymous_file(gguf._pieces(), name) as file:
+        return load_file(file, 0, struct, progress, name)
 
 
 def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) -> Made:
@@ -62,8 +63,9 @@ def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) ->
         return made
 
     metadata = _metadata_of(gguf)
-    check_metadata(struct, metadata, "<metadata>")
-    return load(call, struct, "<metadata>", None)
+    name = gguf._origin if isinstance(gguf, Gguf) else "<metadata>"
+    check_metadata(struct, metadata, name)
+    return load(call, struct, name, None)
 
 
 def _metadata_of(gguf: Any) -> Any:

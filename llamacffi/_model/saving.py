@@ -70,11 +70,23 @@ def _write(model: Model, ptr: Any, part: Path, path: str | os.PathLike[str]) -> 
         lib.llama_model_save_to_file(ptr, c_path(part))
     except NativeError as error:
         raise with_log(
-            UnsupportedError(f"llama.cpp cannot save a model of {model.architecture}: {error}")
+            UnsupportedError(
+                f"llama.cpp cannot save {_which(model, str(error))}: copy its file instead, or "
+                f"change a copy of it with Gguf ({error})"
+            )
         ) from error
     if errors := recent(logging.ERROR):  # it returns nothing
         explain_failure(part, path)
         raise with_log(OSError(errno.EIO, errors[0], os.fspath(path)))
+
+
+def _which(model: Model, reason: str) -> str:
+    """Return which models llama.cpp cannot save, of which this is one."""
+    # It knows of architectures; but with this vocabulary there is an array that it has no code for.
+    with_charsmap = lib.llama_vocab_type(model.vocab.ptr) == lib.LLAMA_VOCAB_TYPE_UGM
+    if with_charsmap and "supports_arch" not in reason:
+        return "a model whose vocabulary has a precompiled_charsmap, as that of T5"
+    return f"a model of the architecture {model.architecture!r}"
 
 
 def _add_tensor(saved: Gguf, name: str, tensor: Any) -> None:

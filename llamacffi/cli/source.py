@@ -31,7 +31,7 @@ def model_path(args: argparse.Namespace) -> Path:
 
 def model_hint(text: str) -> str | None:
     """Return what to say of a text that is the name of a model, there or not."""
-    from .._model.loading import MAGIC
+    from .._model.file_kind import MAGIC
 
     is_model = text.endswith(".gguf") and len(text.split()) == 1
     with contextlib.suppress(OSError, ValueError):  # ValueError: no file can be called so

@@ -335,7 +335,7 @@ def test_an_embedding_that_is_the_output_too(random_path, write, tmp_path):
 
 
 def test_files_that_are_no_adapters(llama, random_path, write, tmp_path):
-    with pytest.raises(AdapterError, match=r"is no adapter: its general.type is None"):
+    with pytest.raises(AdapterError, match=r"is no LoRA adapter: it is a model: load it with"):
         Adapter(llama, random_path("llama"))
     with pytest.raises(ModelNotFoundError, match="no such file"):
         Adapter(llama, tmp_path / "none")

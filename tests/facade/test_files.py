@@ -268,5 +268,5 @@ def test_names():
     with open(os.fsencode(os.devnull), "rb") as stream:
         assert file_name(stream) == os.devnull
     with tempfile.TemporaryFile() as stream:
-        assert file_name(stream) == "<BufferedRandom>"
+        assert file_name(stream) == f"<descriptor {stream.fileno()}>"
     assert file_name(pathlib.Path("x")) == "x"

@@ -150,7 +150,7 @@ def test_what_does_not_fit(path, tmp_path, out):
         (wide, adapter, r"is 128 x 128, and the parts are lora_a 64 x 4"),
         (path, activated, "only after certain tokens"),
         (path, other, "general.architecture is 'gemma'"),
-        (path, path, "general.type is None"),
+        (path, path, "it is a model: load it with"),
     ):
         with pytest.raises(AdapterError, match=message):
             merge_lora(base, {source: 1}, out)

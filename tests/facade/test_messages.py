@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from llamacffi import (
+    Adapter,
+    AdapterError,
     ArgumentError,
     Batch,
     Candidates,
@@ -23,10 +25,13 @@ from llamacffi import (
     Grammar,
     Imatrix,
     LlamaError,
+    LoadError,
     Model,
     ModelNotFoundError,
+    QuantizeError,
     SamplerChain,
     Threadpool,
+    UnsupportedError,
     compute_imatrix,
     generate,
     merge_lora,
@@ -36,6 +41,7 @@ from llamacffi import (
 )
 from llamacffi._generated.params import KINDS
 from llamacffi._hints import HINTS, OWNERS
+from tests.facade import loras
 
 
 class Wrong:
@@ -349,3 +355,113 @@ def test_text_that_c_cannot_have(demo_path, name, call):
 
 def importance(name):
     return {name: [1.0], "output.weight": [1.0]}
+
+
+@pytest.fixture
+def files(demo_path, context, tmp_path):
+    """A file of each kind, by name."""
+    lora = {"blk.0.attn_q.weight": (96, 96)}
+    vector = {1: np.ones(96, np.float32)}
+    importance = tmp_path / "importance.gguf"
+    compute_imatrix(context.model, "The llama is an animal. " * 60).save(importance)
+    return {
+        "a model": demo_path,
+        "a LoRA adapter": loras.write_lora(tmp_path / "lora.gguf", lora),
+        "a control vector": loras.write_control_vector(tmp_path / "vector.gguf", vector),
+        "an importance matrix": importance,
+    }
+
+
+def test_a_file_of_another_kind_is_called_what_it_is(context, files, demo_path, tmp_path):
+    model, lora, target = context.model, files["a LoRA adapter"], tmp_path / "new.gguf"
+    readers = {
+        "a model": [
+            (LoadError, Model),
+            (LoadError, lambda path: Model.from_gguf(Gguf.open(path))),
+            (LoadError, lambda path: Model.from_gguf(Gguf.open(path), lambda name, array: None)),
+            (QuantizeError, lambda path: quantize(path, target, "q8_0")),
+            (AdapterError, lambda path: merge_lora(path, {lora: 1.0}, target)),
+        ],
+        "a LoRA adapter": [
+            (AdapterError, lambda path: Adapter(model, path)),
+            (AdapterError, lambda path: merge_lora(demo_path, {path: 1.0}, target)),
+        ],
+        "a control vector": [(AdapterError, ControlVector.from_file)],
+        "an importance matrix": [
+            (GgufError, Imatrix.open),
+            (GgufError, lambda path: quantize(demo_path, target, "q4_0", imatrix=path)),
+        ],
+    }
+    assert readers.keys() == files.keys()
+    for wanted, calls in readers.items():
+        for error, call in calls:
+            for kind, path in files.items():
+                if kind != wanted:
+                    with pytest.raises(error, match=f"{path.name}'.*: it is {kind}: ") as caught:
+                        call(path)
+                    assert "FileIO" not in str(caught.value)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"", "is no GGUF file: it is empty$"),
+        (b"version https://git-lfs", r"b'vers', as a pointer of Git LFS does: .*`git lfs pull`"),
+        (b"<!DOCTYPE html>", "as a web page does: download the file itself"),
+        (b"tjgg", "as files of the time before GGUF do"),
+        (b"hello", "begins with b'hell'$"),
+    ],
+)
+def test_a_file_that_is_no_gguf(start, message, tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(start)
+    for load in (Model, lambda path: Model.from_file(path.read_bytes())):
+        with pytest.raises(LoadError, match=message):
+            load(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="only Linux has O_PATH")
+def test_errors_of_the_system_name_the_file(context, demo_path):
+    descriptor = os.open(demo_path, os.O_PATH)
+    try:
+        for read in (
+            Model.from_file,
+            lambda file: Adapter(context.model, file),
+            read_gguf,
+        ):
+            with pytest.raises(ArgumentError, match=r"descriptor \d+>' is open for its path only"):
+                read(descriptor)
+    finally:
+        os.close(descriptor)
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        with pytest.raises(LoadError, match="/proc/self/mem") as caught:
+            Model.from_file(memory)
+        assert caught.value.filename == "/proc/self/mem"
+
+
+def read_gguf(descriptor):
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        return Gguf.from_file(file)
+
+
+def test_a_text_file_given_to_gguf(tmp_path):
+    (tmp_path / "x").write_text("GGUF")
+    with open(tmp_path / "x") as file, pytest.raises(TypeError, match=r"'.*x' is a text file"):
+        Gguf.from_file(file)
+
+
+def test_a_model_that_llama_cpp_cannot_save(demo_path, random_path, tmp_path):
+    path, target = tmp_path / "charsmap.gguf", tmp_path / "saved.gguf"
+    with Gguf.open(demo_path) as gguf:
+        gguf["tokenizer.ggml.model"] = "t5"
+        data = bytes([0, 4, 0, 0]) + bytes(1024) + b"a\0"
+        gguf["tokenizer.ggml.precompiled_charsmap"] = np.frombuffer(data, np.uint8)
+        gguf.write(path)
+    for source, message in (
+        (path, "vocabulary has a precompiled_charsmap, .*: copy its file instead, or"),
+        (random_path("t5"), "a model of the architecture 't5': copy its file instead, or"),
+    ):
+        with Model(source) as model, pytest.raises(UnsupportedError, match=message):
+            model.save(target)
+    assert not target.exists()
