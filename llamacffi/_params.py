@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from ._checks import flag, integer, number
+from ._checks import check_int, flag, integer, number
 from ._ffi import ffi
 from ._hints import unknown_parameter
 from .errors import ArgumentError
@@ -53,9 +53,7 @@ def fill(
             convert = CONVERTERS.get(kinds[field]) or _enum(kinds[field])
             converted = kept = convert(field, value)
             if kinds[field] == "int":
-                least, most = limits.get(field) or _limits(name, field)
-                if not least <= converted <= most:
-                    raise ArgumentError(f"{field}={converted} is not in {least} to {most}")
+                check_int(field, converted, *(limits.get(field) or _limits(name, field)))
         keep.append(kept)
         try:
             setattr(struct, field, converted)

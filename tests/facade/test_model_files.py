@@ -243,9 +243,7 @@ def test_what_is_no_file_to_load_from(demo_path, tmp_path):
     with here, there, pytest.raises(ArgumentError, match="a socket"):
         Model.from_file(here.fileno())
     for content in (b"", b"GGU", b"PK\3\4 zip"):
-        with pytest.raises(
-            LoadError, match=r"'<bytes>' is no GGUF file: it (begins with|is empty)"
-        ):
+        with pytest.raises(LoadError, match=r"'<bytes>' is no GGUF file: it (begins with|is e)"):
             Model.from_file(content)
     with open(demo_path, "rb") as file:
         file.seek(10)
