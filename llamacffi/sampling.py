@@ -130,9 +130,8 @@ class SamplerChain(ChainBase):
         Source: ``llama_sampler_name``, ``llama_sampler_chain_get``, ``llama_sampler_chain_n``.
         """
         with self._exclusive:
-            return [
-                ffi.string(lib.llama_sampler_name(one)).decode() for one in parts_of(self._ready())
-            ]
+            owner = self._ready()  # held as long as its parts are looked at
+            return [ffi.string(lib.llama_sampler_name(one)).decode() for one in parts_of(owner)]
 
     @property
     def seed(self) -> int | None:

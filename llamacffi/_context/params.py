@@ -357,7 +357,8 @@ def _check_shared_memory(other: ContextBase, struct: Any) -> None:
         raise ArgumentError(
             f"ctx_other has n_seq_max={n_seq_max} and kv_unified={other.kv_unified}: give the same"
         )
-    memory = lib.llama_get_memory(other.ptr)
+    ptr = other.ptr  # held as long as its memory is looked at
+    memory = lib.llama_get_memory(ptr)
     if any(lib.llama_memory_seq_pos_max(memory, i) >= 0 for i in range(n_seq_max)):
         raise ArgumentError(
             "ctx_other remembers tokens, which llama.cpp would forget: create both contexts first"

@@ -305,7 +305,8 @@ def _enter(chain: SamplerChain, n_vocab: int) -> None:
 
 def check_first(chain: SamplerChain) -> None:
     """Check that the first sampler runs in the graph, with this model and on its device."""
-    name = ffi.string(lib.llama_sampler_name(parts_of(chain._held())[0])).decode()
+    owner = chain._held()  # as long as a part of it is looked at
+    name = ffi.string(lib.llama_sampler_name(parts_of(owner)[0])).decode()
     if name[0] not in "+?":  # on, or switched off
         what = name.removeprefix("-")
         raise with_log(UnsupportedError(f"the context cannot run {what!r} in its graph"))

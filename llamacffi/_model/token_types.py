@@ -39,7 +39,7 @@ def restore_token_types(model: Model, saved: Gguf) -> None:
     """
     import numpy as np
 
-    if lib.llama_vocab_type(model.vocab.ptr) == lib.LLAMA_VOCAB_TYPE_NONE:
+    if model.vocab.type == lib.LLAMA_VOCAB_TYPE_NONE:
         return
     attributes = _attributes(model)
     saved[KEY] = types = _types(attributes, last=True)

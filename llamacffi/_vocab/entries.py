@@ -34,7 +34,8 @@ class Entries(Pointer):
     def __init__(self, model: Model) -> None:
         self._model = model
         # It is the model's, and goes with it: whoever gives it to C holds `model.ptr` meanwhile.
-        self._vocab: Any = lib.llama_model_get_vocab(model.ptr)
+        ptr = model.ptr
+        self._vocab: Any = lib.llama_model_get_vocab(ptr)
         self._size: int = lib.llama_vocab_n_tokens(self._vocab)
         self._type: int = lib.llama_vocab_type(self._vocab)
         # Whether there are texts that C must not be given.
