@@ -48,4 +48,4 @@ def build_info() -> BuildInfo:
 
 
 def _text(chars: Any) -> str:
-    return ffi.string(chars).decode()  # type: ignore[no-any-return]
+    return str(ffi.string(chars), "utf-8")

@@ -149,4 +149,4 @@ def _own_lock(file: Path, layout: str) -> str:
 
 
 def _text(ffi: Any, chars: Any) -> str:
-    return ffi.string(chars).decode()  # type: ignore[no-any-return]
+    return str(ffi.string(chars), "utf-8")

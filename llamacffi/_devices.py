@@ -195,4 +195,4 @@ def extension(reg: Any, name: str) -> Any:
 
 def text(chars: Any) -> str:
     """Return a C string."""
-    return ffi.string(chars).decode(errors="replace")  # type: ignore[no-any-return]
+    return str(ffi.string(chars), "utf-8", "replace")

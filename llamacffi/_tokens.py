@@ -26,7 +26,7 @@ def token_id(token: object) -> int:
     """
     if not isinstance(token, bool):
         try:
-            return operator.index(token)  # type: ignore[arg-type]
+            return operator.index(token)  # type: ignore[arg-type]  # raises for others
         except TypeError:
             pass
     raise TypeError(f"a token is an integer, not {type(token).__name__}: {token!r:.80}")

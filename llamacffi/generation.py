@@ -192,7 +192,7 @@ class Generation(Unique, Iterator[Token]):
         """Return what to raise for an error of the generator behind it."""
         if str(error) != "generator already executing":
             return error
-        if is_inside(self._tokens.gi_frame):  # type: ignore[attr-defined]
+        if is_inside(self._tokens.gi_frame):  # type: ignore[attr-defined]  # of what `yield` makes
             return BusyError(
                 "this Generation is computing a token: what it calls meanwhile, as stop_when or "
                 "cb_eval, cannot use it"

@@ -241,7 +241,7 @@ def _attach(error: BaseException, note: str) -> None:
         error.add_note(note)
         return
     # Python 3.10 shows no notes.
-    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
+    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]  # as 3.11
     if note not in str(error.args[0]):
         error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
 

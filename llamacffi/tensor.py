@@ -57,7 +57,7 @@ class TensorView(Pointer):
     @property
     def name(self) -> str:
         """What the graph calls it."""
-        return ffi.string(self.ptr.name).decode(errors="replace")  # type: ignore[no-any-return]
+        return str(ffi.string(self.ptr.name), "utf-8", "replace")
 
     @property
     def op(self) -> GgmlOp:

@@ -69,7 +69,8 @@ class Vocab(Tokenizing):
         Source: ``llama_tokenize``.
         """
         buffer, n = self._tokens_of(text, add_special, parse_special)
-        return ffi.unpack(buffer, n)  # type: ignore[no-any-return]
+        found: list[int] = ffi.unpack(buffer, n)
+        return found
 
     def tokenize_array(
         self, text: Text, *, add_special: bool = True, parse_special: bool = False
@@ -189,7 +190,8 @@ class Vocab(Tokenizing):
             buffer = new_uncleared("char[]", size)
             n = lib.llamacffi_detokenize(self._vocab, array, count, buffer, size, style)
             if n >= 0:
-                return ffi.unpack(buffer, n)  # type: ignore[no-any-return]
+                found: bytes = ffi.unpack(buffer, n)
+                return found
             if n == INT32_MIN:
                 raise ArgumentError(f"the text of {count} tokens exceeds 2 GiB: give fewer at once")
             size = -n
@@ -241,7 +243,7 @@ class Vocab(Tokenizing):
         """
         ids = token_sequence(tokens)
         array, count = token_array(ids, self._size)
-        model = self._model.ptr  # noqa: F841
+        model = self._model.ptr  # noqa: F841  held meanwhile
         self._check_array(array, count)
         return ids
 

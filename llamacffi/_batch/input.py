@@ -78,7 +78,7 @@ def position_array(pos: Positions, n: int, sections: bool) -> npt.NDArray[np.int
     if isinstance(pos, bool):
         raise TypeError(f"pos must be an integer or an array of integers, not {pos!r}")
     try:
-        first = operator.index(pos)  # type: ignore[arg-type]
+        first = operator.index(pos)  # type: ignore[arg-type]  # raises for others
     except TypeError:
         pass
     else:

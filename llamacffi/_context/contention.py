@@ -10,7 +10,7 @@ from ..log import logger
 try:
     import resource
 except ImportError:  # not on every system
-    resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]  # no module
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -238,7 +238,8 @@ def load_plain(
 
     # All of it: a damaged position can be one that no removal of a sequence finds.
     replace(ptr, put, None, seq_id, partial=False, copy_first=True, copy_all=True)
-    return ffi.unpack(tokens, n_tokens)  # type: ignore[no-any-return]
+    found: list[int] = ffi.unpack(tokens, n_tokens)
+    return found
 
 
 def check_positions(ptr: Any) -> None:

@@ -100,7 +100,7 @@ class ModelInfo(Handle):
         Source: ``llama_ftype_name``.
         """
         name = lib.llama_ftype_name(self._known(lib.llama_model_ftype))
-        return ffi.string(name).decode()  # type: ignore[no-any-return]
+        return str(ffi.string(name), "utf-8")
 
     # Sizes
 

@@ -59,7 +59,8 @@ def _string(gguf: Any, key: str) -> bytes | None:
     at = lib.gguf_find_key(gguf, key.encode())
     if at < 0 or lib.gguf_get_kv_type(gguf, at) != lib.GGUF_TYPE_STRING:
         return None
-    return ffi.string(lib.gguf_get_val_str(gguf, at))  # type: ignore[no-any-return]
+    value: bytes = ffi.string(lib.gguf_get_val_str(gguf, at))
+    return value
 
 
 def _is_count(gguf: Any, i: int) -> bool:

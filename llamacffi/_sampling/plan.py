@@ -42,6 +42,6 @@ def plan_of(samplers: Sequence[Sampler]) -> tuple[Sampler, ...]:
 
 def reseeded(sampler: Sampler, seed: int | None) -> Sampler:
     """Return a sampler with another seed, if it has one."""
-    if "seed" in {field.name for field in fields(sampler)}:  # type: ignore[arg-type]
-        return replace(sampler, seed=seed)  # type: ignore[type-var]
+    if "seed" in {field.name for field in fields(sampler)}:  # type: ignore[arg-type]  # all are
+        return replace(sampler, seed=seed)  # type: ignore[type-var]  # all samplers are dataclasses
     return sampler

@@ -97,7 +97,8 @@ class Entries(Pointer):
         if n < 0:
             buffer = new_uncleared("char[]", -n)
             n = lib.llama_token_to_piece(vocab, token, buffer, -n, lstrip, special)
-        return ffi.unpack(buffer, n)  # type: ignore[no-any-return]
+        found: bytes = ffi.unpack(buffer, n)
+        return found
 
     def text(self, token: int) -> str:
         """Return the entry of the vocabulary, in its own notation (such as ``▁`` for a blank).
@@ -107,7 +108,7 @@ class Entries(Pointer):
         token = self._check_entry(token)
         model = self._model.ptr  # noqa: F841  the text is the model's
         chars = lib.llama_vocab_get_text(self._vocab, token)
-        return ffi.string(chars).decode(errors="replace")  # type: ignore[no-any-return]
+        return str(ffi.string(chars), "utf-8", "replace")
 
     def score(self, token: int) -> float:
         """Return the score of a token, whose meaning depends on the tokenizer.
@@ -149,7 +150,7 @@ class Entries(Pointer):
 
         Source: ``llamacffi_pieces_init``.
         """
-        model = self._model.ptr  # noqa: F841
+        model = self._model.ptr  # noqa: F841  held meanwhile
         return ffi.gc(lib.llamacffi_pieces_init(self._vocab), lib.llamacffi_pieces_free)
 
     @cached_property
@@ -158,7 +159,7 @@ class Entries(Pointer):
 
         Source: ``llama_vocab_is_eog``.
         """
-        model = self._model.ptr  # noqa: F841
+        model = self._model.ptr  # noqa: F841  held meanwhile
         vocab, is_eog = self._vocab, lib.llama_vocab_is_eog
         return tuple(token for token in range(self._size) if is_eog(vocab, token))
 
@@ -286,7 +287,7 @@ class Entries(Pointer):
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of the vocabulary while the model is held."""
-        model = self._model.ptr  # noqa: F841
+        model = self._model.ptr  # noqa: F841  held meanwhile
         return function(self._vocab, *args)
 
     def _special(self, function: Callable[..., int]) -> int | None:

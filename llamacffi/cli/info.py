@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
     from .._ffi import ffi, lib
 
     def text(chars: Any) -> str:
-        return ffi.string(chars).decode()  # type: ignore[no-any-return]
+        return str(ffi.string(chars), "utf-8")
 
     return {
         "llamacffi": version("llamacffi"),
