@@ -66,7 +66,8 @@ class Problem {
         case GGML_OP_GROUP_NORM:
             check_epsilon(node, number(node, 1));
             if (integer(node, 0) < 1 || integer(node, 0) > node->ne[2]) {
-                say(node, "normalizes %lld channels in %d groups", (long long)node->ne[2], integer(node, 0));
+                say(node, "normalizes %lld channels in %d groups: it needs 1 to as many groups as channels",
+                    (long long)node->ne[2], integer(node, 0));
             }
             break;
         case GGML_OP_ROPE:
@@ -91,7 +92,7 @@ class Problem {
         if (text[0]) {
             return;
         }
-        const int n = std::snprintf(text, sizeof(text), "%s (%s) ", node->name, ggml_op_name(node->op));
+        const int n = std::snprintf(text, sizeof(text), "in its graph, %s (%s) ", node->name, ggml_op_name(node->op));
         std::snprintf(text + n, sizeof(text) - n, format, values...);
     }
 
@@ -103,7 +104,7 @@ class Problem {
 
     void check_finite(const ggml_tensor *node, float value, const char *what) {
         if (!std::isfinite(value)) {
-            say(node, "computes with %s of %g", what, value);
+            say(node, "computes with %s of %g, which must be finite", what, value);
         }
     }
 
@@ -117,7 +118,7 @@ class Problem {
         }
         const bool sections = integer(node, 2) & GGML_ROPE_TYPE_MROPE;
         if (sections && integer(node, 11) <= 0 && integer(node, 12) <= 0 && integer(node, 13) <= 0) {
-            say(node, "rotates by positions of several parts, whose sections are empty");
+            say(node, "rotates by positions in several sections, one of which must be above 0");
         }
         if (!(number(node, 5) > 0) || std::isinf(number(node, 5))) {
             say(node, "rotates with a base frequency of %g, which must be above 0", number(node, 5));
@@ -127,8 +128,8 @@ class Problem {
         }
         const ggml_tensor *factors = node->src[2];
         if (factors && (factors->type != GGML_TYPE_F32 || factors->ne[0] < n_dims / 2)) {
-            say(node, "rotates %d dimensions with %lld factors of type %s", n_dims, (long long)factors->ne[0],
-                ggml_type_name(factors->type));
+            say(node, "rotates %d dimensions with %lld factors of type %s: it needs %d of type f32", n_dims,
+                (long long)factors->ne[0], ggml_type_name(factors->type), n_dims / 2);
         }
     }
 
@@ -141,7 +142,8 @@ class Problem {
         }
         const ggml_backend_buffer_t buffer = node->src[1]->buffer;
         if (buffer && ggml_backend_buffer_is_host(buffer)) {
-            say(node, "reads %s, which is %s", node->src[1]->name, ggml_type_name(node->src[1]->type));
+            say(node, "reads %s, which is %s: the processor does this with f32 only", node->src[1]->name,
+                ggml_type_name(node->src[1]->type));
         }
     }
 

@@ -107,7 +107,7 @@ Thread::Thread(size_t stack, std::function<void()> run_this)
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (memory == MAP_FAILED) {
         throw std::runtime_error("no address space for a stack of " + std::to_string(size >> 20) +
-                                 " MiB, which so long a text may need");
+                                 " MiB, which so long a text may need: give it in parts");
     }
     const sigset_t signals = asynchronous_signals();
     sigset_t before;
@@ -121,7 +121,7 @@ Thread::Thread(size_t stack, std::function<void()> run_this)
     pthread_attr_destroy(&attributes);
     if (failed) {
         munmap(memory, size);
-        throw std::runtime_error("the system has no thread left");
+        throw std::runtime_error("the system refuses to start one more thread");
     }
 }
 

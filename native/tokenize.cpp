@@ -172,7 +172,7 @@ void work(llamacffi_sequences &all, size_t worker, const Room &room, const Make 
                 made = make(i, buffer.data(), static_cast<int32_t>(buffer.size()));
             }
             if (made < 0) {
-                throw std::length_error("it is too long");
+                throw std::length_error("it has more tokens than 32 bits can count: give it in parts");
             }
             const char *data = reinterpret_cast<const char *>(buffer.data());
             all.places[i] = {worker, arena.size(), made * sizeof(Element)};

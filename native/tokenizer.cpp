@@ -199,7 +199,7 @@ llamacffi_tokenizer::Tokens llamacffi_tokenizer::all(std::string_view text, cons
     Tokens tokens(text.size() + 8);
     int32_t n = call(text, tokens.data(), static_cast<int32_t>(tokens.size()), options);
     if (n == std::numeric_limits<int32_t>::min()) {
-        throw std::length_error("it is too long");
+        throw std::length_error("it has more tokens than 32 bits can count: give it in parts");
     }
     if (n < 0) {
         tokens.resize(static_cast<size_t>(-n));

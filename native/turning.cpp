@@ -246,7 +246,7 @@ class Trial {
         }
         ggml_build_forward_expand(graph, result);
         if (ggml_backend_graph_compute(cpu.get(), graph) != GGML_STATUS_SUCCESS) {
-            throw std::runtime_error("the processor does not compute it");
+            throw std::runtime_error("the processor cannot compute it");
         }
         std::memcpy(rows.data(), x->data, n_bytes);
         return rows;
@@ -324,7 +324,7 @@ class Trial {
         const ggml_backend_sched_ptr sched(ggml_backend_sched_new(
             backends, nullptr, alone ? 1 : 2, N_NODES, /* parallel = */ false, /* op_offload = */ false));
         if (!ggml_backend_sched_alloc_graph(sched.get(), graph)) {
-            throw std::runtime_error("no memory");
+            throw std::runtime_error("there is no memory to try it");
         }
         fill(by, BY);
         if (matrix) {
@@ -336,7 +336,7 @@ class Trial {
             ggml_backend_tensor_set(matrix, unit.data(), 0, ggml_nbytes(matrix));
         }
         if (ggml_backend_sched_graph_compute(sched.get(), graph) != GGML_STATUS_SUCCESS) {
-            throw std::runtime_error("the device does not compute it");
+            throw std::runtime_error("the device cannot compute it");
         }
         ggml_backend_tensor_get(rows, stored.data(), 0, stored.size());
         return stored;
@@ -432,7 +432,7 @@ int32_t llamacffi_try_turning(const llama_context *context, int32_t type, bool o
             return LLAMACFFI_TURNS_NOTHING;
         }
         if (ggml_is_quantized(static_cast<ggml_type>(type)) && !graph->mixes_all) {
-            std::snprintf(reason, size, "it takes them for mixed, which is for heads of 64, 128 ...");
+            std::snprintf(reason, size, "it would multiply them with a matrix that is for other widths of heads");
             return LLAMACFFI_TURNS_NOT; // it would multiply them by a matrix that is not there
         }
         const Trial trial(*context, static_cast<ggml_type>(type), graph->mixes_some);
@@ -443,7 +443,7 @@ int32_t llamacffi_try_turning(const llama_context *context, int32_t type, bool o
             // One that splits tensors between devices takes none but those of a graph.
             const bool split = ggml_backend_dev_type(keys.device) == GGML_BACKEND_DEVICE_TYPE_META;
             if (!split && !trial.turns(keys)) {
-                std::snprintf(reason, size, "the result would be wrong");
+                std::snprintf(reason, size, "the result of a trial is wrong");
                 return LLAMACFFI_TURNS_NOT;
             }
         }

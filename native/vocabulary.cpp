@@ -131,7 +131,7 @@ std::string check_rwkv(const Array &tokens) {
         return "";
     }
     return "token " + std::to_string(begins) + " of the vocabulary begins with a newline, and no token is "
-           "one: llama.cpp would not come to an end";
+           "one: llama.cpp would look for it for ever";
 }
 
 // The number of characters, or -1 if it is not UTF-8: what llama.cpp would take it for differs from it.
@@ -163,9 +163,11 @@ std::string check_plamo2(const Array &tokens) {
         }
         work += n * n * n;
         if (work > plamo_work_max) {
-            return numbered("the tokens of the vocabulary up to %.0f, which has %.0f characters, are too "
-                            "long: llama.cpp would take minutes to look at all parts of all of them",
-                            double(i), n);
+            return numbered("the tokens of the vocabulary up to %.0f, which has %.0f characters, are too long: ",
+                            double(i), n) +
+                   numbered("the cubes of their lengths add up to %.3g, and above %.3g llama.cpp would take minutes "
+                            "to look at all their parts",
+                            work, plamo_work_max);
         }
     }
     return "";
@@ -201,7 +203,8 @@ std::string check_scores(const gguf_context *gguf, size_t n_tokens) {
     const float *data = static_cast<const float *>(gguf_get_arr_data(gguf, scores->key));
     for (size_t i = 0; i < std::min(scores->size, n_tokens); ++i) {
         if (!std::isfinite(data[i])) {
-            return numbered("the score of token %.0f of the vocabulary is %g", double(i), data[i]);
+            return numbered("the score of token %.0f of the vocabulary is %g: it must be a finite number",
+                            double(i), data[i]);
         }
     }
     return "";
@@ -214,7 +217,7 @@ std::string check_unique(const Array &tokens) {
         const auto [first, is_new] = seen.emplace(tokens[i], i);
         if (!is_new && !first->first.empty()) { // to empty ones it gives names of its own
             return "tokens " + std::to_string(first->second) + " and " + std::to_string(i) +
-                   " of the vocabulary have the same text";
+                   " of the vocabulary have the same text: each must have its own";
         }
     }
     return "";
