@@ -15,13 +15,15 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from . import info, run, tokenize
 from .failure import Failures
-from .source import model_hint
+from .source import is_model, model_hint
+from .spellings import NO_MODEL, no_command, other_option
 from .terminal import visible
 
 COMMANDS = (run, tokenize, info)
@@ -102,11 +104,15 @@ def make_parser() -> argparse.ArgumentParser:
         )
         sub.epilog = EXIT_CODES
         sub.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.commands = commands.choices
     return parser
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
+
+    commands: Mapping[str, Parser] = MappingProxyType({})
+    """The parsers of the commands, by name."""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit with code 2."""
@@ -115,6 +121,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse all arguments; of one that is unknown, say what may be meant."""
+        given = sys.argv[1:] if args is None else args
+        if hint := no_command(given):
+            self.error(hint)
+        command = self.commands.get(next(iter(given), ""), self)
+        if hint := other_option(given, command.options()):
+            command.error(hint)
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser = parsed.parser  # of the command: there are no others without one
@@ -124,15 +136,20 @@ class Parser(argparse.ArgumentParser):
             parser.error(parser.unknown_argument(unknown[0]))
         return parsed
 
+    def options(self) -> list[str]:
+        """Return the options that it knows, in all spellings."""
+        return [option for action in self._actions for option in action.option_strings]
+
     def unknown_argument(self, argument: str) -> str:
         """Return the message for an argument that is none of this parser's."""
         name = argument.partition("=")[0]
         if not argument.startswith("-"):
+            if is_model(argument) and "--model" not in self.options():
+                return f"{argument!r} is a model: {NO_MODEL}"
             takes_text = any(not action.option_strings for action in self._actions)
             remedy = "; a text with blanks needs quotes" if takes_text else ""
             return f"one argument too many: {argument!r}{remedy}"
-        options = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(name, options, n=1)
+        near = difflib.get_close_matches(name, self.options(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"unknown option {name!r}{hint}"
 

@@ -38,6 +38,8 @@ SETTINGS = {
     "--min-p": "min_p",
     "--repeat-penalty": "penalty_repeat",
 }
+# How llama.cpp's own programs spell some of them, too.
+SPELLINGS = {"--temp": ("--temperature",), "--seed": ("-s",)}
 
 
 def add_parser(
@@ -60,7 +62,7 @@ def add_parser(
         help="the prompt; without it, or if it is -: stdin, less a newline at the end",
     )
     add(
-        *("-n", "--max-tokens"),
+        *("-n", "--max-tokens", "--predict", "--n-predict"),
         metavar="N",
         type=checked(int, max_tokens),
         default=128,
@@ -93,7 +95,7 @@ def _add_samplers(group: argparse._ArgumentGroup) -> None:
         name = SETTINGS.get(flag)
         default = "another each time" if name is None else f"the file's, or {DEFAULTS[name]}"
         group.add_argument(
-            flag,
+            *(flag, *SPELLINGS.get(flag, ())),
             metavar=value,
             type=checked(number, functools.partial(_setting, sampler, field), field),
             help=f"{text} (default: {default})",
@@ -109,7 +111,7 @@ def _setting(sampler: Callable[..., Sampler], field: str, value: float) -> float
 def _add_params(group: argparse._ArgumentGroup) -> None:
     """Add the options that become parameters of the model and the context."""
     group.add_argument(
-        *("-c", "--ctx"),
+        *("-c", "--ctx", "--ctx-size"),
         metavar="N",
         type=checked(int, functools.partial(whole_number, 0)),
         help="tokens that fit the context; 0: as many as the model was trained with "
@@ -122,7 +124,7 @@ def _add_params(group: argparse._ArgumentGroup) -> None:
         help="threads (default: physical cores that other work leaves)",
     )
     group.add_argument(
-        "--ngl",
+        *("--ngl", "-ngl", "--gpu-layers", "--n-gpu-layers"),
         metavar="N",
         type=checked(int, functools.partial(whole_number, -1)),
         help="layers on the GPU; -1: all (default: llama.cpp's)",
@@ -210,7 +212,7 @@ def load(args: argparse.Namespace) -> Model:
     params: ModelParams = {}
     if args.ngl is not None:
         params["n_gpu_layers"] = args.ngl
-    with ProgressBar(f"loading {path.name}", sys.stderr, quiet=args.quiet) as bar:
+    with ProgressBar(f"loading {os.path.basename(path)}", sys.stderr, quiet=args.quiet) as bar:
         return Model(path, progress=bar, **params)
 
 

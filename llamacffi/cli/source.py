@@ -7,7 +7,6 @@ import contextlib
 import os
 import shlex
 import sys
-from pathlib import Path
 
 from .failure import UsageError
 
@@ -19,26 +18,33 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def model_path(args: argparse.Namespace) -> Path:
+def model_path(args: argparse.Namespace) -> str:
     """Return the file of ``-m``, or of the built-in model."""
     if args.model is not None:
-        # The shell does that, but not in --model=~/m.gguf.
-        return Path(os.path.expanduser(args.model))
+        # The shell does that, but not in --model=~/m.gguf.  No Path: that of a URL is another text.
+        path: str = os.path.expanduser(args.model)
+        return path
     from .. import demo
 
-    return demo.path()
+    return os.fspath(demo.path())
+
+
+def is_model(text: str) -> bool:
+    """Tell whether a text is the name of a model, there or not."""
+    from .._model.file_kind import MAGIC
+
+    if text.endswith(".gguf") and len(text.split()) == 1:
+        return True
+    with contextlib.suppress(OSError, ValueError):  # ValueError: no file can be called so
+        if os.path.isfile(text):
+            with open(text, "rb") as file:
+                return file.read(len(MAGIC)) == MAGIC
+    return False
 
 
 def model_hint(text: str) -> str | None:
-    """Return what to say of a text that is the name of a model, there or not."""
-    from .._model.file_kind import MAGIC
-
-    is_model = text.endswith(".gguf") and len(text.split()) == 1
-    with contextlib.suppress(OSError, ValueError):  # ValueError: no file can be called so
-        if not is_model and os.path.isfile(text):
-            with open(text, "rb") as file:
-                is_model = file.read(len(MAGIC)) == MAGIC
-    if not is_model:
+    """Return what to say of a text that is the name of a model; None if it is none."""
+    if not is_model(text):
         return None
     return f"{text!r} is a model and no text: did you mean -m {shlex.quote(text)}?"
 

@@ -50,7 +50,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
         (["run", "--ctx", str(2**31)], ["--ctx", f"{2**31} is not in 0"]),
         (["run", "--ngl", str(10**20)], ["--ngl", f"{10**20} is not in -1"]),
         (["run", "-n", str(10**20)], ["--max-tokens", f"{10**20} is neither -1 nor in 1 to"]),
-        (["run", "--temp", "-1"], ["--temp: -1.0 is not a finite number of at least 0"]),
+        (["run", "--temp", "-1"], ["--temp", ": -1.0 is not a finite number of at least 0"]),
         (["run", "--modle", "x", "hi"], ["unknown option '--modle'; did you mean --model?"]),
         (["run", "--modle=x", "hi"], ["unknown option '--modle'; did you mean --model?"]),
         (["tokenize", "--parse-specials", "hi"], ["did you mean --parse-special?"]),
@@ -58,7 +58,20 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
         (["run", "x.gguf", "hi"], ["'x.gguf' is a model", "did you mean -m x.gguf?"]),
         (["tokenize", "dir/x.gguf"], ["did you mean -m dir/x.gguf?"]),
         (["run", "two", "words"], ["one argument too many: 'words'", "quotes"]),
-        (["info", "m.gguf"], ["one argument too many: 'm.gguf' (see llamacffi info"]),
+        (["info", "m.gguf"], ["'m.gguf' is a model: `llamacffi info` tells of"]),
+        (["info", "-m", "m.gguf"], ["unknown option '-m': `llamacffi info` tells of this machine"]),
+        (["info", "too"], ["one argument too many: 'too' (see llamacffi info"]),
+        (["m.gguf"], ["'m.gguf' is a model: give a command first, as in", "run -m m.gguf`"]),
+        (["-m", "m.gguf"], ["give a command first, as in `llamacffi run -m FILE`"]),
+        (
+            ["run", "-p", "hi"],
+            ["unknown option '-p': give the text itself", "llamacffi run --help"],
+        ),
+        (["tokenize", "--prompt=hi"], ["unknown option '--prompt': give the text itself"]),
+        (["run", "-hf", "a/b"], ["unknown option '-hf': download the file, and give it with -m"]),
+        (["run", "-cnv", "-n", "3"], ["unknown option '-cnv'", "Model.chat_template()"]),
+        (["run", "hi", "--flash-attn", "on"], ["'--flash-attn': in Python, Model and Context"]),
+        (["run", "--", "-p", "x"], ["one argument too many: 'x'"]),
         (["tokenize", "--ids", "--count", "x"], ["--ids", "--count"]),
     ],
 )
@@ -173,3 +186,14 @@ def test_other_exceptions_are_called_bugs(failures: Failures) -> None:
     assert failures.line(KeyError("a")).startswith("internal error: KeyError: 'a'")
     assert "\n" not in failures.line(RuntimeError("a\nb"))
     assert failures.code(RuntimeError()) == 1
+
+
+def test_a_url_is_named_as_it_was_given(cli: Cli) -> None:
+    for url in ("https://host/x.gguf", "https:/host/x.gguf"):
+        words = "it is a URL: download the file, and give its path", repr(url)
+        assert_one_line(cli("run", "-m", url, "hi"), 1, *words)
+
+
+def test_an_empty_file(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty.gguf").touch()
+    assert_one_line(cli("run", "-m", "empty.gguf", "hi"), 1, "is no GGUF file: it is empty")

@@ -165,3 +165,22 @@ def test_why_it_is_slow(start_cli: StartCli) -> None:
     assert reason.startswith("llamacffi: slow: other work has the processors: 2 threads computed ")
     assert reason.endswith("fewer are much faster; try -t 1")
     assert SUMMARY.fullmatch(summary)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (["-n", 5], ["--n-predict", 5]),
+        (["-n", 5], ["--predict", 5]),
+        (["-n", 5, "-c", 256], ["-n", 5, "--ctx-size", 256]),
+        (["-n", 5, "--ngl", 0], ["-n", 5, "-ngl", 0]),
+        (["-n", 5, "--ngl", 0], ["-n5", "--gpu-layers", 0]),
+        (["-n", 5, "--ngl", 0], ["-n", 5, "--n-gpu-layers=0"]),
+        (["-n", 5, "--temp", 2, "--seed", 3], ["-n", 5, "--temperature", 2, "-s", 3]),
+    ],
+)
+def test_options_as_llama_cpp_spells_them(cli, ours, theirs):
+    fixed = [] if "--seed" in ours else ["--temp", 0]
+    done = cli("run", *fixed, *theirs, "The llama")
+    assert done.returncode == 0
+    assert done.stdout == cli("run", *fixed, *ours, "The llama").stdout
