@@ -10,6 +10,7 @@ from tests.facade import loras
 
 SETUP = """
 import faulthandler, gc, itertools, os, random, signal, sys, threading, time
+from collections import Counter
 faulthandler.enable()
 from llamacffi import *
 from llamacffi._handle import live_objects
@@ -25,7 +26,7 @@ MAKERS = {
         Grammar("root ::= [a-z ]*"), Penalties(), Dist(1), vocab=model.vocab
     ).clone(),
     "vocab": lambda model: model.vocab.tokenize_batch(["The llama", "is"] * 20),
-    "save": lambda model: model.save(os.path.join(os.getcwd(), "saved.gguf")),
+    "save": lambda model: model.save(os.path.join(os.getcwd(), "saved.gguf")) or "saved",
     "generate": lambda model: generate(
         Context(model, n_ctx=32, n_threads=1), "The", max_tokens=3
     ).text(),
@@ -62,6 +63,7 @@ def test_the_model_is_closed_while_other_threads_make_things_of_it(quiet):
     quiet("""
         randomly = random.Random(1)
         sys.setswitchinterval(1e-5)
+        n_made = n_late = 0
         for i in range(60):
             model, made, errors = Model(path), [], []
             begin = threading.Barrier(3)
@@ -87,7 +89,10 @@ def test_the_model_is_closed_while_other_threads_make_things_of_it(quiet):
             for one in made:
                 if hasattr(one, "closed"):
                     assert one.closed, one
+                n_late += one is None
+                n_made += one is not None
             del made, threads, work, model, one
+        assert n_made > 20 and n_late > 20, (n_made, n_late)
         gc.collect()
         assert live_objects() == 0, live_objects()
     """)
@@ -127,11 +132,13 @@ def test_contexts_are_made_while_adapters_come_and_go(quiet):
     quiet("""
         sys.setswitchinterval(1e-5)
         model, errors, stop = Model(path), [], threading.Event()
+        rounds = Counter()
 
         def forever(work):
             try:
                 while not stop.is_set():
                     work()
+                    rounds[threading.get_ident()] += 1
             except BaseException as error:
                 errors.append(error)
                 stop.set()
@@ -159,6 +166,7 @@ def test_contexts_are_made_while_adapters_come_and_go(quiet):
         for thread in threads:
             thread.join()
         assert not errors, errors
+        assert len(rounds) == 4 and min(rounds.values()) > 9, rounds
         model.close()
         del threads
         gc.collect()

@@ -200,12 +200,16 @@ WORKS: tuple[Work, ...] = (
 )
 
 
+# What must happen at least every five seconds.
+OFTEN = ("done", "interrupted", "well", "in a thread", "closed by a thread")
+
+
 class Soak:
     """One run."""
 
     def __init__(self, seconds: float, seed: int, directory: Path) -> None:
         """Prepare it: the models, and what is right."""
-        self.random, self.seed = random.Random(seed), seed
+        self.random, self.seed, self.seconds = random.Random(seed), seed, seconds
         self.end = time.monotonic() + seconds
         self.count: Counter[str] = Counter()
         self.errors: list[str] = []
@@ -245,6 +249,9 @@ class Soak:
         gc.collect()
         if live_objects() and not self.errors:
             self.errors.append(f"{live_objects()} objects are left")
+        for name in OFTEN if not self.errors else ():
+            if self.count[name] < self.seconds / 5:
+                self.errors.append(f"{name}: {self.count[name]} times in {self.seconds} s")
 
     def guard(self, work: Callable[[int], None], number: int) -> None:
         """Note what must not be raised."""
@@ -304,7 +311,7 @@ class Soak:
 
     def is_well(self, user: User) -> bool:
         """Return whether a context can be used on; if so, it must compute the right text."""
-        for _ in range(20):
+        for _ in range(100):
             try:
                 user.settle()
                 text = user.text()
@@ -318,8 +325,9 @@ class Soak:
                     continue
                 raise
             assert text == self.want, (text, self.want)
+            self.count["well"] += 1
             return True
-        return True  # always somebody in between
+        raise AssertionError("another thread has always been in between")
 
     def use_shared(self, number: int) -> None:
         """Use a model that another thread uses too, in contexts of one's own."""
