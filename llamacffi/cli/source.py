@@ -33,7 +33,8 @@ def is_model(text: str) -> bool:
     """Tell whether a text is the name of a model, there or not."""
     from .._model.file_kind import MAGIC
 
-    if text.endswith(".gguf") and len(text.split()) == 1:
+    # A question may end so too, but seldom with a directory in it.
+    if text.lower().endswith(".gguf") and (len(text.split()) == 1 or os.path.dirname(text)):
         return True
     with contextlib.suppress(OSError, ValueError):  # ValueError: no file can be called so
         if os.path.isfile(text):
