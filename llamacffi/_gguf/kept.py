@@ -13,28 +13,21 @@ import numpy as np
 
 from .._generated.enums import GgufType
 from ..errors import GgufError
-from .values import (
-    NUMBERS,
-    SHORT,
-    Typed,
-    holds,
-    typed,
-    typed_array,
-)
+from .numbers import NUMBERS, SHORT, holds, loses, loses_one
+from .values import Typed, plain, typed, typed_array
 
 
 def kept(key: str, value: Any, old: Typed) -> Typed:
     """Return what to store for ``value`` under a key that has the type ``old``.
 
-    A value of another kind, as text for a number, is stored as under a new key.  One value may take
-    the place of an array, and an array that of one value.
+    One value may take the place of an array, and an array that of one value.
 
     Raises:
         TypeError: GGUF has nothing like the value.
-        GgufError: It is a number that the type does not hold.
+        GgufError: The type does not hold it: it is of another kind, as text for a number, or out of
+            range.
     """
-    if isinstance(value, np.ndarray) and not value.ndim:
-        value = value[()]
+    value = plain(value)
     if isinstance(value, (bool, int, float, str, bytes, np.generic)):
         return _scalar(key, value, old.type)
     if isinstance(value, (np.ndarray, Sequence)):
@@ -45,20 +38,25 @@ def kept(key: str, value: Any, old: Typed) -> Typed:
 def _scalar(key: str, value: Any, type_: GgufType) -> Typed:
     kind = _kind(type_)
     if kind == "f" and isinstance(value, int) and not isinstance(value, bool):
-        try:  # of more than 64 bits, too
-            value = float(value)
-        except OverflowError:
-            raise _not_held(key, type_, repr(value)) from None
+        dtype = NUMBERS[type_]  # of more than 64 bits, too
+        if abs(value) > float(np.finfo(dtype).max) or loses_one(value, dtype):
+            raise _not_held(key, type_, repr(value))
+        return Typed(type_, float(value))
     new = typed(key, value, None)
     number = new.value
     if kind == "b" and _kind(new.type) in "iuf" and number in (0, 1):
         return Typed(type_, bool(number))
-    if not _both_numbers(type_, new.type):
+    if kind in "Sb" and kind == _kind(new.type):
         return new
+    if not _both_numbers(type_, new.type):
+        raise _not_held(key, type_, repr(value))
     if isinstance(value, (float, np.floating)):
         number = float(value)  # not rounded
     if kind == "f":
-        fits = not math.isfinite(number) or abs(number) <= float(np.finfo(NUMBERS[type_]).max)
+        dtype = NUMBERS[type_]
+        fits = not math.isfinite(number) or (
+            abs(number) <= float(np.finfo(dtype).max) and not loses_one(number, dtype)
+        )
         number = float(number) if fits else number
     else:
         fits = math.isfinite(number) and int(number) == number
@@ -74,13 +72,16 @@ def _array(key: str, value: Any, old: Typed) -> Typed:
     array, type_ = new.value, old.type
     if _kind(type_) == "b" and _kind(new.type) in "iuf" and np.isin(array, (0, 1)).all():
         return Typed(type_, array.astype(bool), True)
-    if not _both_numbers(type_, new.type):
+    if _kind(type_) in "Sb" and _kind(type_) == _kind(new.type):
         return new
+    if not _both_numbers(type_, new.type):
+        raise _not_held(key, type_, f"an array of {SHORT[new.type]}")
     dtype, finite = NUMBERS[type_], array[np.isfinite(array)]
     if dtype.kind == "f":
         fits = not finite.size or np.abs(finite.astype(np.float64)).max() <= float(
             np.finfo(dtype).max
         )
+        fits = fits and not loses(finite, dtype)
     else:
         fits = len(finite) == len(array) and bool((np.trunc(array) == array).all())
         fits = fits and (not array.size or holds(type_, int(array.min()), int(array.max())))
@@ -100,6 +101,6 @@ def _both_numbers(one: GgufType, other: GgufType) -> bool:
 
 def _not_held(key: str, type_: GgufType, what: str) -> GgufError:
     return GgufError(
-        f"{key!r} is of type {SHORT[type_]}, which cannot hold {what}: to give it another type, "
-        "which llama.cpp may not read, use set(key, value, type=...)"
+        f"{key!r} is of type {SHORT[type_]}, which cannot hold {what:.80}: to give it another "
+        "type, which llama.cpp may not read, use set(key, value, type=...)"
     )

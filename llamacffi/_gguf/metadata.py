@@ -70,17 +70,17 @@ class GgufMetadata(Handle, MutableMapping[str, "Value"]):
             key: Its name.
             value: bool, int, float, str, bytes, a scalar of numpy, or a list or an array of them.
             type: How to store it, or the elements of an array: ``"u8"``, ``"i8"``, ... ``"u64"``,
-                ``"i64"``, ``"f32"``, ``"f64"``, ``"bool"`` or ``"str"``.  If omitted, a number
-                gets the type of the number that the key has, or of those in its array: it is
-                converted, from numpy's types too, and must fit.  Under a new key, and in the place
-                of another kind of value, numpy's scalars and arrays keep their types; other values
-                get what llama.cpp looks for: ``u32`` (in arrays ``i32``) or the first that holds
-                them, and ``f32``.
+                ``"i64"``, ``"f32"``, ``"f64"``, ``"bool"`` or ``"str"``.  If omitted, a key keeps
+                its type, and so do the elements of its array: a number is converted, from numpy's
+                types too, and must fit.  A new key gets what llama.cpp looks for: ``u32`` (in
+                arrays ``i32``) or the first that holds the value, and ``f32``.  Only numpy's types
+                of less than 64 bits, which it never chooses by itself, are kept.
 
         Raises:
             TypeError: GGUF has no such values.
             GgufError: The value or the key cannot be stored, or the type of the key does not hold
-                the value.
+                the value: it is of another kind, out of range, or a float type would make another
+                integer of it, or zero.
 
         Source: the ``gguf_set_val_*`` functions, ``gguf_set_arr_data``, ``gguf_set_arr_str``.
         """

@@ -8,10 +8,24 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .._checks import check_text
+from .._checks import check_text, is_text
 from .._ffi import ffi, lib
 from .._generated.enums import GgufType
 from ..errors import ArgumentError, GgufError
+from .numbers import (
+    ELEMENTS,
+    NUMBERS,
+    SHORT,
+    check_range,
+    dtype_type,
+    holds,
+    is_default,
+    loses,
+    loses_one,
+    lost,
+    scalar_type,
+    usual_type,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -21,36 +35,11 @@ if TYPE_CHECKING:
     # What `Gguf` gives for a key.
     Value: TypeAlias = bool | int | float | str | list[str] | Array
     # What it takes.
-    Settable: TypeAlias = Value | bytes | np.generic | Sequence[Any]
+    Settable: TypeAlias = Value | bytes | bytearray | memoryview | np.generic | Sequence[Any]
 
-NUMBERS: dict[GgufType, np.dtype[Any]] = {
-    GgufType.UINT8: np.dtype(np.uint8),
-    GgufType.INT8: np.dtype(np.int8),
-    GgufType.UINT16: np.dtype(np.uint16),
-    GgufType.INT16: np.dtype(np.int16),
-    GgufType.UINT32: np.dtype(np.uint32),
-    GgufType.INT32: np.dtype(np.int32),
-    GgufType.FLOAT32: np.dtype(np.float32),
-    GgufType.BOOL: np.dtype(np.bool_),
-    GgufType.UINT64: np.dtype(np.uint64),
-    GgufType.INT64: np.dtype(np.int64),
-    GgufType.FLOAT64: np.dtype(np.float64),
-}
-TYPES = {dtype: type_ for type_, dtype in NUMBERS.items()}
-# "u8", "str", ...: the ends of gguf_get_val_* and gguf_set_val_*.
-SHORT: dict[GgufType, str] = {
-    type_: ffi.string(lib.gguf_type_name(type_)).decode()
-    for type_ in GgufType
-    if type_ != GgufType.COUNT
-}
 BY_NAME = {name: type_ for type_, name in SHORT.items()} | {one.name.lower(): one for one in SHORT}
 
-# What llama.cpp looks for: a key of unsigned 32 bits, and arrays of signed 32 bits.
-SCALARS = (GgufType.UINT32, GgufType.INT32, GgufType.UINT64, GgufType.INT64)
-ELEMENTS = (GgufType.INT32, GgufType.UINT32, GgufType.INT64, GgufType.UINT64)
-
 KEY_BYTES = 2**16 - 1  # of a key, by the specification of the format
-EXEMPT = (float("inf"), float("-inf"))  # numbers that any float type has, as it has nan
 MOST = 2**30  # bytes of a string and elements of an array: gguf.cpp reads no more
 
 
@@ -126,6 +115,15 @@ def decode(chars: Any) -> str:
     return str(ffi.string(chars), "utf-8", "surrogateescape")
 
 
+def plain(value: Any) -> Any:
+    """Return an array of no dimensions as its element, and what is like bytes as bytes."""
+    if isinstance(value, np.ndarray) and not value.ndim:
+        return value[()]
+    if is_text(value) and not isinstance(value, (str, bytes)):
+        return bytes(value)
+    return value
+
+
 def typed(key: str, value: Any, type_: AnyGgufType | None) -> Typed:
     """Return what to store for ``value``.
 
@@ -139,47 +137,15 @@ def typed(key: str, value: Any, type_: AnyGgufType | None) -> Typed:
         GgufError: The value does not fit the type.
     """
     wanted = None if type_ is None else gguf_type(type_)
-    if isinstance(value, np.ndarray) and not value.ndim:
-        value = value[()]
+    value = plain(value)
     if isinstance(value, (bool, int, float, str, bytes, np.generic)):
-        wanted = _scalar_type(key, value) if wanted is None else wanted
+        wanted = scalar_type(key, value) if wanted is None else wanted
         return Typed(wanted, _scalar(key, value, wanted))
     if isinstance(value, (np.ndarray, Sequence)):
         return typed_array(key, value, wanted)
     raise TypeError(
         f"{key!r} cannot be {value!r}: GGUF has bool, int, float, str, bytes, and arrays of them"
     )
-
-
-def _scalar_type(key: str, value: Any) -> GgufType:
-    if isinstance(value, (str, bytes)):
-        return GgufType.STRING
-    if isinstance(value, np.generic):
-        return dtype_type(key, value.dtype)
-    if isinstance(value, bool):
-        return GgufType.BOOL
-    if isinstance(value, int):
-        fitting = (one for one in SCALARS if holds(one, value, value))
-        return next(fitting, GgufType.INT64)  # the last says that it is out of range
-    large = np.isfinite(value) and abs(value) > float(np.finfo(np.float32).max)
-    return GgufType.FLOAT64 if large else GgufType.FLOAT32
-
-
-def dtype_type(key: str, dtype: np.dtype[Any]) -> GgufType:
-    if dtype == np.float16:
-        return GgufType.FLOAT32  # which holds each of them
-    found = TYPES.get(dtype.newbyteorder("="))
-    if found is None:
-        raise TypeError(f"{key!r} cannot be of numpy's type {dtype}: GGUF has none like it")
-    return found
-
-
-def holds(type_: GgufType, lowest: int, highest: int) -> bool:
-    dtype = NUMBERS.get(type_)
-    if dtype is None or dtype.kind not in "iu":
-        return False
-    limits = np.iinfo(dtype)
-    return bool(limits.min <= lowest and highest <= limits.max)
 
 
 def _scalar(key: str, value: Any, type_: GgufType) -> Any:
@@ -192,30 +158,15 @@ def _scalar(key: str, value: Any, type_: GgufType) -> Any:
             return bool(value)
     elif kind == "f":
         if not isinstance(value, (str, bytes)):
-            number = value if isinstance(value, int) else float(value)
-            _check_range(key, number, number, type_)
+            number = value if isinstance(value, (int, np.integer)) else float(value)
+            check_range(key, number, number, type_)
+            if loses_one(number, NUMBERS[type_]):
+                raise lost(key, type_, number)
             return float(number)
     elif isinstance(value, (int, np.integer)):
-        _check_range(key, int(value), int(value), type_)
+        check_range(key, int(value), int(value), type_)
         return int(value)
     raise TypeError(f"{key!r} cannot be {value!r}: its type is {SHORT[type_]}")
-
-
-def _check_range(key: str, lowest: Any, highest: Any, type_: GgufType) -> None:
-    """Raise unless the finite numbers from ``lowest`` to ``highest`` fit the type."""
-    dtype = NUMBERS[type_]
-    if dtype.kind == "f":
-        most = float(np.finfo(dtype).max)
-        fits = all(abs(one) <= most or one in EXEMPT or one != one for one in (lowest, highest))
-        limits = f"from {-most:.4g} to {most:.4g}"
-    else:
-        fits = holds(type_, lowest, highest)
-        limits = f"from {np.iinfo(dtype).min} to {np.iinfo(dtype).max}"
-    if not fits:
-        raise GgufError(
-            f"{key!r} does not fit {SHORT[type_]}, which goes {limits}: it goes from {lowest} "
-            f"to {highest}"
-        )
 
 
 def typed_array(key: str, value: Any, type_: GgufType | None, old: Typed | None = None) -> Typed:
@@ -233,7 +184,9 @@ def typed_array(key: str, value: Any, type_: GgufType | None, old: Typed | None 
         raise GgufError(f"{key!r} has {len(value)} elements; at most {MOST} can be stored")
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         array = value
-        type_ = dtype_type(key, value.dtype) if type_ is None else type_
+        if type_ is None:
+            usual = old is None and is_default(value.dtype)
+            type_ = usual_type(value) if usual else dtype_type(key, value.dtype)
     else:
         items = value.tolist() if isinstance(value, np.ndarray) else list(value)
         if type_ is None:
@@ -294,12 +247,20 @@ def _numbers(key: str, items: list[Any], type_: GgufType) -> Array:
         raise TypeError(f"{key!r} cannot have the element {wrong[0]!r}: it is of {SHORT[type_]}")
     if kind in "iu":
         if items:
-            _check_range(key, int(min(items)), int(max(items)), type_)
+            check_range(key, int(min(items)), int(max(items)), type_)
         return np.array(items, NUMBERS[type_])
+    if kind == "b":
+        return np.array(items, np.bool_)
     try:
-        return np.array(items, np.float64 if kind == "f" else np.bool_)
+        array = np.array(items, np.float64)
     except OverflowError:
         raise GgufError(f"{key!r} does not fit {SHORT[type_]}: it has a larger number") from None
+    dtype, most = NUMBERS[type_], float(np.finfo(NUMBERS[type_]).max)
+    for one in items:
+        integer = isinstance(one, (int, np.integer)) and abs(int(one)) <= most
+        if integer and loses_one(one, dtype):
+            raise lost(key, type_, one)
+    return array
 
 
 def _cast(key: str, array: Array, type_: GgufType) -> Array:
@@ -309,11 +270,13 @@ def _cast(key: str, array: Array, type_: GgufType) -> Array:
     if {array.dtype.kind, dtype.kind} not in ({"i"}, {"u"}, {"i", "u"}, {"b"}, {"f"}):
         raise TypeError(f"{key!r} is an array of {array.dtype}; it cannot become {dtype}")
     if array.size and dtype.kind in "iu":
-        _check_range(key, int(array.min()), int(array.max()), type_)
+        check_range(key, int(array.min()), int(array.max()), type_)
     elif array.size and dtype.kind == "f":
         finite = array[np.isfinite(array)]
         if finite.size:
-            _check_range(key, float(finite.min()), float(finite.max()), type_)
+            check_range(key, float(finite.min()), float(finite.max()), type_)
+            if loses(finite, dtype):
+                raise lost(key, type_, "one that is nearly zero")
     return np.ascontiguousarray(array, dtype)
 
 

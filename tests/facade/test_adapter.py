@@ -229,7 +229,11 @@ def edited(path, change):
 
 
 def set_key(key, value, **kind):
-    return lambda file: file.set(key, value, **kind)
+    def change(file):
+        file.pop(key, None)  # with its type, which a value of another kind could not have
+        file.set(key, value, **kind)
+
+    return change
 
 
 def integers(file):
@@ -278,7 +282,7 @@ def integers(file):
         ),
         (integers, "lora_a' is I32, which is no type of weights"),
         *(
-            (lambda file, key=key: file.update({key: np.ones(2, np.float32)}), key)
+            (set_key(key, np.ones(2, np.float32)), key)
             for key in ("general.type", "adapter.type", "general.architecture")
         ),
         (lambda file: file.update({"general.type": ["adapter"]}), "general.type"),

@@ -174,6 +174,7 @@ def test_only_documented_errors_come_out_of_a_hostile_file(use, tmp_path, kind):
 def test_metadata_of_another_type_is_no_adapter(use, tmp_path, key, value):
     path = BASE["lora"](tmp_path / "base")
     with Gguf.open(path) as gguf:
+        del gguf[key]  # with its type
         gguf[key] = value
         gguf.write(tmp_path / "other")
     with pytest.raises(AdapterError, match=key):

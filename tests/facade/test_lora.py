@@ -159,8 +159,8 @@ def test_what_does_not_fit(path, tmp_path, out):
             (lambda one: one.remove_tensor("output.weight.lora_a"), "has no lora_a"),
             (lambda one: one.rename_tensor("output.weight.lora_a", "x.lora_a"), "no lora_b|lora_a"),
             (lambda one: one.add_tensor("x", np.ones(1, np.float32)), "tensor 'x'"),
-            (lambda one: one.update({"adapter.lora.alpha": "x"}), "no finite number"),
-            (lambda one: one.update({"adapter.type": np.ones(2)}), "adapter.type"),
+            (lambda one: one.set("adapter.lora.alpha", "x", type="str"), "no finite number"),
+            (lambda one: one.set("adapter.type", np.ones(2), type="f32"), "adapter.type"),
             (lambda one: one.replace_tensor(HUGE, one.tensors[HUGE].data * 0 + 3e38), "not finite"),
             (lambda one: [one.remove_tensor(name) for name in list(one.tensors)], "nothing"),
         ):

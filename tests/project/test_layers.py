@@ -27,7 +27,7 @@ _exclusive
 _handle _callbacks _views _text _tokens _params _atomic _files
 _regex _sampling.gbnf_rules
 _sampling.gbnf _sampling.trigger samplers
-_gguf.types _gguf.values _gguf.kept
+_gguf.types _gguf.numbers _gguf.values _gguf.kept
 _gguf.metadata _gguf.tensors
 _gguf.files
 gguf
