@@ -192,7 +192,7 @@ def _checked_offset(offset: Any) -> int:
     if number is None or isinstance(offset, bool):
         raise TypeError(f"offset must be an integer, not {offset!r}")
     if not 0 <= number < 2**63:
-        raise ArgumentError(f"offset={number} is not a position in a file")
+        raise ArgumentError(f"offset={number} is not in 0 to {2**63 - 1}")
     return number
 
 
@@ -235,7 +235,7 @@ def check_readable(descriptor: int, name: str) -> None:
     import fcntl  # not everywhere, nor is this
 
     if not 0 <= descriptor < 2**31:
-        raise ArgumentError(f"{descriptor} is no descriptor")
+        raise ArgumentError(f"{descriptor} is no descriptor: those are 0 to {2**31 - 1}")
     try:
         mode = os.fstat(descriptor).st_mode
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)

@@ -18,7 +18,7 @@ from ._model.weights import weight_shapes
 from ._sources import gguf_of, opened, sample_digest
 from ._text import read_metadata
 from ._tokens import token_array
-from .errors import AdapterError, GgufError, NativeError, UnsupportedError
+from .errors import AdapterError, GgufError, NativeError
 from .log import drain, with_log
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class Adapter(Handle):
         """
         check_object("model", model, "Model")
         model_ptr = model.ptr
-        if model.without_weights:
-            raise UnsupportedError(f"{model!r} was loaded with {model.without_weights}=True")
+        model.check_weights()
         with opened(source) as file:
             self._name = file.name
             self.alpha = _check(file, model)

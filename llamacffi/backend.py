@@ -309,7 +309,7 @@ def numa_init(strategy: GgmlNumaStrategy | int | str) -> None:
     global _numa_strategy
     number = enum_number("GgmlNumaStrategy", "strategy", strategy)
     if number == lib.GGML_NUMA_STRATEGY_COUNT:
-        raise ArgumentError(f"strategy={strategy!r} only counts the others")
+        raise ArgumentError(f"strategy={strategy!r} is none: it counts the others")
     load()
     with _lock:
         if number == _numa_strategy:

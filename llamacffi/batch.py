@@ -103,7 +103,9 @@ class Batch(BatchArrays):
         array = token_array(tokens)
         rows = None if embeddings is None else embedding_rows(embeddings, self.n_embd)
         if rows is not None and len(rows) != len(array):
-            raise ArgumentError(f"{len(array)} tokens with {len(rows)} embeddings")
+            raise ArgumentError(
+                f"{len(array)} tokens and {len(rows)} rows of embeddings: each token needs one"
+            )
         start, stop = self._place(
             len(array), TOKENS if rows is None else BOTH, pos, seq_ids, logits
         )
@@ -149,7 +151,7 @@ class Batch(BatchArrays):
     def truncate(self, n: int) -> None:
         """Keep only the first ``n`` entries."""
         if not 0 <= integer("n", n) <= len(self):
-            raise ArgumentError(f"{n} is not in 0 to {len(self)}, the length of the batch")
+            raise ArgumentError(f"n={n} is not in 0 to {len(self)}, the length of the batch")
         if n == 0:
             return self.clear()
         self._check_free()
@@ -269,9 +271,14 @@ class Batch(BatchArrays):
         self._check_free()
         start, stop = len(self), len(self) + n
         if stop > self.capacity:
-            raise ArgumentError(f"{n} tokens do not fit: {self.n_left} of {self.capacity} left")
+            raise ArgumentError(
+                f"{n} tokens do not fit: of capacity={self.capacity}, {self.n_left} are left; make "
+                "a larger Batch, or decode() and clear() this one"
+            )
         if start and content != self._content:
-            raise ArgumentError(f"the batch has {self._content}, and cannot have {content} too")
+            raise ArgumentError(
+                f"the batch has {self._content}, and cannot have {content} too: use another Batch"
+            )
         ids = sequence_ids(seq_ids, self.n_seq_max)
         positions = position_array(pos, n, content == EMBEDDINGS)
         flags = output_flags(logits, n)

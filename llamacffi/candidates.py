@@ -208,7 +208,9 @@ class Candidates(Pointer):
             _check_indices(index, data.size)
         kept = data[index if index.size else np.zeros(0, int)]
         if kept.ndim != 1 or not 1 <= kept.size <= data.size:
-            raise ArgumentError(f"cannot keep {kept.size} of {data.size} candidates")
+            raise ArgumentError(
+                f"cannot keep {kept.size} of {data.size} candidates: keep at least one, each once"
+            )
         data[: kept.size] = kept
         self.ptr.size, self.ptr.selected = kept.size, -1
         if index.dtype != bool:
@@ -254,9 +256,9 @@ def _token_ids(ids: npt.ArrayLike | None, n: int) -> npt.NDArray[Any]:
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"ids must be integers, not {tokens.dtype}")
     if tokens.shape != (n,):
-        raise ArgumentError(f"there are {n} logits, and ids of shape {tokens.shape}")
+        raise ArgumentError(f"ids must have one token for each of {n} logits: {tokens.shape}")
     if tokens.min() < 0 or tokens.max() > INT32_MAX:
-        raise ArgumentError(f"ids must be tokens: {tokens.min()} to {tokens.max()} are not all")
+        raise ArgumentError(f"ids of {tokens.min()} to {tokens.max()} are not in 0 to {INT32_MAX}")
     return tokens
 
 

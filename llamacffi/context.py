@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ._context.adapters import Adapters
+from ._context.computation import SEES_ALL
 from ._context.contention import Contention
 from ._context.graph import check_widths, describe
 from ._context.lineage import Lineage
@@ -149,14 +150,16 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         self._n_outputs_max = asked(struct, "n_outputs_max") or n_batch
         n_kept = asked(struct, "n_rs_seq")
         if n_kept and not n_rs_seq(ptr):
-            raise UnsupportedError(f"{model!r} has no recurrent state to go back to: no n_rs_seq")
+            raise UnsupportedError(
+                f"{model!r} has no recurrent state to go back to: leave out n_rs_seq"
+            )
         if n_kept and (n_ubatch := lib.llama_n_ubatch(ptr)) < n_kept + 2:
             raise ArgumentError(
                 f"n_rs_seq={n_kept} needs an n_ubatch of at least {n_kept + 2}, "
                 f"not {n_ubatch}: the tokens to go back over are computed at once"
             )
         if self._memoryless and struct.attention_type == lib.LLAMA_ATTENTION_TYPE_CAUSAL:
-            raise UnsupportedError(f"{model!r} has no memory: its tokens always see all")
+            raise UnsupportedError(f"{model!r} has no memory: {SEES_ALL}")
         ranks = lib.llama_pooling_type(ptr) == lib.LLAMA_POOLING_TYPE_RANK
         looks = self._embeddings or ranks  # a classifier is in the graph only with embeddings
         graph = describe(ptr, self._n_outputs_max, embeddings=looks, keep=self._embeddings)

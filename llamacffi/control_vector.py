@@ -167,7 +167,7 @@ class ControlVector:
             return NotImplemented
         number = float(scale)
         if not math.isfinite(number):
-            raise ArgumentError(f"a control vector is not multiplied with {number}")
+            raise ArgumentError(f"a control vector cannot be multiplied with {number}")
         rows = self._array.astype(np.float64) * number
         return type(self)(rows, first_layer=self._layers.start)
 
@@ -178,7 +178,7 @@ class ControlVector:
             return NotImplemented
         number = float(divisor)
         if number == 0:
-            raise ArgumentError("a control vector is not divided by 0")
+            raise ArgumentError("a control vector cannot be divided by 0")
         return self * (1 / number)
 
     def _combined(self, other: ControlVector, sign: int) -> Self:

@@ -70,7 +70,7 @@ class CustomSampler(PythonSampler):
                 raise TypeError(f"{name} must be a function or None, not {function!r}")
         flag("selects", self.selects)
         if not check_text("name", self.name):
-            raise ArgumentError("name is empty")
+            raise ArgumentError("name is empty: leave it out, or give a text")
 
     def runner(self, vocab: Vocab | None) -> Runner:
         """Return what does the work."""
@@ -132,7 +132,7 @@ class LogitsProcessor(PythonSampler):
             raise TypeError(f"a logits processor must be a function, not {self.function!r}")
         flag("selects", self.selects)
         if not check_text("name", self.name):
-            raise ArgumentError("name is empty")
+            raise ArgumentError("name is empty: leave it out, or give a text")
 
     def runner(self, vocab: Vocab | None) -> Runner:
         """Return what does the work."""

@@ -189,7 +189,7 @@ def decode_error(
         function: The function that returned it, if it is another with the same codes.
         why: What caused it, and what to do, if that is known.
     """
-    error, message = DECODE_ERRORS.get(code, (DecodeError, "decoding failed"))
+    error, message = DECODE_ERRORS.get(code, (DecodeError, "llama.cpp cannot compute the batch"))
     reason = f": {why}" if why else ""
     return error(f"{message} ({function} returned {code}){reason}", code, pos_max)
 
@@ -197,9 +197,10 @@ def decode_error(
 # Source: the comment on llama_batch_ext_add() in llama.h.
 BATCH_ERRORS: Mapping[int, str] = MappingProxyType(
     {
-        -1: "does not fit: the batch has n_batch entries",
-        -2: "does not suit the model: its log below tells the width that it reads",
-        -3: "belongs to a sequence that the context does not have",
+        -1: "does not fit: create the Context with a larger n_batch",
+        -2: "has another width than the model reads: make the Batch with the n_embd that "
+        "llama.cpp's log names",
+        -3: "is of a sequence that the context does not have: create it with a larger n_seq_max",
     }
 )
 

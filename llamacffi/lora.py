@@ -123,7 +123,8 @@ def _add(changes: dict[str, Change], model: Gguf, adapter: Gguf, name: str, scal
     check_kind(adapter, name, model.get("general.architecture"), "this model")
     if INVOCATION in adapter:
         raise AdapterError(
-            f"{name!r} takes effect only after certain tokens, which weights cannot express"
+            f"{name!r} takes effect only after certain tokens, which weights cannot express: use "
+            "Adapter"
         )
     alpha = adapter.get(ALPHA, 0.0)
     if not isinstance(alpha, float) or not math.isfinite(alpha):

@@ -160,7 +160,7 @@ def _check_kind(source: Any, gguf: Gguf) -> None:
 def _fields(ftype: Any, params: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters with the file type among them."""
     if ftype is not None and "ftype" in params:
-        raise TypeError("ftype is given twice")
+        raise TypeError("ftype is given twice, by place and by name: give it once")
     if ftype is not None:
         params["ftype"] = ftype
     return {"ftype": "Q4_K_M"} | params

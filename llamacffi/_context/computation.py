@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ABORTED = 2  # of llama_decode
 REJECTED = -1
+SEES_ALL = "each of its tokens sees all others, so causal attention is not possible"
 UNCHANGED = (1, REJECTED)  # its codes that leave the memory as it was
 
 
@@ -161,7 +162,7 @@ class Computation(Threads):
         """
         causal, ptr = flag("causal", causal), self.ptr
         if causal and self._memoryless:
-            raise UnsupportedError(f"{self.model!r} has no memory: its tokens always see all")
+            raise UnsupportedError(f"{self.model!r} has no memory: {SEES_ALL}")
         with self.exclusive:
             lib.llama_set_causal_attn(ptr, causal)
 
@@ -204,8 +205,13 @@ class Computation(Threads):
         if self._exports.live:
             self._exports.check_none()
         n_batch, n_vocab, n_seq_max = self._sizes
-        if not 1 <= n <= n_batch:
-            raise ArgumentError(f"{n} tokens are not in 1 to n_batch={n_batch}")
+        if n > n_batch:
+            raise ArgumentError(
+                f"{n} tokens are more than n_batch={n_batch}: divide them among batches, or create "
+                "the Context with a larger n_batch"
+            )
+        if n < 1:
+            raise ArgumentError("the batch is empty: add at least one token")
         try:
             batch.check(n_vocab, n_seq_max, self.kv_unified, self._drafts)
         except AttributeError:
@@ -231,8 +237,9 @@ class Computation(Threads):
         n_outputs = n if self._embeddings else batch.outputs().count(1)
         if n_outputs > (most := self._n_outputs_max):
             raise ArgumentError(
-                f"{n_outputs} outputs are more than n_outputs_max={most}"
-                + (": with embeddings each token has one" if self._embeddings else "")
+                f"{n_outputs} outputs are more than n_outputs_max={most}: "
+                + ("with embeddings each token has one; " if self._embeddings else "")
+                + "create the Context with a larger n_outputs_max"
             )
         if self._feeds_decoder:
             self._check_encoded(batch)
@@ -289,8 +296,8 @@ class Computation(Threads):
             )
         if n > self._n_outputs_max:
             raise ArgumentError(
-                f"{n} tokens are more than n_outputs_max={self._n_outputs_max}: here each has an "
-                "output"
+                f"{n} tokens are more than n_outputs_max={self._n_outputs_max}, and of an encoder "
+                "each has an output: create the Context with a larger n_outputs_max"
             )
         self._check_positions(batch)
         if self._drafts and len(batch.tokens):

@@ -229,7 +229,7 @@ class Outputs(ContextBase):
     def _explain_no_logits(self) -> None:
         if self._has_logits:
             raise ContextError("the encoder computes no logits: decode a batch first")
-        raise UnsupportedError(f"{self.model!r} computes embeddings, and no logits")
+        raise UnsupportedError(f"{self.model!r} computes embeddings, and no logits: read those")
 
     def _embeddings_ptr(self, ptr: Any, i: int) -> Any:
         i = index(i, "i")

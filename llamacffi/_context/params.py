@@ -104,8 +104,7 @@ class ContextRequest:
         if "n_ctx" not in params:
             struct.n_ctx = default_n_ctx(struct, model, self.other)
         check_ranges(struct, model)
-        if model.without_weights:
-            raise UnsupportedError(f"{model!r} was loaded with {model.without_weights}=True")
+        model.check_weights()
         check_model(struct, model, {name for name in params if params[name] is not None})
         check_sharing(self.other, struct, model)
         self.n_outputs_max = asked(struct, "n_outputs_max")
@@ -162,7 +161,10 @@ def check_ranges(struct: Any, model: Model) -> None:
         if name == "n_threads" or struct.n_threads_batch != struct.n_threads:
             check_computing(name, getattr(struct, name))
     if not struct.n_ctx and not lib.llama_model_n_ctx_train(model.ptr):
-        raise ArgumentError("n_ctx=0 is the model's own, which its file does not tell: give one")
+        raise ArgumentError(
+            "n_ctx=0 is the length that the model was trained with, which its file does not tell: "
+            "give a number"
+        )
     for name in ("rope_freq_base", "rope_freq_scale"):
         if (number := getattr(struct, name)) < 0:
             raise ArgumentError(f"{name}={number} must be above 0, or 0 for the model's own")
@@ -199,7 +201,10 @@ def _check_cache_type(name: str, number: int) -> None:
         reads = on_cpu.vec_dot if name == "type_k" else lib.ggml_get_type_traits(number).to_float
         known = on_cpu.from_float != ffi.NULL and reads != ffi.NULL
     if not known:
-        raise ArgumentError(f"{name}={number} is not a type that a cache can have")
+        raise ArgumentError(
+            f"{name}={number} is not a type that a cache can have: give one of weights, as "
+            '"f16", "bf16", "q8_0" or "q4_0"'
+        )
 
 
 def check_model(struct: Any, model: Model, given: set[str]) -> None:

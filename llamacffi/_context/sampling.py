@@ -283,7 +283,9 @@ def _check_free(chain: Any) -> None:
     if not isinstance(chain, SamplerChain):
         raise TypeError(f"a sequence is sampled by a SamplerChain, not {chain!r}")
     if chain._attached is not None and chain._attached() is not None:
-        raise ArgumentError(f"{chain!r} is in use in the graph of a context already")
+        raise ArgumentError(
+            f"{chain!r} is in use in the graph of a context already: give chain.clone()"
+        )
 
 
 def _enter(chain: SamplerChain, n_vocab: int) -> None:

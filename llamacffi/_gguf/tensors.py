@@ -67,7 +67,7 @@ class Source:
         """
         buffer = self.buffer
         if buffer is None and self.dropped:
-            raise GgufError(f"{self.name} was opened with metadata_only: there are no data")
+            raise GgufError(f"{self.name} was opened with metadata_only=True: open it without")
         if buffer is None:
             raise ClosedError(f"the Gguf of the tensor {tensor.name!r} is closed")
         begin = self.start + (tensor.offset or 0)

@@ -37,6 +37,14 @@ class ModelInfo(Handle):
     without_weights: str | None
     """The parameter that left the weights out, ``"vocab_only"`` or ``"no_alloc"``; else None."""
 
+    def check_weights(self) -> None:
+        """Raise UnsupportedError if it was loaded without its weights."""
+        if self.without_weights:
+            raise UnsupportedError(
+                f"{self!r} was loaded with {self.without_weights}=True, without its weights: load "
+                "it without that"
+            )
+
     def _known(self, function: Callable[[Any], Any]) -> Any:
         """Return what a C function says that reads the parameters of the architecture."""
         ptr = self.ptr

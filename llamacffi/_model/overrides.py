@@ -139,7 +139,10 @@ def tensor_buft_overrides(value: Any) -> tuple[Any, object]:
     pairs = override_pairs(value)
     limit = lib.llama_max_tensor_buft_overrides() - 1  # the last: no pattern
     if len(pairs) > limit:
-        raise ArgumentError(f"{len(pairs)} tensor_buft_overrides are more than {limit}")
+        raise ArgumentError(
+            f"tensor_buft_overrides has {len(pairs)} patterns; {limit} is the limit: let one match "
+            "more tensors"
+        )
     array = ffi.new("struct llama_model_tensor_buft_override[]", len(pairs) + 1)
     keep: list[object] = [array]
     for one, (pattern, place) in zip(array, pairs, strict=False):

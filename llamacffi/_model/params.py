@@ -58,7 +58,8 @@ def _check_weights(struct: Any, fields: Mapping[str, Any]) -> None:
     for name in ("vocab_only", "no_alloc"):
         if getattr(struct, name) and struct.check_tensors:
             raise ArgumentError(
-                f"check_tensors=True reads the weights, which {name}=True leaves out"
+                f"check_tensors=True reads the weights, which {name}=True leaves out: give one of "
+                "them"
             )
     if struct.no_alloc:
         # llama.cpp has an assertion against mapping then, also where it chooses the mode itself.
@@ -77,7 +78,9 @@ def _check_devices(struct: Any, devices: list[Any], fields: Mapping[str, Any]) -
     if struct.split_mode == lib.LLAMA_SPLIT_MODE_TENSOR and not devices:
         raise BackendUnavailableError("split_mode='tensor' needs a GPU or a list of devices")
     if single and devices and struct.main_gpu >= len(devices):
-        raise ArgumentError(f"main_gpu={struct.main_gpu} is not one of the {len(devices)} devices")
+        raise ArgumentError(
+            f"main_gpu={struct.main_gpu} is not in 0 to {len(devices) - 1}, the model's devices"
+        )
     if not single and struct.main_gpu != lib.llama_model_default_params().main_gpu:
         raise ArgumentError(f"main_gpu={struct.main_gpu} is for split_mode='none' alone")
     if struct.devices != ffi.NULL:
@@ -162,7 +165,7 @@ def devices(value: Any) -> tuple[Any, object]:
     if len(set(found)) < len(found):
         raise ArgumentError(f"devices={value!r} has one of them twice")
     if len(found) > lib.llama_max_devices():
-        raise ArgumentError(f"{len(found)} devices are more than {lib.llama_max_devices()}")
+        raise ArgumentError(f"devices has {len(found)}; {lib.llama_max_devices()} are the limit")
     if len(found) == 1 and _is_cpu(found[0]):
         found = []
     array = ffi.new("ggml_backend_dev_t[]", [*found, ffi.NULL])

@@ -344,7 +344,7 @@ class ChainBase(Handle):
             return self._vocab.check_one(token)
         token = token_id(token)
         if not 0 <= token <= INT32_MAX:
-            raise ArgumentError(f"{token} is not a token")
+            raise ArgumentError(f"{token} is not a token: those are 0 to {INT32_MAX} at most")
         return token
 
     def _failure(self, code: int, token: int | None = None) -> BaseException:

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import backend
-from .._checks import elements, integer
+from .._checks import INT32_MAX, check_int, elements
 from .._ffi import ffi, lib
 from .._handle import make, own
 from .._tokens import token_array
-from ..errors import ArgumentError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +32,7 @@ def thread_count(n_threads: int | None) -> int:
     """Return how many threads to use at most."""
     if n_threads is None:
         return backend.physical_cores()
-    if not 1 <= integer("n_threads", n_threads) <= 2**31 - 1:
-        raise ArgumentError(f"n_threads={n_threads} must be at least 1")
+    check_int("n_threads", n_threads, 1, INT32_MAX)
     return n_threads
 
 

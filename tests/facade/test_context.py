@@ -189,8 +189,8 @@ def test_sizes(new_context):
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (Batch(1), "0 tokens are not in 1 to n_batch=8"),
-        (batch_of(range(9)), "9 tokens are not in 1 to n_batch=8"),
+        (Batch(1), "the batch is empty: add at least one token"),
+        (batch_of(range(9)), "9 tokens are more than n_batch=8: divide them among batches, or"),
         (batch_of([5, 514]), "token 514 at index 1 is not in 0 to 513"),
         (batch_of([-1]), "token -1 at index 0"),
         (batch_of([5], seq_ids=(1,)), "seq_id 1 is not in 0 to 0"),

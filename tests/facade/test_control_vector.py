@@ -206,11 +206,11 @@ def test_other_bad_values():
     for first in (1.0, "1", None, True):
         with pytest.raises(TypeError):
             ControlVector.from_array(rows(1), first_layer=first)
-    with pytest.raises(ArgumentError, match="not multiplied with nan"):
+    with pytest.raises(ArgumentError, match="cannot be multiplied with nan"):
         vector * float("nan")
     with pytest.raises(ArgumentError, match="not a finite 32-bit number"):
         vector * 1e60
-    with pytest.raises(ArgumentError, match="not divided by 0"):
+    with pytest.raises(ArgumentError, match="cannot be divided by 0"):
         vector / 0
     with pytest.raises(ArgumentError, match="n_embd=64 and 3"):
         vector + ControlVector.from_array([[1, 2, 3]])

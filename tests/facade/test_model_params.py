@@ -79,7 +79,7 @@ def test_main_gpu():
     with pytest.raises(ArgumentError, match="main_gpu=1 is for split_mode='none'"):
         model_params({"main_gpu": 1})
     array = ffi.new("ggml_backend_dev_t[]", [device("CPU").ptr, ffi.NULL])
-    with pytest.raises(ArgumentError, match="main_gpu=1 is not one of the 1 devices"):
+    with pytest.raises(ArgumentError, match="main_gpu=1 is not in 0 to 0, the model"):
         model_params({"split_mode": "none", "main_gpu": 1, "devices": array})
     for number in (0, -1):
         struct, _ = model_params({"split_mode": "none", "main_gpu": number, "devices": array})
@@ -340,7 +340,7 @@ def test_places_that_are_none(demo_path):
 def test_too_many_places():
     limit = lib.llama_max_tensor_buft_overrides() - 1
     cpu = device("CPU").buffer_type.ptr
-    with pytest.raises(ArgumentError, match=f"{limit + 1} tensor_buft_overrides are more than"):
+    with pytest.raises(ArgumentError, match=f"has {limit + 1} patterns; {limit} is the limit"):
         tensor_buft_overrides([("a", cpu)] * (limit + 1))
     assert len(tensor_buft_overrides([("a", cpu)] * limit)[0]) == limit + 1
 

@@ -72,7 +72,7 @@ def test_what_a_batch_may_be(model):
 @pytest.mark.parametrize("n_threads", [0, -1, 2**31])
 def test_threads_out_of_range(model, n_threads):
     for call in (model.vocab.tokenize_batch, model.vocab.detokenize_batch):
-        with pytest.raises(ArgumentError, match=f"n_threads={n_threads} must be at least 1"):
+        with pytest.raises(ArgumentError, match=f"n_threads={n_threads} is not in 1 to"):
             call([], n_threads=n_threads)
         with pytest.raises(TypeError):
             call([], n_threads=1.5)
