@@ -273,4 +273,6 @@ class _Reader:
         self.pos += 1
         if char != "\\":
             return ((ord(char), ord(char)),)
+        if self.peek().isascii() and self.peek().isdigit() and self.peek() != "0":
+            self.fail(f"\\{self.peek()}, what a group has matched, cannot be in '[...]'")
         return ((8, 8),) if self.skip("b") else self.character_escape()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +12,6 @@ from hypothesis import strategies as st
 
 from llamacffi import ArgumentError, Grammar, Model, NativeError, lib, quantize
 from llamacffi._model.pattern_cost import is_quick
-from llamacffi._regex import parse
 
 ENDLESS = (
     *("(a?){30}a{30}", "(a*)*c", "(?:a|a)*c", "(.*)*x", "(a|aa)+$", "((a|b)*c?)*d"),
@@ -82,20 +83,39 @@ PIECES = st.sampled_from(
 )
 
 
-@given(st.lists(PIECES, max_size=7).map("".join))
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-def test_what_is_a_pattern(pattern):
-    """Nothing that C++ takes is misread as no pattern, but for a few oddities."""
-    try:
-        lib.llamacffi_check_regex(pattern.encode())
-    except NativeError:
-        return
-    try:
-        parse(pattern)
-    except ArgumentError as error:
-        odd = re.search(
-            r"before|too much|follow|no '\]'|in order|begins no count|no group", str(error)
-        )
-        assert odd, (pattern, str(error))  # noqa: PT017
-    else:
-        assert is_quick(pattern) in (True, False)
+# What C++ takes, and a trigger must not have: where that is, and what the error says.
+NOT_IN_TRIGGERS = {
+    r"(?:[*+?]|\{[0-9,]+\}){4}": "over 3 repetitions follow each other",
+    r"\(\?[=!]|\\1": "it looks at the text more than once",
+}
+
+
+def reasons(pattern):
+    """Return why a pattern that C++ takes is refused, if it is."""
+    one = r"\\[^1]|\[(?:\\.|[^\]\\])*\]"  # one character, or one of some
+    plain = re.sub(r"([*+?}])\?", r"\1", re.sub(one, "x", pattern))
+    return [text for where, text in NOT_IN_TRIGGERS.items() if re.search(where, plain)]
+
+
+def test_what_is_a_pattern():
+    """The same as for C++, but for what takes a trigger too long."""
+    outcomes = Counter()
+
+    @given(st.lists(PIECES, min_size=1, max_size=7).map("".join))
+    @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(pattern):
+        try:
+            lib.llamacffi_check_regex(pattern.encode())
+            taken = True
+        except NativeError:
+            taken = False
+        expected = "|".join(reasons(pattern)) if taken else "the trigger pattern .* cannot be used"
+        outcomes[not expected] += 1
+        refused = pytest.raises(ArgumentError, match=expected) if expected else None
+        with refused or contextlib.nullcontext():
+            Grammar('root ::= "a"', trigger_patterns=[pattern])
+        if taken and not re.search(r"[(]|[*+?}][*+?{]", pattern):  # nothing is repeated twice
+            assert is_quick(pattern)
+
+    check()
+    assert min(outcomes[True], outcomes[False]) >= 50, outcomes
