@@ -15,8 +15,6 @@ from llamacffi.cli.terminal import fitting, visible
 
 from .conftest import Cli, StartCli
 
-pty = pytest.importorskip("pty")
-
 ESCAPES = "\x1b[31m\x07\x9b2J\x9d0;x\x9c\x7f\r\b\u202eabc\u2066"
 HARMLESS = "tab\tnewline\nblank é 漢字 🦙 \N{ZERO WIDTH JOINER}"
 
@@ -59,6 +57,7 @@ def hostile(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def on_terminal(start_cli: StartCli) -> Callable[..., bytes]:
     """Run a command with a terminal for its output and its errors; return what that got."""
+    pty = pytest.importorskip("pty")
 
     def run(*args: object) -> bytes:
         master, slave = pty.openpty()

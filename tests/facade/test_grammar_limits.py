@@ -389,7 +389,7 @@ def test_a_trigger_of_several_bytes(model, chain):
     ["(", ")", "a{", "a{2", "*", "a{3,2}", "[", "[b-a]", "\\", "[[:no:]]", "(?<a>b)", "(a)[\\1]"],
 )
 def test_what_is_no_pattern(pattern):
-    with pytest.raises(ArgumentError, match="the trigger pattern .* cannot be used"):
+    with pytest.raises(ArgumentError, match=r"the trigger pattern .* cannot be used"):
         Grammar('root ::= "a"', trigger_patterns=[pattern])
     with pytest.raises(NativeError):  # as C++ says
         lib.llamacffi_check_regex(pattern.encode())
