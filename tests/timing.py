@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# After so many seconds by the clock something waits without end, on however slow a machine.
+HANGS = 300.0
 # What `_work` takes of the processor of the machine that the limits were measured on, in seconds.
 USUAL = 0.01
 

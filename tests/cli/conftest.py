@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timing import HANGS
+
 COMMAND = (sys.executable, "-X", "dev", "-m", "llamacffi")
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 StartCli = Callable[..., "subprocess.Popen[bytes]"]
@@ -41,7 +43,7 @@ def cli(environment: dict[str, str], tmp_path: Path) -> Cli:
             check=False,
             input=data,
             capture_output=True,
-            timeout=60,
+            timeout=HANGS,
             cwd=tmp_path,
             env={**environment, **(env or {})},
         )

@@ -12,6 +12,7 @@ import pytest
 
 from llamacffi import ContextError
 from llamacffi.cli.failure import Failures
+from tests.timing import HANGS
 
 from .conftest import Cli, StartCli
 
@@ -139,7 +140,7 @@ def test_the_log_of_a_failure_with_verbose(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk(start_cli: StartCli) -> None:
     with open("/dev/full", "wb") as full, start_cli("tokenize", "x", stdout=full) as process:
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=HANGS)
     done = subprocess.CompletedProcess(process.args, process.returncode, "", err.decode())
     assert_one_line(done, 1, "No space left")
 

@@ -8,6 +8,8 @@ import threading
 
 import pytest
 
+from tests.timing import HANGS
+
 from .conftest import StartCli
 
 ENDLESS = ("run", "-t", 1, "--temp", 0, "-n", -1, "-c", 200_000)
@@ -18,7 +20,7 @@ def test_ctrl_c_ends_a_generation(start_cli: StartCli) -> None:
         assert process.stdout is not None
         start = process.stdout.read(200)
         process.send_signal(signal.SIGINT)
-        rest, err = process.communicate(timeout=30)
+        rest, err = process.communicate(timeout=HANGS)
     assert process.returncode == 130
     assert start.startswith(b"The llama")
     assert rest.endswith(b"\n")
@@ -37,7 +39,7 @@ def test_ctrl_c_while_the_prompt_is_computed(start_cli: StartCli) -> None:
         process.stdin = None
         assert process.stdout.read(len(prompt)) == prompt
         process.send_signal(signal.SIGINT)
-        rest, err = process.communicate(timeout=30)
+        rest, err = process.communicate(timeout=HANGS)
     assert process.returncode == 130
     assert rest == b"\n"
     assert b"generation: 0 tokens | stopped: interrupted" in err.splitlines()[-1]
@@ -51,7 +53,7 @@ def test_ctrl_c_while_the_model_loads(start_cli: StartCli) -> None:
         sys.exit(main())
     """
     with start_cli("run", code=code) as process:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=HANGS)
     assert (process.returncode, out, err) == (130, b"", b"llamacffi: interrupted\n")
 
 
@@ -76,7 +78,7 @@ def test_ctrl_c_while_waiting_for_stdin(start_cli: StartCli) -> None:
         assert process.stderr is not None
         process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=HANGS) == 130
         assert process.stderr.read() == b"llamacffi: interrupted\n"
 
 
@@ -89,17 +91,17 @@ def test_ctrl_c_reaches_a_computation_at_once() -> None:
         def cancel(self) -> None:
             self.cancelled.set()
 
-    computation = Computation()
+    computation, n_threads = Computation(), threading.active_count()
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, lambda *_: None)  # as if Python's handler could not run yet
     try:
         with ctrl_c_cancels(computation):  # type: ignore[arg-type]
             signal.raise_signal(signal.SIGINT)
-            assert computation.cancelled.wait(30)
+            assert computation.cancelled.wait(HANGS)
     finally:
         signal.signal(signal.SIGINT, before)
     assert signal.set_wakeup_fd(-1) == -1
-    assert threading.active_count() == 1
+    assert threading.active_count() == n_threads
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_a_reader_who_goes_away_is_no_error(start_cli: StartCli, args: tuple[obj
         process.stdout.close()
         assert process.stderr is not None
         err = process.stderr.read().decode()
-        assert process.wait(timeout=30) == (0 if "--help" in args else 141)
+        assert process.wait(timeout=HANGS) == (0 if "--help" in args else 141)
     assert [line for line in err.splitlines() if "built-in model" not in line] == []
 
 

@@ -9,6 +9,7 @@ import re
 import pytest
 
 from llamacffi.cli.progress import ProgressBar, render
+from tests.timing import HANGS
 
 from .conftest import Cli, StartCli
 
@@ -38,7 +39,7 @@ def on_terminal(start_cli: StartCli, *args: object, code: str | None) -> str:
     with start_cli("run", "-t", 1, "-n", 2, *args, code=code, stderr=theirs) as process:
         os.close(theirs)
         written = all_of(ours)
-        process.communicate(timeout=30)
+        process.communicate(timeout=HANGS)
     assert process.returncode == 0
     return written
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timing import HANGS
+
 from .conftest import Cli, StartCli
 
 SUMMARY = re.compile(
@@ -160,7 +162,7 @@ STRICT = """if True:
 def test_why_it_is_slow(start_cli: StartCli) -> None:
     args = ("run", "-t", 2, "-n", 20, "-c", 256, "--temp", 0, "The")
     with start_cli(*args, code=STRICT, stderr=subprocess.PIPE) as process:
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=HANGS)
     *_, reason, summary = stderr.decode().splitlines()
     assert reason.startswith("llamacffi: slow: other work has the processors: 2 threads computed ")
     assert reason.endswith("fewer are much faster; try -t 1")

@@ -12,6 +12,7 @@ import pytest
 
 from llamacffi import Gguf, demo
 from llamacffi.cli.terminal import fitting, visible
+from tests.timing import HANGS
 
 from .conftest import Cli, StartCli
 
@@ -67,7 +68,7 @@ def on_terminal(start_cli: StartCli) -> Callable[..., bytes]:
             with contextlib.suppress(OSError):  # so Linux says that nobody is there any more
                 while data := os.read(master, 4096):
                     output += data
-            process.wait(60)
+            process.wait(HANGS)
         os.close(master)
         return output
 

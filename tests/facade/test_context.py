@@ -319,11 +319,17 @@ def test_cancel_from_another_thread(new_context):
                 context.cancel()
                 return
 
+    def decode_forever() -> None:
+        """Until the other thread has had its turn in the middle of one."""
+        while True:
+            context.memory.clear()
+            context.decode(long)
+
     thread = threading.Thread(target=cancel)
     thread.start()
     try:
         with pytest.raises(AbortedError) as caught:
-            context.decode(long)
+            decode_forever()
     finally:
         over.set()
         thread.join()

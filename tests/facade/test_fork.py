@@ -58,7 +58,7 @@ def quiet(run_python, paths):  # noqa: F811
 
     def run(code: str) -> None:
         lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok', flush=True)"]
-        result = run_python("\n".join(lines), ROOT, *paths, timeout=60)
+        result = run_python("\n".join(lines), ROOT, *paths)
         found = result.returncode, result.stdout, result.stderr
         assert found == (0, "ok\n", ""), found[2]
 
@@ -151,7 +151,7 @@ def test_a_fork_while_other_threads_are_inside(quiet):
     """They hold the locks of contexts, of the log and of llama.cpp; the child has none of them."""
     quiet("""
         from llamacffi import _life
-        _life.EXIT_SECONDS = 50
+        _life.EXIT_SECONDS = 10_000  # it has none of the calls to wait for
         made = build(*sys.argv[1:])
         stop, errors = threading.Event(), []
         del made["view"]
@@ -196,9 +196,7 @@ def test_a_fork_while_other_threads_are_inside(quiet):
 
         try:
             for _ in range(4):
-                began = time.monotonic()
                 check(forked(child))
-                assert time.monotonic() - began < 40  # it has none of the calls to wait for
         finally:
             stop.set()
         for thread in threads:
@@ -232,7 +230,7 @@ def test_multiprocessing(run_python, paths, tmp_path, method):  # noqa: F811
                 sampler = SamplerChain(Greedy())
                 assert text == generate(context, "The", max_tokens=n, sampler=sampler).text()
     """
-    result = run_python(code, paths[0], timeout=60)
+    result = run_python(code, paths[0])
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
@@ -260,7 +258,7 @@ def test_the_log_after_a_fork_while_others_log(run_python):
     over = True
     thread.join()
     """
-    done = run_python(code, timeout=60)
+    done = run_python(code)
     assert (done.returncode, done.stderr) == (0, "")
 
 

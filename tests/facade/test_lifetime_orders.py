@@ -49,7 +49,7 @@ def quiet(run_python, paths):
 
     def run(code: str, returncode: int = 0) -> None:
         lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok', flush=True)"]
-        result = run_python("\n".join(lines), ROOT, *paths, timeout=60)
+        result = run_python("\n".join(lines), ROOT, *paths)
         found = result.returncode, result.stdout, result.stderr
         assert found == (returncode, "ok\n", ""), found[2]
 

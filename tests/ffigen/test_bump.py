@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from ffigen.since import read_since
 from ffigen.trial import StepError, run_step, sources, telling, trial
 from ffigen.vendor import read_pin
 from ffigen.versions import read_history
+from tests.timing import HANGS
 
 from .packages import Site, site
 
@@ -92,15 +93,19 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_failure_leaves_no_trace_and_says_where(site: Site, failure: str) -> None:
+def test_a_failure_leaves_no_trace_and_says_where(
+    site: Site, failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes, version, step, said = FAILURES[failure]
     site.publish("2.0", B, changes)
-    before, temporary = site.files(), set(Path(tempfile.gettempdir()).glob("llamacffi-*"))
+    before, temporary = site.files(), tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     sha256 = "0" * 64 if failure == "another hash" else None
     with pytest.raises(BumpError, match=f"(?s)^{step}: .*{said}.*Nothing was changed") as caught:
         bump(site.project, Plan(version, sha256, whole=False), lambda line: None)
     assert site.files() == before
-    assert set(Path(tempfile.gettempdir()).glob("llamacffi-*")) <= temporary
+    assert not list(temporary.iterdir())
     assert (caught.value.report is not None) == (step == "compile")
 
 
@@ -143,26 +148,33 @@ def test_what_cannot_be_written_leaves_the_others(site: Site, tmp_path: Path, na
     assert {name: content for name, (content, _) in site.files().items()} == before
 
 
-def test_what_is_stopped_leaves_no_trace(site: Site, root: Path) -> None:
+def test_what_is_stopped_leaves_no_trace(site: Site, tmp_path: Path) -> None:
     """SIGTERM in the middle of a build: nothing changed, nothing is left, nobody goes on."""
     site.publish("2.0", B)
     makefile = site.root / "Makefile"
-    makefile.write_text(makefile.read_text().replace("\nbuild:", "\nbuild:\n\t@sleep 987\nold:", 1))
-    before, temporary = site.files(), set(Path(tempfile.gettempdir()).glob("llamacffi-*"))
+    pipe, temporary = tmp_path / "pipe", tmp_path / "temporary"
+    os.mkfifo(pipe)
+    temporary.mkdir()
+    recipe = f"\nbuild:\n\t@echo builds > {pipe}; read line < {pipe}\nold:"
+    makefile.write_text(makefile.read_text().replace("\nbuild:", recipe, 1))
+    before = site.files()
     process = subprocess.Popen(
         [sys.executable, site.root / "build_ffi.py", "bump", "2.0"],
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
     )
     assert process.stderr is not None
     assert any(line.startswith("build: make build") for line in process.stderr)
-    time.sleep(0.5)  # until make runs; what comes first is stopped as well
+    assert pipe.read_text() == "builds\n"
+    assert list(temporary.iterdir())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert process.wait(timeout=HANGS) == 128 + signal.SIGTERM
     process.stderr.close()
     assert site.files() == before
-    assert set(Path(tempfile.gettempdir()).glob("llamacffi-*")) <= temporary
-    assert "sleep 987" not in subprocess.run(["ps", "ax"], capture_output=True, text=True).stdout
+    assert not list(temporary.iterdir())
+    with pytest.raises(OSError, match="No such device or address"):  # nobody reads, who was there
+        os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
 
 
 def test_the_command_line(site: Site) -> None:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from ffigen import vendor
 from ffigen.vendor import Pin, VendorError
+from tests.timing import HANGS
 
 needs_pip = pytest.mark.skipif(
     importlib.util.find_spec("pip") is None, reason="this Python has no pip"
@@ -461,7 +462,7 @@ def test_second_run_waits_for_the_first(without_pip: Site, monkeypatch: pytest.M
 
     def slow(name: str, version: str, sha256: str | None, directory: Path) -> Path:
         entered.set()
-        assert may_go_on.wait(10)
+        assert may_go_on.wait(HANGS)
         return download(name, version, sha256, directory)
 
     def let_go_on(line: str) -> None:
@@ -472,9 +473,9 @@ def test_second_run_waits_for_the_first(without_pip: Site, monkeypatch: pytest.M
     monkeypatch.setattr(vendor, "download_package", slow)
     first = threading.Thread(target=without_pip.ensure)
     first.start()
-    assert entered.wait(10)
+    assert entered.wait(HANGS)
     tree = vendor.ensure_tree(without_pip.root, environ={}, echo=let_go_on)
-    first.join(10)
+    first.join(HANGS)
     assert len(heard) == 1
     assert "waiting" in heard[0]
     assert read_files(tree.path) == TREE

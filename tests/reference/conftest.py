@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.timing import HANGS
+
 N_EMBD, N_FF, N_LAYER, N_HEAD, N_HEAD_KV = 64, 160, 2, 4, 2
 N_CTX = 512
 
@@ -40,7 +42,7 @@ def models(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A directory with a model of each architecture; some 900 MB, removed at the end."""
     directory = tmp_path_factory.mktemp("architectures")
     command = [programs / "test-llama-archs", "-s", "1234", "-o", directory]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, timeout=HANGS)
     yield directory
     shutil.rmtree(directory)
 

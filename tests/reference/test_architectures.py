@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from llamacffi import ArgumentError, Batch, Context, ContextError, Gguf, Model, UnsupportedError
+from tests.timing import HANGS
 
 # Longer than the sliding windows of these models, 32 tokens.
 PROMPT = "the quick brown fox jumps over the lazy dog and runs" * 4
@@ -28,7 +29,7 @@ def upstream_logits(programs: Path, tmp_path: Path) -> Callable[[Path], tuple[li
     def compute(path: Path) -> tuple[list[int], Any]:
         out = tmp_path / "results.gguf"
         command = [programs / "llama-results", "-m", path, "-p", PROMPT, "-o", out, "-t", "1"]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, check=True, capture_output=True, timeout=HANGS)
         with Gguf.open(out) as results:
             tokens = results.tensors["tokens"].data.ravel().tolist()
             logits = np.array(results.tensors["logits"].data).reshape(len(tokens), -1)

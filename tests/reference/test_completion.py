@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 import llamacffi
+from tests.timing import HANGS
 
 N_PREDICT = 48
 PROMPT = "Once upon a time, in 2026"
@@ -25,7 +26,7 @@ def test_greedy_text_equals_llama_completion(
         *("-no-cnv", "--no-display-prompt", "--no-warmup", "-c", 256, "-t", 1),
     ]
     result = subprocess.run(
-        [str(one) for one in command], capture_output=True, timeout=120, stdin=subprocess.DEVNULL
+        [str(one) for one in command], capture_output=True, timeout=HANGS, stdin=subprocess.DEVNULL
     )
     assert result.returncode == 0, result.stderr.decode(errors="replace")
 

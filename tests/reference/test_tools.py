@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llamacffi import Gguf, Imatrix, Model, compute_imatrix, demo, quantize, shards
+from tests.timing import HANGS
 
 TEXT = demo.TEXT * 2
 CHUNK = 64
@@ -22,7 +23,7 @@ def tool(root):
         if not found:
             pytest.skip(f"llama-{name} is not built: run `make reference`")
         command = [str(found[0]), *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, check=False)
         assert done.returncode == 0, done.stderr
         return done
 
