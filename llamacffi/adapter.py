@@ -78,7 +78,7 @@ class Adapter(Handle):
         """
         check_object("model", model, "Model")
         model_ptr = model.ptr
-        model.check_weights()
+        model._check_weights()
         with opened(source) as file:
             self._name = file.name
             self.alpha = _check(file, model)

@@ -104,7 +104,7 @@ class ContextRequest:
         if "n_ctx" not in params:
             struct.n_ctx = default_n_ctx(struct, model, self.other)
         check_ranges(struct, model)
-        model.check_weights()
+        model._check_weights()
         check_model(struct, model, {name for name in params if params[name] is not None})
         check_sharing(self.other, struct, model)
         self.n_outputs_max = asked(struct, "n_outputs_max")

@@ -37,7 +37,7 @@ class ModelInfo(Handle):
     without_weights: str | None
     """The parameter that left the weights out, ``"vocab_only"`` or ``"no_alloc"``; else None."""
 
-    def check_weights(self) -> None:
+    def _check_weights(self) -> None:
         """Raise UnsupportedError if it was loaded without its weights."""
         if self.without_weights:
             raise UnsupportedError(

@@ -28,7 +28,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     """Write a model to a file, at once or not at all."""
     path = path_text(path)
     ptr = model.ptr
-    model.check_weights()
+    model._check_weights()
     if model._divided:
         raise UnsupportedError(
             "weights that are divided among devices (split_mode='tensor') cannot be saved"
