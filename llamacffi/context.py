@@ -67,16 +67,16 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
                 for ``n_threads`` and ``n_threads_batch``: the number of physical cores that other
                 work leaves now, or 1 if all layers and the cache are on a GPU, since llama.cpp's
                 default knows neither the machine nor the model; and for ``n_ctx``: the length that
-                the model was trained with for each sequence, but at most 4096 in all, since
-                llama.cpp's default of 512 is too short for a conversation, and the full length may
-                need more memory than there is.  ``n_ctx=0`` is the full length.  ``cb_eval`` is a
-                Python function, called with each node of the compute graph as a `TensorView` and
-                whether it is only asked for: if it returns True then, it is called again when the
-                node is computed, and stops the computation if it returns False; what it raises is
-                raised by `decode`.  ``ctx_other`` is the `Context` of the target, for the context
-                of a draft model; it closes this one, and one of the two can compute at a time.
-                ``samplers`` are a `SamplerChain` for each sequence that is to be sampled in the
-                graph; see `set_sampler`.
+                the model was trained with for each sequence, but at most 4096 in all, or 256 for
+                each if that is more, since llama.cpp's default of 512 is too short for a
+                conversation, and the full length may need more memory than there is.  ``n_ctx=0``
+                is the full length.  ``cb_eval`` is a Python function, called with each node of the
+                compute graph as a `TensorView` and whether it is only asked for: if it returns True
+                then, it is called again when the node is computed, and stops the computation if it
+                returns False; what it raises is raised by `decode`.  ``ctx_other`` is the `Context`
+                of the target, for the context of a draft model; it closes this one, and one of the
+                two can compute at a time. ``samplers`` are a `SamplerChain` for each sequence that
+                is to be sampled in the graph; see `set_sampler`.
 
         Raises:
             ArgumentError: A value is out of range, or does not fit the others.

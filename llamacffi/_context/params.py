@@ -48,6 +48,7 @@ SHARING = ("gemma4-assistant", "eagle3", "dflash")
 # How long a context is that nobody has asked for: memory for all that a model was trained with may
 # be too much.
 MODEST_CTX = 4096
+BLOCK = 256  # llama.cpp rounds up to a multiple of it
 ROPE = ("rope_scaling_type", "rope_freq_base", "rope_freq_scale")
 YARN = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx")
 # Of these, llama.cpp reads some only where it interpolates by YaRN.
@@ -134,13 +135,18 @@ class ContextRequest:
 def default_n_ctx(struct: Any, model: Model, other: ContextBase | None) -> int:
     """Return the length of a context if nobody gives one: that of the training, or a modest one.
 
-    A context that works with another has as many as that one.
+    A context that works with another has as many as that one.  Sequences with room of their own
+    have the same whole blocks each, so that there is nothing for llama.cpp to adjust.
     """
     if other is not None:
         length: int = lib.llama_n_ctx(other.ptr)
         return length
     trained: int = lib.llama_model_n_ctx_train(model.ptr)  # 0 of a vocabulary alone
-    return min(trained * max(1, int(struct.n_seq_max)), MODEST_CTX) or int(struct.n_ctx)
+    n = int(struct.n_seq_max)
+    if not trained or struct.kv_unified:
+        return min(trained * n, MODEST_CTX) or int(struct.n_ctx)
+    share, whole = MODEST_CTX // n // BLOCK * BLOCK, -(-trained // BLOCK) * BLOCK
+    return n * max(BLOCK, min(whole, share))
 
 
 def default_n_threads(model: Model, offload_kqv: bool) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llamacffi import Context, Gguf, Model, SamplerChain, generate
+from llamacffi import Context, Gguf, Model, SamplerChain, capture_logs, generate
 from tests.facade.gguf_models import write_llama
 
 PROMPT = "The llama"
@@ -46,6 +46,26 @@ def test_a_context_is_as_long_as_the_training_up_to_a_limit(tmp_path, trained, p
         gguf.write(other := tmp_path / "other.gguf")
     with Model(other) as model, Context(model, n_threads=1, **params) as context:
         assert context.n_ctx == expected
+
+
+@pytest.mark.parametrize("trained", [300, 768, 1000, 131072])
+def test_sequences_of_any_number_have_as_many_tokens(tmp_path, trained):
+    """In whole blocks of 256, so that llama.cpp adjusts nothing."""
+    path = write_llama(tmp_path / "model.gguf", n_layer=1)
+    with Gguf.open(path) as gguf:
+        gguf["llama.context_length"] = trained
+        gguf.write(other := tmp_path / "other.gguf")
+    with Model(other) as model:
+        for n in range(1, 21):
+            with (
+                capture_logs("WARNING", thread=True) as log,
+                Context(model, n_seq_max=n, n_threads=1) as context,
+            ):
+                assert context.n_ctx == n * context.n_ctx_seq
+                assert context.n_ctx <= max(4096, n * 256)
+                full = -(-trained // 256) * 256
+                assert context.n_ctx_seq == full or context.n_ctx + n * 256 > 4096
+            assert not [line for line in log if "n_seq_max" in line.text]
 
 
 def test_a_generation_samples_as_the_file_recommends(tmp_path):
