@@ -13,7 +13,7 @@ from ._files import file_name
 from ._handle import own
 from ._model.info import ModelInfo
 from ._model.loading import load_file, load_path, load_splits
-from ._model.params import model_params, used_devices
+from ._model.params import model_params, used_devices, warn_without_experts
 from ._model.weight_types import check_weight_types
 from ._text import path_text
 from .errors import ForkError
@@ -78,7 +78,8 @@ class Model(ModelInfo):
       the call.  Loading stops if it returns False; what it raises is raised here.  Ctrl-C stops it
       too.
 
-    A parameter for a GPU where there is none is a `RuntimeWarning`, since llama.cpp ignores it.
+    A parameter for a GPU where there is none, or for experts of a model without any, is a
+    `RuntimeWarning`, since llama.cpp ignores it.
     """
 
     _instead = "any number of contexts can use it; in another process, load the file again"
@@ -302,6 +303,7 @@ class Model(ModelInfo):
         self._divided = used_devices(struct) if divided else []
         super().__init__(owner)
         drain()
+        warn_without_experts(struct, given, owner)
 
     def __repr__(self) -> str:
         if self.closed:

@@ -13,6 +13,7 @@ from .._ffi import ffi, lib
 from .._params import Converter, fill
 from ..errors import ArgumentError, BackendUnavailableError
 from . import load_mode
+from .info import Metadata
 from .overrides import expert_overrides, kv_overrides, override_pairs, tensor_buft_overrides
 
 # Fields of llama_model_params that `Model` fills itself.
@@ -39,18 +40,32 @@ def model_params(params: Mapping[str, Any], *, warning: bool = True) -> tuple[An
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be a function, not {progress!r}")
     experts = expert_overrides(fields.pop("cpu_moe", False), fields.pop("n_cpu_moe", 0))
-    if experts:
-        given = fields.get("tensor_buft_overrides") or []
-        fields["tensor_buft_overrides"] = [*override_pairs(given), *experts]
     struct = ffi.new("struct llama_model_params *")
     struct[0] = lib.llama_model_default_params()
     keep = fill(struct, "llama_model_params", fields, OWNED, MODEL_CONVERTERS)
     _check_weights(struct, fields)
     devices = used_devices(struct)
+    if experts and devices:
+        given = override_pairs(fields.get("tensor_buft_overrides") or [])
+        struct.tensor_buft_overrides, kept = tensor_buft_overrides([*given, *experts])
+        keep.append(kept)
     _check_devices(struct, devices, fields)
     if warning and not devices:
-        _warn_without_gpu(fields)
+        _warn_without_gpu(struct, params)
     return struct, keep
+
+
+def warn_without_experts(struct: Any, params: Mapping[str, Any], ptr: Any) -> None:
+    """Warn if experts are to stay on the processor, and the model that was loaded has none."""
+    asked = next((name for name in ("cpu_moe", "n_cpu_moe") if params.get(name)), None)
+    if not asked or not used_devices(struct):
+        return
+    metadata = Metadata(ptr)
+    if metadata.get(f"{metadata['general.architecture']}.expert_count", "0") == "0":
+        warn(
+            f"{asked}={params[asked]!r} has no effect: the model is no mixture, and has no experts "
+            "to keep on the processor"
+        )
 
 
 def _check_weights(struct: Any, fields: Mapping[str, Any]) -> None:
@@ -90,15 +105,17 @@ def _check_devices(struct: Any, devices: list[Any], fields: Mapping[str, Any]) -
             raise ArgumentError(f"tensor_split is for {len(split)} devices, not {len(devices)}")
 
 
-def _warn_without_gpu(fields: Mapping[str, Any]) -> None:
+def _warn_without_gpu(struct: Any, params: Mapping[str, Any]) -> None:
     """Warn of what asks for a GPU that is not there: llama.cpp ignores it."""
-    for name in ("n_gpu_layers", "tensor_split", "main_gpu"):
-        value = fields.get(name)
-        if value is not None and (name == "tensor_split" or value > 0):
-            warn(
-                f"{name}={value!r} has no effect: llama.cpp has no GPU here, so the model runs on "
-                "the processor (llamacffi.devices() lists what there is)"
-            )
+    asks = {name: params.get(name, 0) > 0 for name in ("n_gpu_layers", "main_gpu", "n_cpu_moe")}
+    asks |= {name: bool(params.get(name)) for name in ("no_host", "cpu_moe")}
+    asks["tensor_split"] = params.get("tensor_split") is not None
+    asks["split_mode"] = "split_mode" in params and struct.split_mode != lib.LLAMA_SPLIT_MODE_NONE
+    for name in [name for name in params if asks.get(name)]:
+        warn(
+            f"{name}={params[name]!r} has no effect: llama.cpp has no GPU here, so the model runs "
+            "on the processor (llamacffi.devices() lists what there is)"
+        )
 
 
 def used_devices(struct: Any) -> list[Any]:

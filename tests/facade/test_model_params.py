@@ -95,7 +95,11 @@ def test_without_devices_nothing_is_divided():
 @pytest.mark.skipif(not NO_GPU, reason="there is a GPU")
 @pytest.mark.parametrize(
     "params",
-    [{"n_gpu_layers": 3}, {"tensor_split": [1, 2]}, {"main_gpu": 1, "split_mode": "none"}],
+    [
+        *({"n_gpu_layers": 3}, {"tensor_split": [1, 2]}, {"main_gpu": 1, "split_mode": "none"}),
+        *({"split_mode": "row"}, {"split_mode": enums.SplitMode.LAYER}, {"no_host": True}),
+        *({"cpu_moe": True}, {"n_cpu_moe": 2}),
+    ],
     ids=lambda params: next(iter(params)),
 )
 def test_asking_for_a_gpu_that_is_not_there_warns(params, demo_path):
@@ -116,7 +120,16 @@ def test_what_asks_for_no_gpu_is_silent(demo_path):
         warnings.simplefilter("error")
         for layers in (-1, -5, 0):
             Model(demo_path, n_gpu_layers=layers).close()
-        Model(demo_path, split_mode="none").close()
+        Model(demo_path, split_mode="none", no_host=False, cpu_moe=False, n_cpu_moe=0).close()
+
+
+@pytest.mark.parametrize("params", [{"cpu_moe": True}, {"n_cpu_moe": 2}], ids=["all", "some"])
+def test_experts_of_a_model_without_any(demo_path, params):
+    array = ffi.new("ggml_backend_dev_t[]", [device("CPU").ptr, ffi.NULL])
+    (name,) = params
+    with pytest.warns(RuntimeWarning, match=f"{name}=.* has no effect: .* no experts") as seen:
+        Model(demo_path, devices=array, **params).close()
+    assert [one.filename for one in seen] == [__file__]
 
 
 # tensor_split
@@ -377,13 +390,15 @@ def test_experts_of_the_first_layers():
 
 
 def test_experts_come_after_other_overrides():
-    struct, _keep = model_params({"cpu_moe": True, "tensor_buft_overrides": {"a": "CPU"}})
+    array = ffi.new("ggml_backend_dev_t[]", [device("CPU").ptr, ffi.NULL])
+    some = {"devices": array}
+    struct, _keep = model_params({**some, "cpu_moe": True, "tensor_buft_overrides": {"a": "CPU"}})
     found = struct.tensor_buft_overrides
     assert [text(found[i].pattern) for i in range(2)] == ["a", EXPERTS]
     assert found[2].pattern == ffi.NULL
-    struct, _keep = model_params({"n_cpu_moe": 3})
+    struct, _keep = model_params({**some, "n_cpu_moe": 3})
     assert struct.tensor_buft_overrides[3].pattern == ffi.NULL
-    struct, _keep = model_params({"n_cpu_moe": 0, "cpu_moe": False})
+    struct, _keep = model_params({**some, "n_cpu_moe": 0, "cpu_moe": False})
     assert struct.tensor_buft_overrides == ffi.NULL
 
 
