@@ -12,6 +12,7 @@ import pytest
 
 from llamacffi import Gguf, demo
 from llamacffi.cli.terminal import fitting, visible
+from tests.facade.gguf_models import write_altered
 from tests.timing import HANGS
 
 from .conftest import Cli, StartCli
@@ -44,13 +45,9 @@ def hostile(tmp_path: Path) -> Callable[..., Path]:
         path = tmp_path / "hostile.gguf"
         with Gguf.from_bytes(demo.to_bytes()) as gguf:
             tokens = list(gguf["tokenizer.ggml.tokens"])
-            word = tokens.index("\N{LOWER ONE EIGHTH BLOCK}llama")
-            tokens[word] = ESCAPES
-            gguf["tokenizer.ggml.tokens"] = tokens
-            gguf["general.name"] = ESCAPES
-            gguf.update({name.replace("__", "."): value for name, value in changes.items()})
-            gguf.write(path)
-        return path
+        tokens[tokens.index("\N{LOWER ONE EIGHTH BLOCK}llama")] = ESCAPES
+        metadata = {"tokenizer__ggml__tokens": tokens, "general__name": ESCAPES}
+        return write_altered(path, **metadata | changes)
 
     return make
 

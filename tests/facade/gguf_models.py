@@ -1,4 +1,4 @@
-"""Small models with random weights, made with `Gguf` itself."""
+"""Small models with random weights, and changed ones, made with `Gguf` itself."""
 
 from __future__ import annotations
 
@@ -6,12 +6,40 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llamacffi import Gguf
+from llamacffi import Gguf, demo
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 N_VOCAB, N_LAYER, N_HEAD, N_CTX = 96, 2, 4, 256
+
+
+def edited(source: bytes | Path, change: Callable[[Gguf], object]) -> bytes:
+    """Return a file that a function has changed."""
+    with Gguf.from_bytes(source) if isinstance(source, bytes) else Gguf.open(source) as gguf:
+        change(gguf)
+        return gguf.to_bytes()
+
+
+def write_altered(path: Path, *, spoil: float | None = None, **metadata: object) -> Path:
+    """Write the built-in model with other metadata, or a wrong number in its output.
+
+    Args:
+        path: The file.
+        spoil: The number.
+        metadata: More keys, with ``__`` for each dot.
+    """
+
+    def change(gguf: Gguf) -> None:
+        gguf.update({name.replace("__", "."): value for name, value in metadata.items()})
+        if spoil is not None:
+            array = np.array(demo.weights()["output.weight"])
+            array[7] = spoil
+            gguf.replace_tensor("output.weight", array)
+
+    path.write_bytes(edited(demo.to_bytes(), change))
+    return path
 
 
 def write_llama(

@@ -28,6 +28,7 @@ from llamacffi import (
 )
 from llamacffi._handle import live_objects
 from tests.facade import loras
+from tests.facade.gguf_models import edited
 from tests.facade.random_models import N_EMBD, N_FF, N_VOCAB
 
 TOKENS = [(7 * i) % 90 + 3 for i in range(12)]
@@ -220,12 +221,6 @@ def test_what_the_file_says(llama, write):
     plain = Adapter(llama, write({QUERY: (64, 64)}))
     assert (plain.alpha, plain.task_name, plain.prompt_prefix) == (None, None, None)
     assert plain.invocation_tokens == ()
-
-
-def edited(path, change):
-    with Gguf.open(path) as file:
-        change(file)
-        return file.to_bytes()
 
 
 def set_key(key, value, **kind):

@@ -25,6 +25,7 @@ from llamacffi import (
     Model,
     merge_lora,
 )
+from tests.facade.imatrices import legacy
 from tests.facade.loras import write_control_vector, write_lora
 
 N_EMBD, N_FF = 64, 96
@@ -73,11 +74,8 @@ def write_imatrix(path: Path) -> Path:
 
 
 def write_legacy(path: Path) -> Path:
-    data = struct.pack("<i", 2)
-    for name in (b"blk.0.attn_q.weight", b"blk.1.ffn_up.weight"):
-        data += struct.pack("<i", len(name)) + name + struct.pack("<ii", 3, N_EMBD)
-        data += np.ones(N_EMBD, np.float32).tobytes()
-    path.write_bytes(data + struct.pack("<ii", 3, 4) + b"data")
+    names = ("blk.0.attn_q.weight", "blk.1.ffn_up.weight")
+    path.write_bytes(legacy(dict.fromkeys(names, (3, [1.0] * N_EMBD)), dataset="data"))
     return path
 
 

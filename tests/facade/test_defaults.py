@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from llamacffi import Context, Gguf, Model, SamplerChain, capture_logs, generate
-from tests.facade.gguf_models import write_llama
+from tests.facade.gguf_models import write_altered, write_llama
 
 PROMPT = "The llama"
-
-
-def altered(path: Path, **metadata: object) -> Path:
-    """Write the built-in model with other metadata."""
-    from llamacffi import demo
-
-    with Gguf.from_bytes(demo.to_bytes()) as gguf:
-        for key, value in metadata.items():
-            gguf[key.replace("__", ".")] = value
-        gguf.write(path)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -69,7 +56,7 @@ def test_sequences_of_any_number_have_as_many_tokens(tmp_path, trained):
 
 
 def test_a_generation_samples_as_the_file_recommends(tmp_path):
-    path = altered(tmp_path / "greedy.gguf", general__sampling__temp=0.0)
+    path = write_altered(tmp_path / "greedy.gguf", general__sampling__temp=0.0)
     with Model(path) as model, Context(model, n_ctx=256, n_threads=1) as context:
         text = generate(context, PROMPT, max_tokens=30).text()
         context.memory.clear()
@@ -83,7 +70,7 @@ def test_a_generation_leaves_out_what_the_file_suppresses(tmp_path, model):
         usual = generate(context, PROMPT, sampler=greedy, max_tokens=20)
         usual.text()
     ids = np.array(sorted(set(usual.tokens)), np.int32)
-    path = altered(
+    path = write_altered(
         tmp_path / "quiet.gguf", general__sampling__temp=0.0, tokenizer__ggml__suppress_tokens=ids
     )
     with Model(path) as other, Context(other, n_ctx=256, n_threads=1) as context:

@@ -38,9 +38,9 @@ from llamacffi._context import params as context_params
 from llamacffi._generated.params import KINDS
 from llamacffi._model import params as model_params
 from llamacffi._quantize_params import quantize_params
-from tests.facade.gguf_models import write_llama
+from tests.facade.gguf_models import edited, write_llama
 from tests.facade.test_context_params import CHANGES_LOGITS, TEXT, TOLD, logits
-from tests.facade.test_model_files import edited, nans
+from tests.facade.test_model_files import nans
 
 Look = Callable[["World", dict[str, Any]], object]
 

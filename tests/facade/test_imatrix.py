@@ -22,6 +22,7 @@ from llamacffi import (
 )
 from llamacffi.imatrix import Squares
 from tests.facade.gguf_models import N_HEAD, write_llama
+from tests.facade.imatrices import legacy
 
 TOKENS = [int(token) for token in np.random.default_rng(3).integers(0, 96, 64)]
 N_EMBD = 64
@@ -241,22 +242,10 @@ def test_sums_that_cannot_be_added():
         one.merge(one)
 
 
-def legacy(entries, *, rest=b""):
-    raw = struct.pack("<i", len(entries))
-    for name, (calls, values) in entries.items():
-        raw += struct.pack(f"<i{len(name)}sii", len(name), name, calls, len(values))
-        raw += np.array(values, "<f4").tobytes()
-    return raw + rest
-
-
 def test_the_older_format(tmp_path):
     file = tmp_path / "x.dat"
-    file.write_bytes(
-        legacy(
-            {b"a.weight": (4, [4, 8]), b"b.weight": (0, [1, 2, 3])},
-            rest=struct.pack("<ii8s", 9, 8, b"text.txt"),
-        )
-    )
+    entries = {"a.weight": (4, [4, 8]), "b.weight": (0, [1, 2, 3])}
+    file.write_bytes(legacy(entries, n_chunks=9, dataset="text.txt"))
     found = Imatrix.open(file)
     assert found["a.weight"].tolist() == [1, 2]
     assert found["b.weight"].tolist() == [1, 2, 3]
@@ -265,7 +254,7 @@ def test_the_older_format(tmp_path):
 
 def test_other_files(path, tmp_path):
     file = tmp_path / "x.dat"
-    whole = legacy({b"a.weight": (4, [4, 8])}, rest=struct.pack("<ii1s", 9, 1, b"x"))
+    whole = legacy({"a.weight": (4, [4, 8])}, dataset="x")
     for content in (b"", b"\0\0\0\0", b"\xff\xff\xff\xff", whole[:-1], whole[:20], b"text" * 9):
         file.write_bytes(content)
         with pytest.raises(GgufError, match=r"x\.dat"):

@@ -25,6 +25,7 @@ from llamacffi import (
     lib,
     quantize,
 )
+from tests.facade.gguf_models import edited
 from tests.facade.loras import write_lora
 
 ALIGNMENT = lib.ggml_backend_buft_get_alignment(lib.ggml_backend_cpu_buffer_type())
@@ -351,12 +352,6 @@ def test_files_that_are_not_a_model(shards, demo_path):
 
 
 # What llama.cpp cannot load
-
-
-def edited(data, change):
-    with Gguf.from_bytes(data) as gguf:
-        change(gguf)
-        return gguf.to_bytes()
 
 
 def nans(gguf):

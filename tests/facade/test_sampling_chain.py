@@ -20,7 +20,6 @@ from llamacffi import (
     ContextError,
     CustomSampler,
     Dist,
-    Gguf,
     Grammar,
     Greedy,
     Infill,
@@ -42,6 +41,7 @@ from llamacffi import (
     UnsupportedError,
     lib,
 )
+from tests.facade.gguf_models import write_altered
 from tests.facade.oracle import END, logits_after, token
 
 THE = token(" the")
@@ -259,19 +259,9 @@ def test_everything_is_ruled_out(context, chain):
 @pytest.fixture
 def altered(tmp_path):
     """Write the built-in model with other metadata, or other weights."""
-    from llamacffi import demo
 
-    def write(spoil=None, **metadata):
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.gguf"
-        with Gguf.from_bytes(demo.to_bytes()) as gguf:
-            for key, value in metadata.items():
-                gguf[key.replace("__", ".")] = value
-            if spoil is not None:
-                array = np.array(demo.weights()["output.weight"])
-                array[7] = spoil
-                gguf.replace_tensor("output.weight", array)
-            gguf.write(path)
-        return path
+    def write(**changes):
+        return write_altered(tmp_path / f"{len(list(tmp_path.iterdir()))}.gguf", **changes)
 
     return write
 

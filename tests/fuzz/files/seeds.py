@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from llamacffi import Batch, Context, Gguf, Model, demo, quantize, shards
 from llamacffi.imatrix import Imatrix, Squares
 from tests.facade import loras, random_models
+from tests.facade.imatrices import legacy
 from tests.facade.vocabularies import BYTES, CONTROL, UNKNOWN, USER_DEFINED, Entry, write_vocab
 
 MODEL_USES = ("2", "read", "embeddings", "small", "apart")
@@ -127,21 +127,15 @@ def _additions(directory: Path) -> list[Seed]:
     squares = {name: Squares(np.ones((1, width), np.float32), np.array([7])) for name in names}
     matrix = directory / "imatrix.gguf"
     Imatrix(squares, ["text"], 2, 512).save(matrix)
-    legacy = directory / "imatrix.dat"
-    values = struct.pack(f"<{width}f", *[0.5] * width)
-    entries = b"".join(
-        struct.pack(f"<i{len(name)}sii", len(name), name.encode(), 3, width) + values
-        for name in names
-    )
-    legacy.write_bytes(
-        struct.pack("<i", len(names)) + entries + struct.pack("<ii4s", 2, 4, b"text")
-    )
+    older = directory / "imatrix.dat"
+    entries = dict.fromkeys(names, (3, [0.5] * width))
+    older.write_bytes(legacy(entries, n_chunks=2, dataset="text"))
     return [
         Seed("lora", lora, ("lora", "lora", "merge lora", "gguf")),
         Seed("alora", alora, ("lora",)),
         Seed("control", vector, ("control",)),
         Seed("imatrix", matrix, ("imatrix",)),
-        Seed("imatrix.dat", legacy, ("imatrix",)),
+        Seed("imatrix.dat", older, ("imatrix",)),
     ]
 
 
