@@ -251,12 +251,12 @@ def test_offsets_behind_the_end(path):
 def test_no_descriptor_is_left_after_errors(path):
     before = open_descriptors()
     for offset in (0, 10**9):
-        with open(path, "rb") as stream:
-            try:
-                with c_file(stream, offset=offset):
-                    raise LoadError("x")
-            except (ArgumentError, LoadError):
-                pass
+        with (
+            open(path, "rb") as stream,
+            pytest.raises((ArgumentError, LoadError)),
+            c_file(stream, offset=offset),
+        ):
+            raise LoadError("x")
     assert open_descriptors() == before
 
 

@@ -16,11 +16,13 @@ from llamacffi import (
     Batch,
     BusyError,
     Candidates,
+    ClosedError,
     Context,
     ContextError,
     CustomSampler,
     Dist,
     Grammar,
+    GrammarError,
     Greedy,
     Infill,
     LogitBias,
@@ -386,7 +388,7 @@ def test_a_failed_chain_can_be_tried_again(model, context, chain):
     late = chain(Grammar("root ::= <[9999]>"), Greedy())
     after(context)
     for _ in range(2):
-        with pytest.raises(Exception, match="not in the vocabulary"):
+        with pytest.raises(GrammarError, match="not in the vocabulary"):
             late.sample(context)
     with pytest.raises(ArgumentError, match="must know the vocabulary"):
         _ = late.ptr  # it has not taken the vocabulary
@@ -395,7 +397,7 @@ def test_a_failed_chain_can_be_tried_again(model, context, chain):
 def test_a_chain_as_a_context_manager():
     with SamplerChain(Penalties(), Greedy()) as one:  # which may still lack a vocabulary
         assert not one.closed
-    with pytest.raises(Exception, match="closed"), one:
+    with pytest.raises(ClosedError), one:
         pass
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llamacffi import (
+    AbortedError,
     ArgumentError,
     Batch,
     BusyError,
@@ -369,7 +370,7 @@ def test_a_cancelled_context_saves_all_the_same(random_context):
     with Context(context.model, n_ctx=256, n_threads=1, **EXACT) as other:
         other.load_state(saved, seq_id=0)
         found = decode(other, [9], len(TOKENS) - 10)
-    with pytest.raises(Exception, match="cancelled"):
+    with pytest.raises(AbortedError, match="cancelled"):
         decode(context, [9], len(TOKENS) - 10)
     assert same(decode(context, [9], len(TOKENS) - 10), found)
 

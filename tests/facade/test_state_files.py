@@ -440,7 +440,7 @@ def test_damaged_files_of_llama_cpps_own_never_crash(random_context, kind, run_p
             before = context.save_state()
             expected = go_on()
             context.load_state(before)
-            found = 0
+            found = taken = 0
             for seq_id in (None, 0):
                 context.save_file("good", range(5), plain=True, seq_id=seq_id)
                 good = Path("good").read_bytes()
@@ -459,19 +459,17 @@ def test_damaged_files_of_llama_cpps_own_never_crash(random_context, kind, run_p
                     except StateError:
                         found += 1
                         assert np.allclose(go_on(), expected, atol=1e-4), n
-                    else:
-                        try:  # it must be usable, whatever it says
-                            go_on()
-                            context.save_state()
-                        except LlamaError:
-                            pass
+                    else:  # it must be usable, whatever it says
+                        taken += 1
+                        go_on()
+                        context.save_state()
                     context.load_state(before)
-            print(found)
+            print(found, taken)
         """,
         path,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) > 100
+    assert min(map(int, done.stdout.split())) > 50, done.stdout
 
 
 def test_damaged_states_never_crash(random_context, run_python):
