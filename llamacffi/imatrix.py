@@ -305,7 +305,10 @@ def compute_imatrix(
         check_int("max_chunks", max_chunks, 1, INT32_MAX)
     n_chunks = min(len(tokens) // chunk_size, max_chunks or len(tokens))
     if not n_chunks:
-        raise ArgumentError(f"{len(tokens)} tokens are less than a chunk of {chunk_size}")
+        raise ArgumentError(
+            f"{len(tokens)} tokens are less than a chunk of chunk_size={chunk_size}: give a longer "
+            "text, or smaller chunks"
+        )
     batch = Batch(chunk_size)
     bos = model.vocab.bos if model.vocab.add_bos else None
     with Context(
@@ -387,5 +390,5 @@ def _from_legacy(data: bytes, path: Path) -> Imatrix:
     except ValueError as error:
         raise GgufError(f"{os.fspath(path)!r} is no importance matrix: {error}") from None
     if not squares:
-        raise GgufError(f"{os.fspath(path)!r} is no importance matrix")
+        raise GgufError(f"{os.fspath(path)!r} is no importance matrix: it has no sums")
     return Imatrix(squares, datasets, chunks, 0, path)

@@ -214,7 +214,10 @@ class Memory(Pointer):
             if not memory.has(seq_id, start, end):
                 return
             if not (memory.can_remove(seq_id, start, end) and memory.remove(seq_id, start, end)):
-                raise UnsupportedError("this model cannot forget a part of a sequence")
+                raise UnsupportedError(
+                    "this model cannot forget a part of a sequence: remove all of it, or take a "
+                    "snapshot() before what is to be forgotten, and restore() it"
+                )
             if found is not None:
                 memory.add(seq_id, end, END, start - end)
 

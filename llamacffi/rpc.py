@@ -101,7 +101,8 @@ def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
     except NativeError as error:
         raise with_log(
             BackendUnavailableError(
-                f"the RPC server {endpoint} is none of this version: {str(error).strip()}"
+                f"the RPC server {endpoint} is of another version: build both of one llama.cpp "
+                f"({str(error).strip()})"
             )
         ) from error
     if reg == ffi.NULL:
@@ -287,7 +288,7 @@ def _wait(
         except OSError:
             if time.monotonic() > end:
                 raise BackendUnavailableError(
-                    f"the RPC server did not begin to listen in {timeout} seconds"
+                    f"the RPC server did not begin to listen in timeout={timeout} seconds"
                 ) from None
             time.sleep(0.02)
     output.seek(0)

@@ -130,7 +130,7 @@ def merge(first: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
             stack.enter_context(gguf)
         check_other(target, files)
         if next(iter(files.values())).get(COUNT, 0) == 0:
-            raise GgufError(f"{os.fspath(first)!r} is not one of several files")
+            raise GgufError(f"{os.fspath(first)!r} is not one of several files: it is whole")
         stack.enter_context(whole(files)).write(target)
 
 

@@ -144,7 +144,9 @@ class States(Remembering):
 
         seq_id, partial = self._sequence(seq_id), flag("partial", partial)
         if flag("plain", plain) and partial:
-            raise ArgumentError("a plain file has no place for partial=True")
+            raise ArgumentError(
+                "a file with plain=True has no place for partial=True: leave out one of them"
+            )
         array = token_array(tokens).astype("int32")
         with self._remembering() as ptr:
             if plain:

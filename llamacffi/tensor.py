@@ -261,7 +261,7 @@ def _check_readable(tensor: TensorView) -> None:
     ptr = tensor.ptr
     buffer = (ptr.view_src or ptr).buffer
     if buffer == ffi.NULL:
-        raise UnsupportedError(f"{tensor.name!r} has no buffer")
+        raise UnsupportedError(f"{tensor.name!r} has no buffer that could be read")
     kind = lib.ggml_backend_buffer_get_type(buffer)
     device = lib.ggml_backend_buft_get_device(kind)
     on_cpu = (

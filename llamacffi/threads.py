@@ -257,7 +257,10 @@ def _start_placed(
 ) -> tuple[Any, Placement]:
     """Do that with processors or a priority, in a thread that is not needed afterwards."""
     if not hasattr(os, "sched_setaffinity"):
-        raise UnsupportedError("this system cannot bind threads to processors, or rank them")
+        raise UnsupportedError(
+            "this system cannot bind threads to processors, or rank them: leave out cpus and "
+            "priority"
+        )
     before = Placement.current()
     if cpus is not None:
         _check_usable(cpus)

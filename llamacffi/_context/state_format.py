@@ -19,6 +19,7 @@ from .._ffi import ffi, lib
 from .._model.weights import same_weights
 from ..errors import StateError
 
+FOREIGN = "was not saved by llamacffi or llama.cpp"
 MAGIC = b"llcffi\x1a\n"  # the end shows what a transfer as text has done to it
 VERSION = 2
 # Magic, version, checksum of all that follows it, and the sizes of the three parts: the identity in
@@ -226,10 +227,13 @@ def check_size(head: bytes, size: int, name: str) -> tuple[int, int, int]:
         StateError: It is something else, of another version, or incomplete.
     """
     if len(head) < HEADER.size or not head.startswith(MAGIC):
-        raise StateError(f"{name} is no saved state: it begins with {head[:8]!r}")
+        raise StateError(f"{name} {FOREIGN}: it begins with {head[:8]!r}")
     _magic, version, checksum, n_identity, n_tokens, n_bytes = HEADER.unpack(head)
     if version != VERSION:
-        raise StateError(f"{name} has version {version} of the format; this is version {VERSION}")
+        raise StateError(
+            f"{name} has version {version} of the format, and this llamacffi reads version "
+            f"{VERSION}: save the state anew with it"
+        )
     expected = HEADER.size + n_identity + 4 * n_tokens + n_bytes
     if size != expected:
         raise StateError(f"{name} is incomplete: {size} bytes, and not {expected}")
@@ -246,14 +250,14 @@ def parse_plain(head: bytes, size: int, name: str) -> tuple[int, int]:
         StateError: It is none, or cannot be complete.
     """
     if len(head) < PLAIN_HEADER.size:
-        raise StateError(f"{name} is no saved state: it has {len(head)} bytes")
+        raise StateError(f"{name} {FOREIGN}: it has {len(head)} bytes")
     magic, version, n_tokens = PLAIN_HEADER.unpack_from(head)
     if magic not in PLAIN_VERSIONS:
-        raise StateError(f"{name} is no saved state: it begins with {head[:8]!r}")
+        raise StateError(f"{name} {FOREIGN}: it begins with {head[:8]!r}")
     if version != PLAIN_VERSIONS[magic]:
         raise StateError(
-            f"{name} has version {version} of llama.cpp's format; this llama.cpp has version "
-            f"{PLAIN_VERSIONS[magic]}"
+            f"{name} has version {version} of llama.cpp's format, and this llama.cpp reads version "
+            f"{PLAIN_VERSIONS[magic]}: save the state anew with it"
         )
     if PLAIN_HEADER.size + 4 * n_tokens > size:
         raise StateError(f"{name} is incomplete: {n_tokens} tokens do not fit {size} bytes")

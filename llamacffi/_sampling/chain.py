@@ -218,7 +218,7 @@ class ChainBase(Handle):
                 self._vocab = self._owner = None
                 raise
         elif self._needy and self._vocab is not None and self._vocab.model is not vocab.model:
-            raise ArgumentError("this chain was made for the vocabulary of another model")
+            raise ArgumentError("this chain is of another model's vocabulary: make one for it")
         self._ready()
 
     def _enter_graph(self, stop: int | None) -> None:
@@ -300,7 +300,7 @@ class ChainBase(Handle):
             return
         # llama.cpp could not cope with an exception out of a clone function there.
         if self._attached is not None:
-            raise UnsupportedError("a chain in a graph cannot take over what is in Python")
+            raise UnsupportedError("in a graph, a chain cannot copy samplers that are in Python")
         self._take_clone(source)
         counted = lib.llama_perf_sampler(ptr)
         struct.n_sample = other.n_sample + counted.n_sample

@@ -212,7 +212,7 @@ def test_computed_from_text(model):
     text = "The llama walks over the hill and looks at the river. " * 4
     found = compute_imatrix(model, text, chunk_size=16)
     assert found.chunk_count == len(model.vocab.tokenize(text)) // 16
-    with pytest.raises(ArgumentError, match="less than a chunk of 512"):
+    with pytest.raises(ArgumentError, match="less than a chunk of chunk_size=512"):
         compute_imatrix(model, text)
 
 

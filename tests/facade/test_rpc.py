@@ -201,7 +201,7 @@ def test_what_is_no_rpc_server(client):
             try:
                 rpc.add_server("127.0.0.1:%d" % other.getsockname()[1])
             except BackendUnavailableError as error:
-                assert "none of this version" in str(error), error
+                assert "is of another version: build both of one" in str(error), error
             else:
                 raise AssertionError("understood")
             thread.join()
