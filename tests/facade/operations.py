@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from llamacffi import (
+    DRY,
     Adapter,
     Batch,
+    Candidates,
     Context,
+    CustomSampler,
     Dist,
     Gguf,
     Grammar,
     Model,
     Penalties,
     SamplerChain,
+    TensorView,
     Threadpool,
     TopK,
     generate,
@@ -49,6 +54,11 @@ class Subject:
         """What an operation has made, if it has; else the model, which it may be making it of."""
         return self.made or self.model
 
+    def decode(self, *tokens: int) -> None:
+        """Decode tokens at the beginning."""
+        self.context.memory.clear(data=False)
+        self.context.decode(Batch.from_tokens(tokens))
+
     def check(self) -> None:
         """Raise unless all can be used on."""
         self.made = None
@@ -60,7 +70,7 @@ class Subject:
         assert self.text() == self.want, self.want
 
     def generate(self) -> None:
-        self.text()
+        assert self.text() == self.want
 
     def view(self) -> None:
         context = self.context
@@ -121,8 +131,7 @@ class Subject:
     def make_chain(self) -> None:
         with SamplerChain(Penalties(), Grammar("root ::= [a-z ]*"), Dist(1)) as chain:
             self.made = chain
-            self.context.memory.clear(data=False)
-            self.context.decode(Batch.from_tokens([1]))
+            self.decode(1)
             chain.sample(self.context)
             chain.clone()
 
@@ -150,6 +159,60 @@ class Subject:
             assert len(chain.names) == len(chain)
             assert chain.seed == 1
             chain.perf()
+
+    def sample_in_python(self) -> None:
+        clone = CustomSampler(lambda _: None)
+        python = CustomSampler(lambda one: one.keep([0, 1]), clone=lambda: clone)
+        with SamplerChain(DRY(0.8), python, Dist(1), vocab=self.model.vocab) as chain:
+            self.made = chain
+            self.decode(1, 2)
+            chain.accept_prompt([1, 2])
+            chain.sample(self.context)
+            chain.clone().reset()
+
+    def use_candidates(self) -> None:
+        self.decode(1, 2)
+        candidates = Candidates.from_context(self.context)
+        self.sampler.apply(candidates)
+        assert candidates.token is not None
+        self.sampler.accept(candidates.token)
+        self.sampler.reset()
+
+    def observe(self) -> None:
+        def look(tensor: TensorView, ask: bool) -> bool:
+            return ask or len(tensor.name) > 0
+
+        with Context(self.model, n_ctx=32, n_threads=1, cb_eval=look) as context:
+            self.made = context
+            context.decode(Batch.from_tokens([1, 2]))
+
+    def use_sequences(self) -> None:
+        context = self.context
+        self.decode(1, 2, 3)
+        context.memory.fork(0, 1)
+        context.load_state(context.save_state(seq_id=1), seq_id=0)
+        context.restore(context.snapshot(seq_id=0))
+        context.memory.cut(0, 1, 2)
+        context.memory.keep(0)
+
+    def edit_file(self) -> None:
+        with Gguf.open(self.path) as gguf:
+            self.made = gguf
+            gguf["general.name"] = "another"
+            for tensor in gguf.tensors.values():
+                assert tensor.data.size
+            with gguf.copy() as copy:
+                copy.remove_tensor(next(iter(copy.tensors)))
+                copy.to_bytes()
+
+    def make_of_metadata(self) -> None:
+        def fill(_name: str, array: Any) -> None:
+            array[...] = 0
+
+        with Gguf.open(self.path, metadata_only=True) as gguf:
+            self.made = gguf
+            with Model.from_gguf(gguf, fill) as model:
+                self.made = model
 
     def use_text(self) -> None:
         vocab = self.words.vocab
@@ -233,6 +296,7 @@ OPERATIONS = (
     *("load_state", "make_context", "make_sampling_context", "make_model", "make_adapter"),
     *("make_chain", "copy_chain", "look_at_chains", "set_sampler", "sample_in_graph"),
     *("use_memory", "use_text", "look_at_vocab", "describe", "write_files", "save", "quantize"),
-    *("split", "read_open_file"),
+    *("split", "read_open_file", "sample_in_python", "use_candidates", "observe"),
+    *("use_sequences", "edit_file", "make_of_metadata"),
 )
 VICTIMS = ("model", "words", "context", "sampler", "in_graph", "adapter", "newest")
