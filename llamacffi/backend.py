@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from ._ffi import ffi, lib
 from ._handle import live_objects
 from ._life import hold_at_fork
 from ._params import enum_number
+from ._text import path_text
 from .errors import (
     ArgumentError,
     BackendUnavailableError,
@@ -85,9 +87,9 @@ def load_library(path: str | os.PathLike[str]) -> str:
     Source: ``ggml_backend_load``.
     """
     load()
-    name = os.fspath(path)
+    name = path_text(path)
     if not os.path.isfile(name):
-        raise LibraryNotFoundError(f"there is no file {name!r}")
+        raise LibraryNotFoundError(errno.ENOENT, "there is no such file", name)
     path = os.path.abspath(name)  # the loader searches for a bare name elsewhere
     with _lock, _backend_files.opened([path]) as unusable:
         if path in unusable:

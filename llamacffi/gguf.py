@@ -11,7 +11,6 @@ the mapped file or in arrays of the caller's, until they are written.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from ._ffi import lib
 from ._files import check_readable, file_name, file_position, open_at_once
 from ._gguf.files import map_file, metadata_of, parse, serialize
 from ._gguf.metadata import GgufMetadata
-from ._gguf.tensors import GgufTensor, Source, add_tensors, make_tensor, read_tensor
+from ._gguf.tensors import GgufTensor, Source, add_tensors, make_tensor, new_hash, read_tensor
 from ._gguf.types import dequantize_array, quantize_array
 from ._gguf.values import encode_name
 from ._handle import make, own
@@ -336,11 +335,9 @@ class Gguf(GgufMetadata):
         """Return a hash of the data of all tensors, in order; the metadata do not count.
 
         Raises:
-            ValueError: `hashlib` has no such algorithm.
+            ArgumentError: `hashlib` has no such algorithm.
         """
-        if not isinstance(algorithm, str):
-            raise TypeError(f"algorithm must be a name of hashlib, not {algorithm!r:.80}")
-        digest = hashlib.new(algorithm, usedforsecurity=False)
+        digest = new_hash(algorithm)
         for tensor in self.tensors.values():
             digest.update(tensor.raw)
         return digest.hexdigest()

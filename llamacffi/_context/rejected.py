@@ -30,19 +30,22 @@ def why_rejected(context: Any, batch: Batch, pos_max: Mapping[int, int | None]) 
         for seq_id in seq_ids:
             found.setdefault(seq_id, []).append(pos)
     may_jump = lib.llama_model_rope_type(lib.llama_get_model(context)) in SECTIONED
+    step = 0 if may_jump and not len(batch.tokens) else 1  # pictures may begin where a text ends
     for seq_id, positions in sorted(found.items()):
-        reason = _misplaced(seq_id, positions, pos_max.get(seq_id), may_jump)
+        reason = _misplaced(seq_id, positions, pos_max.get(seq_id), step, may_jump)
         if reason:
             return reason
     return _parted(context, sets) or "its log says why"
 
 
-def _misplaced(seq_id: int, positions: list[int], last: int | None, may_jump: bool) -> str:
-    """Return what is wrong with the positions of one sequence."""
-    first, expected = min(positions), 0 if last is None else last + 1
-    if last is not None and (first < expected if may_jump else first != expected):
-        remedy = f"give pos=context.memory.next_pos({seq_id}), which is {expected}"
-        if first < expected:
+def _misplaced(
+    seq_id: int, positions: list[int], last: int | None, step: int, may_jump: bool
+) -> str:
+    """Return what is wrong with the positions of one sequence, which ends at ``last``."""
+    first = min(positions)
+    if last is not None and (first < last + step if may_jump else first != last + 1):
+        remedy = f"give pos=context.memory.next_pos({seq_id}), which is {last + 1}"
+        if first <= last:
             remedy += f", or call context.memory.remove({seq_id}, {first}) first"
         return (
             f"sequence {seq_id} ends at position {last} in memory, and its first token in the "

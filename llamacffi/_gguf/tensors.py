@@ -12,7 +12,7 @@ from .._checks import as_array, warn
 from .._ffi import ffi, lib
 from .._generated.enums import GgmlType
 from .._unique import Unique
-from ..errors import ClosedError, GgufError
+from ..errors import ArgumentError, ClosedError, GgufError
 from .types import (
     DTYPES,
     TYPES,
@@ -167,9 +167,11 @@ class GgufTensor(Unique):
         """Return a hash of its data, as hexadecimal digits; of an algorithm of `hashlib`.
 
         Raises:
-            ValueError: There is no such algorithm.
+            ArgumentError: There is no such algorithm.
         """
-        return hashlib.new(algorithm, self.raw, usedforsecurity=False).hexdigest()
+        digest = new_hash(algorithm)
+        digest.update(self.raw)
+        return digest.hexdigest()
 
     @property
     def raw(self) -> memoryview:
@@ -181,6 +183,25 @@ class GgufTensor(Unique):
         data = self._source if self._source is not None else self._array
         assert data is not None
         return GgufTensor(name, self.type, self.shape, data, self.offset)
+
+
+def new_hash(algorithm: str) -> hashlib._Hash:
+    """Return a hash of `hashlib` whose size is known.
+
+    Raises:
+        TypeError: ``algorithm`` is no text.
+        ArgumentError: There is no such algorithm.
+    """
+    if not isinstance(algorithm, str):
+        raise TypeError(f"algorithm must be a name of hashlib, not {algorithm!r:.80}")
+    try:
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+    except (TypeError, ValueError):  # a lone surrogate is no text to it
+        digest = None
+    if digest is None or not digest.digest_size:
+        known = ", ".join(sorted(hashlib.algorithms_guaranteed))
+        raise ArgumentError(f"algorithm={algorithm!r:.80} is none of one size: {known}")
+    return digest
 
 
 class Computed(Source):

@@ -168,7 +168,7 @@ def test_one_more_backend_by_its_file(tmp_path, monkeypatch):
     with pytest.raises(LoadError, match=broken.name):
         backend.load_library(broken)
     for path in (tmp_path / "missing.so", tmp_path, "libc.so.6", "a\0b"):
-        with pytest.raises(LibraryNotFoundError, match="there is no file") as caught:
+        with pytest.raises(LibraryNotFoundError, match="there is no such file") as caught:
             backend.load_library(path)
         assert isinstance(caught.value, FileNotFoundError)
 

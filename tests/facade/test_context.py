@@ -246,6 +246,15 @@ def test_why_a_batch_was_rejected(new_context, entries, message):
     assert context.memory.pos_max(0) is None
 
 
+def test_positions_of_a_model_with_sections(random_context):
+    """They may leave a gap, but not begin before the end."""
+    context = random_context("qwen2vl")
+    context.decode(Batch.from_tokens([1, 2, 3]))
+    context.decode(Batch.from_tokens([4], 7))
+    with pytest.raises(InvalidBatchError, match=r"ends at position 7 .* has position 5: give pos="):
+        context.decode(Batch.from_tokens([4], 5))
+
+
 def notes(error):
     return [str(error), *getattr(error, "__notes__", [])]
 

@@ -24,6 +24,7 @@ from llamacffi import (
     GgufError,
     Grammar,
     Imatrix,
+    LibraryNotFoundError,
     LlamaError,
     LoadError,
     Model,
@@ -32,6 +33,7 @@ from llamacffi import (
     SamplerChain,
     Threadpool,
     UnsupportedError,
+    backend,
     compute_imatrix,
     generate,
     merge_lora,
@@ -465,3 +467,19 @@ def test_a_model_that_llama_cpp_cannot_save(demo_path, random_path, tmp_path):
         with Model(source) as model, pytest.raises(UnsupportedError, match=message):
             model.save(target)
     assert not target.exists()
+
+
+@pytest.mark.parametrize("algorithm", ["sha-0", "", "a\ud800", "a\0", "shake_128"])
+def test_a_hash_that_there_is_not(demo_path, algorithm):
+    with Gguf.open(demo_path) as gguf:
+        for call in (gguf.hash, gguf.tensors["output.weight"].hash):
+            with pytest.raises(ArgumentError, match=r"^algorithm='.* is none .*: .*md5.*sha256"):
+                call(algorithm)
+
+
+def test_a_backend_where_there_is_no_file(tmp_path):
+    with pytest.raises(TypeError, match=r"^path must be a path"):
+        backend.load_library(5)
+    with pytest.raises(LibraryNotFoundError, match=r"there is no such file: '.*none'") as caught:
+        backend.load_library(tmp_path / "none")
+    assert caught.value.filename == str(tmp_path / "none")
