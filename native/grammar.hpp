@@ -5,6 +5,7 @@
 #include "llamacffi.h"
 #include "pattern.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
@@ -76,6 +77,8 @@ class Table {
     std::pair<int32_t, bool> insert(uint64_t key, int32_t value);
 
     size_t size() const { return used; }
+    // How many steps it is to look for a key: more where the caches of the processor are too small.
+    int64_t cost() const { return 1 + static_cast<int64_t>(std::min<size_t>(used >> 14, 9)); }
 
   private:
     struct Entry {
@@ -85,6 +88,7 @@ class Table {
     };
     void grow();
     std::vector<Entry> entries = std::vector<Entry>(64, Entry{0, 0, 0});
+    int shift = 64 - 6; // which leaves as many bits as number the entries
     uint32_t round = 1;
     size_t used = 0;
 };

@@ -7,7 +7,8 @@ namespace llamacffi {
 
 namespace {
 
-// How many steps one call may take: about a second.
+// How many steps one call may take: about a second.  A step is to look for something in a table, or at a
+// place where a character is expected.
 constexpr int64_t MAX_STEPS = 100000000;
 // And how many parts of stacks it may keep.
 constexpr size_t MAX_STORED = 4000000;
@@ -34,7 +35,8 @@ std::pair<int32_t, bool> Table::insert(uint64_t wanted, int32_t value) {
     if (used * 2 >= entries.size()) {
         grow();
     }
-    size_t i = (wanted * 0x9E3779B97F4A7C15u >> 20) & (entries.size() - 1);
+    // The upper bits of the product, on which all of the key has had its influence.
+    size_t i = wanted * 0x9E3779B97F4A7C15u >> shift;
     for (; entries[i].round == round; i = (i + 1) & (entries.size() - 1)) {
         if (entries[i].key == wanted) {
             return {entries[i].value, false};
@@ -48,6 +50,7 @@ std::pair<int32_t, bool> Table::insert(uint64_t wanted, int32_t value) {
 void Table::grow() {
     std::vector<Entry> old(entries.size() * 2, Entry{0, 0, 0});
     old.swap(entries);
+    --shift;
     const uint32_t before = round;
     round = 1, used = 0;
     for (const Entry &one : old) {
@@ -93,7 +96,7 @@ void Reader::go_back(const Level &level) {
 }
 
 void Reader::push(int32_t slot, int32_t node) {
-    spend(1);
+    spend(seen.cost());
     if (nodes.size() + edges.size() + seen.size() > MAX_STORED) {
         throw TooAmbiguous();
     }
@@ -114,6 +117,7 @@ void Reader::call(const Place &place, int32_t rule) {
     if (rules->slots[after].kind == SLOT_END) { // nothing there: the stack need not grow
         return push_rule(rule, place.node);
     }
+    spend(2 * seen.cost());
     const auto next = static_cast<int32_t>(nodes.size());
     const auto [node, is_new] = seen.insert(key(NODE, after, 0), next);
     if (is_new) {

@@ -110,6 +110,26 @@ def test_a_token_that_takes_too_many_steps_is_an_error(model, chain):
     one.accept(A)
 
 
+LARGE = {
+    "a thousand options": "root ::= " + "[a-zA-Z ]? " * 1000,
+    "many options": "root ::= " + "[a-zA-Z ]? " * 5000,
+    "very many options": "root ::= " + "[a-zA-Z ]? " * 50_000,
+    "repetitions": "root ::= (" + " | ".join(f"[a-zA-Z ]{{{i}}}" for i in range(1, 300)) + ")*",
+    "calls": "root ::= s+\ns ::= " + " | ".join(f'[a-zA-Z ] (s){{{i}}} "b"?' for i in range(1, 20)),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_the_limit_of_a_token_holds_for_a_large_vocabulary(vocabularies, chain, kind):
+    """Whatever the steps are, so many take about a second: a step costs more in a larger table."""
+    vocab = vocabularies["gpt-2"]
+    one = chain(Grammar(LARGE[kind]), Greedy(), vocab=vocab)
+    candidates = Candidates(np.zeros(len(vocab)))
+    with Cpu() as cpu, pytest.raises(GrammarError, match="too ambiguous or too large"):
+        one.apply(candidates)
+    within(cpu.seconds, 3)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
