@@ -261,22 +261,32 @@ def given(
     entered: list[SamplerChain] = []
     try:
         for config, (seq_id, chain) in zip(configs, chains.items(), strict=True):
-            with chain._exclusive:
-                chain._settle_for(vocab)
-                _enter(chain, len(vocab))
-                chain._attached = _gone  # until it is in the context
-                entered.append(chain)
-                config.seq_id = seq_id
-                config.sampler = owners[seq_id] = chain._held()
+            config.seq_id = seq_id
+            config.sampler = owners[seq_id] = _give(chain, vocab, entered)
         struct.samplers, struct.n_samplers = configs, len(chains)
         yield
     except BaseException:  # also if interrupted: the chains are free again
         for chain in entered:
-            with chain._exclusive:
-                chain._leave_graph()
+            _take_back(chain)
         raise
     finally:
         struct.samplers, struct.n_samplers = ffi.NULL, 0
+
+
+# Functions of their own: of a generator that has a lock, `Exclusive` cannot tell that it is over.
+def _give(chain: SamplerChain, vocab: Vocab, entered: list[SamplerChain]) -> Any:
+    """Get a chain ready for a context that is about to be created; return what that gets."""
+    with chain._exclusive:
+        chain._settle_for(vocab)
+        _enter(chain, len(vocab))
+        chain._attached = _gone  # until it is in the context
+        entered.append(chain)
+        return chain._held()
+
+
+def _take_back(chain: SamplerChain) -> None:
+    with chain._exclusive:
+        chain._leave_graph()
 
 
 def _check_free(chain: Any) -> None:

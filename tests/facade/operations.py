@@ -65,6 +65,7 @@ class Subject:
         self.context.adapters = {}
         self.context.set_sampler(1, None)
         self.context.set_embeddings(False)
+        self.in_graph.reset()  # and lets go of an interrupted call, with what its variables hold
         self.context.detach_threadpool()
         self.context.n_threads = self.context.n_threads_batch = 1
         assert self.text() == self.want, self.want

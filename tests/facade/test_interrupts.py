@@ -16,7 +16,16 @@ import threading
 
 import pytest
 
-from llamacffi import ArgumentError, Batch, BusyError, Context, UnsupportedError
+from llamacffi import (
+    ArgumentError,
+    Batch,
+    BusyError,
+    Context,
+    Dist,
+    SamplerChain,
+    TopK,
+    UnsupportedError,
+)
 from llamacffi._exclusive import Exclusive, Together
 from tests.conftest import ROOT
 from tests.facade import interrupts, loras, operations
@@ -244,6 +253,21 @@ def test_a_batch_that_nobody_reads_any_more():
     batch.add([1, 2])
     batch.set_one(3, 0)
     assert batch.tokens.tolist() == [3]
+
+
+def test_a_chain_is_free_when_its_context_is_interrupted(model, monkeypatch):
+    chain, entered, enter = SamplerChain(TopK(4), Dist(1)), [], Exclusive.enter
+
+    def interrupted(self, frame):
+        enter(self, frame)
+        if self is chain._exclusive and not entered:
+            entered.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Exclusive, "enter", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Context(model, n_ctx=32, n_threads=1, samplers={0: chain})
+    assert chain.names == ["top-k", "dist"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, BusyError, ArgumentError])

@@ -169,3 +169,18 @@ def test_modules_fit_in_the_head(root, package):
         if "_generated" not in path.parts and (lines := len(path.read_text().splitlines())) > 450
     }
     assert not long
+
+
+def test_no_generator_holds_an_object(root):
+    """An `Exclusive` cannot tell whether a generator that was interrupted is over or waits."""
+    held = [
+        f"{path.name}:{inner.lineno}"
+        for path in modules(root)
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        and any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(function))
+        for inner in ast.walk(function)
+        if isinstance(inner, ast.With)
+        and any("exclusive" in ast.unparse(item.context_expr) for item in inner.items)
+    ]
+    assert not held
