@@ -84,6 +84,7 @@ def test_the_cores_that_are_left_are_some():
     assert 1 <= _cores.free_cores() <= _cores.physical_cores() <= THERE
 
 
+@pytest.mark.processor
 def test_a_context_leaves_other_work_its_cores(model, monkeypatch):
     for running, expected in ((0, _cores.physical_cores()), (10**6, 1)):
         monkeypatch.setattr(_cores, "_running", lambda _proc, running=running: running)
