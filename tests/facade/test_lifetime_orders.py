@@ -265,6 +265,7 @@ def call(method, others):
     """Call a method with something for each parameter that it needs."""
     values = {"tokens": [5], "token": 5, "text": "a", "texts": ["a"], "batch": Batch(1)}
     values |= {"sequences": [[5]], "name": "a", "data": b"a", "key": "a", "path": "a", "d": 2}
+    values |= {"causal": True, "embeddings": True}
     values |= {
         "pool": others["pool"],
         "candidates": others["candidates"],
