@@ -101,7 +101,7 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         self._chains, self._chain_owners = {}, {}
         # C reads the flag, the pools, the model's weights, the adapters, the samplers and what the
         # parameters point to until the context is freed.
-        keep = ending, model_ptr, self._abort, pools.held, self._applied, request.keep
+        keep = ending, model_ptr, self._abort, pools.pointers, self._applied, request.keep
         with given(request.chains, vocab, struct, self._chain_owners):
             ptr = own(_create(model_ptr, struct, (*keep, self._chain_owners)))
         super().__init__(ptr)

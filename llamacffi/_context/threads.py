@@ -165,6 +165,7 @@ class Pools:
 
     __slots__ = (
         *("_settled", "alone", "attached", "held", "left", "locks", "others", "own", "placed"),
+        "pointers",
     )
 
     attached: tuple[Threadpool, Threadpool]
@@ -175,8 +176,11 @@ class Pools:
 
     def __init__(self, exclusive: Exclusive) -> None:
         self.locks: Together = Together(exclusive)
-        # What C may read until the context is freed: for the arguments of its finalizer.
+        # Those that C may have, until the context is freed.
         self.held: dict[Threadpool, Any] = {}
+        # Their pointers, for what the context points into.  Without the pools: the lock of one may
+        # hold a call that is over, and its variables the context.
+        self.pointers: set[Any] = set()
         self.left: bool = False  # whether some of them are no longer attached
         self.placed: bool = False  # whether some of them move the thread that computes
         self.others: tuple[Exclusive, ...] = ()  # what else C uses while it computes
@@ -196,6 +200,7 @@ class Pools:
         # The CPU backend still has the pool of the last graph, and pauses it at the next: till then
         # that pool must live, and run no graph.  All this before C has the others: whoever is
         # interrupted leaves both kept and locked.
+        self.pointers.update(pointers)
         self.held.update(zip(pools, pointers, strict=True))
         self._settled = False
         self.attached, self.own = pools, own
@@ -212,6 +217,7 @@ class Pools:
             return
         for pool in self.held.keys() - set(self.attached):
             del self.held[pool]
+        self.pointers.intersection_update(self.held.values())
         self._survey()
 
     def hold(self, others: Iterable[Exclusive]) -> None:

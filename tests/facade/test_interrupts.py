@@ -7,6 +7,7 @@ See `tests.facade.interrupts` for the steps, and `tests.soak` for real signals a
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ from llamacffi import (
     UnsupportedError,
 )
 from llamacffi._exclusive import Exclusive, Together
+from llamacffi._handle import live_objects
 from tests.conftest import ROOT
 from tests.facade import interrupts, loras, operations
 
@@ -160,6 +162,20 @@ def test_a_lock_is_free_when_the_call_is_over():
         with pytest.raises(BusyError, match="this thread is using"):
             entered(exclusive)
     entered(exclusive)
+
+
+def test_a_call_that_is_over_keeps_no_context(model):
+    """Its variables may hold the context, and the lock of a pool holds the call."""
+
+    def interrupt_and_drop():
+        context = Context(model, n_ctx=32, n_threads=1)
+        for pool in context._pools.attached:
+            pool.exclusive.enter(sys._getframe())
+
+    before = live_objects()
+    interrupt_and_drop()
+    gc.collect()
+    assert live_objects() == before
 
 
 def test_another_thread_takes_over_too():
