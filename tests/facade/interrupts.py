@@ -1,9 +1,11 @@
 """Break into an operation at a line, or between two instructions, and see what is left.
 
-python -m tests.facade.interrupts MODEL LORA (interrupt|close) (line|opcode) N SEED [OPERATION...]
+python -m tests.facade.interrupts MODEL LORA (interrupt|close) KIND N SEED [OPERATION...]
 
 An interrupt is Ctrl-C: all objects can be used on.  A close is that of one of the objects, as the
 handler of a signal or another thread would do it: only a `LlamaError` may come of it.
+
+KIND is line or opcode: at what.  opcode:_exclusive.py is only in the files whose names end so.
 
 N is at how many places of each operation, chosen at random; 0 is all of them.
 """
@@ -42,14 +44,17 @@ def interrupt() -> None:
 class Stop:
     """Counts the lines or instructions of the package, and does something at one."""
 
-    def __init__(self, at: int, opcodes: bool, act: Callable[[], object] = interrupt) -> None:
-        self.at, self.opcodes, self.act = at, opcodes, act
+    def __init__(self, at: int, kind: str, act: Callable[[], object] = interrupt) -> None:
+        self.at, self.act = at, act
+        unit, _, self.file = kind.partition(":")
+        self.opcodes = {"line": False, "opcode": True}[unit]
         self.n = 0
         self.where = ""
 
     def __call__(self, frame: FrameType, _event: str, _argument: object) -> Any:
         """Look into a call, if it is one of the package's."""
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        file = frame.f_code.co_filename
+        if not (file.startswith(PACKAGE) and file.endswith(self.file)):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = self.opcodes, not self.opcodes
         return self.step
@@ -93,17 +98,18 @@ class Tally:
     done: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def judge(self, name: str, n_steps: int) -> None:
+    def judge(self, name: str, counter: Stop) -> None:
         """Note a trial that was none."""
-        if n_steps < STEPS or self.done < 0.8 * self.planned:
+        n_steps = counter.n
+        if (n_steps < STEPS and not counter.file) or self.done < 0.8 * self.planned:
             self.wrong.append(f"{name}: {self.done} of {self.planned} places in {n_steps} steps")
 
 
 def try_interrupts(
-    make: Callable[[], Subject], name: str, opcodes: bool, n: int, chance: random.Random
+    make: Callable[[], Subject], name: str, kind: str, n: int, chance: random.Random
 ) -> Tally:
     """Interrupt an operation at some places, and use the same objects on."""
-    counter, tally, subject = Stop(0, opcodes), Tally(), None
+    counter, tally, subject = Stop(0, kind), Tally(), None
     for at in some_of(range(1, count_steps(make, name, counter) + 1), n, chance):
         if len(tally.wrong) == FINDINGS:
             break
@@ -113,7 +119,7 @@ def try_interrupts(
             subject.check()
             gc.collect()
             before, opened = live_objects(), subject.left()
-        stop, wrong = Stop(at, opcodes), ""
+        stop, wrong = Stop(at, kind), ""
         tally.planned += 1
         try:
             interrupted = stop.run(getattr(subject, name))
@@ -133,15 +139,15 @@ def try_interrupts(
         if wrong:
             tally.wrong.append(f"{name} interrupted at {stop.where}: {wrong}")
             subject = None
-    tally.judge(name, counter.n)
+    tally.judge(name, counter)
     return tally
 
 
 def try_closes(
-    make: Callable[[], Subject], name: str, opcodes: bool, n: int, chance: random.Random
+    make: Callable[[], Subject], name: str, kind: str, n: int, chance: random.Random
 ) -> Tally:
     """Close one of the objects at some places of an operation."""
-    counter, tally = Stop(0, opcodes), Tally()
+    counter, tally = Stop(0, kind), Tally()
     places = range(1, count_steps(make, name, counter) + 1)
     gc.collect()
     before = live_objects()
@@ -149,14 +155,14 @@ def try_closes(
         if len(tally.wrong) == FINDINGS:
             break
         tally.planned += 1
-        where, wrong = close_once(make(), name, Stop(at, opcodes), victim)
+        where, wrong = close_once(make(), name, Stop(at, kind), victim)
         gc.collect()
         if not wrong and live_objects() != before:
             wrong, before = f"{live_objects() - before} objects are left", live_objects()
         tally.done += bool(where)
         if wrong:
             tally.wrong.append(f"{name}, {victim} closed at {where}: {wrong}")
-    tally.judge(name, counter.n)
+    tally.judge(name, counter)
     return tally
 
 
@@ -209,7 +215,7 @@ def main(path: str, lora: str, what: str, kind: str, n: str, seed: str, *names: 
             tally = trial(
                 lambda: Subject(path, lora, directory),
                 name,
-                kind == "opcode",
+                kind,
                 int(n),
                 random.Random(f"{seed} {name}"),
             )
