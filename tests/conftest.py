@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -52,11 +53,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Know the markers: of what AddressSanitizer or a device changes; and hide GPUs."""
+    """Know the markers, hide GPUs, and let Ctrl-C be heard."""
     config.addinivalue_line("markers", "no_asan: cannot pass under AddressSanitizer")
     config.addinivalue_line("markers", "processor: is about the processor, not --device")
     if config.getoption("--device") is None:
         os.environ.update(HIDDEN)
+    # A shell lets what it starts in the background ignore Ctrl-C, and so would every process here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

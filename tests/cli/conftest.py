@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,7 +54,7 @@ def cli(environment: dict[str, str], tmp_path: Path) -> Cli:
 
 @pytest.fixture
 def start_cli(environment: dict[str, str], tmp_path: Path) -> StartCli:
-    """Start a command, with Ctrl-C as in a terminal even if the tests run in the background."""
+    """Start a command."""
 
     def start(*args: object, code: str | None = None, **options: object) -> subprocess.Popen[bytes]:
         """Start ``code``, which gets the arguments, or else the command."""
@@ -64,7 +63,6 @@ def start_cli(environment: dict[str, str], tmp_path: Path) -> StartCli:
         settings |= {"stderr": subprocess.PIPE, "cwd": tmp_path, "env": environment}
         return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
             [*program, *map(str, args)],
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             **{**settings, **options},
         )
 
