@@ -17,6 +17,7 @@ from ._batch.input import (
     position_array,
     section_rows,
     sequence_ids,
+    single_token,
     token_array,
 )
 from ._checks import INT32_MAX, elements, integer
@@ -100,6 +101,11 @@ class Batch(BatchArrays):
                 floats.
             BusyError: Another thread is decoding the batch.
         """
+        if embeddings is None and not self._value.n_tokens:
+            single = single_token(tokens, pos, seq_ids, logits)
+            if single is not None:
+                self.set_one(*single)
+                return range(1)
         array = token_array(tokens)
         rows = None if embeddings is None else embedding_rows(embeddings, self.n_embd)
         if rows is not None and len(rows) != len(array):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from .._checks import as_array, checked_indices, is_text
+from .._checks import INT32_MAX, as_array, checked_indices, is_text
 from .._ffi import ffi, lib
 from .._tokens import refuse_text
 from ..errors import ArgumentError
@@ -41,6 +41,25 @@ def token_array(tokens: Tokens) -> npt.NDArray[np.integer[Any]]:
     if array.dtype != np.int32 and not INT32.min <= array.min() <= array.max() <= INT32.max:
         raise ArgumentError(f"tokens do not fit 32 bits: {array.min()} to {array.max()}")
     return array
+
+
+def single_token(
+    tokens: object, pos: object, seq_ids: object, logits: object
+) -> tuple[int, int, int] | None:
+    """Return the token, the position and the sequence of one token with an output.
+
+    It is for the loop that decodes token by token, where arrays cost ten times as much.  All that
+    is not plain, or not right, is None: the functions for arrays read it.
+    """
+    if type(tokens) is not list or len(tokens) != 1 or type(logits) is not str or logits != "last":
+        return None
+    if not (isinstance(seq_ids, (tuple, list)) and len(seq_ids) == 1):
+        return None
+    token, seq_id = tokens[0], seq_ids[0]
+    if type(token) is not int or type(pos) is not int or type(seq_id) is not int:
+        return None
+    in_range = 0 <= token <= INT32_MAX and 0 <= pos < INT32_MAX and 0 <= seq_id <= INT32_MAX
+    return (token, pos, seq_id) if in_range else None
 
 
 def _integer_array(name: str, values: Any) -> npt.NDArray[Any]:

@@ -53,11 +53,14 @@ def as_flags(logits, n):
         return logits if len(logits) == n else None
     if any(not -n <= i < n for i in logits):
         return None
+    if len(set(logits)) < len(logits) or (n == 2 and logits == [1, 0]):
+        return None  # flags of 0 and 1, it seems: an index is given once
     return [i in {one % n for one in logits} for i in range(n)]
 
 
 @given(st.integers(1, 12), st.integers(1, 3), st.lists(runs, max_size=6))
 @example(4, 1, [([1, 2], -1, {0}, "last")])
+@example(4, 1, [([1], 0, {0}, [0, 0]), ([1, 2], 1, {0}, [1, 0]), ([1, 2], 1, {0}, [0, 1])])
 def test_batch_holds_what_was_added(capacity, n_seq_max, added):
     """C sees exactly the accepted runs; a rejected one leaves no trace."""
     batch = Batch(capacity, n_seq_max)
@@ -267,6 +270,32 @@ def test_refused_without_a_trace(error, arguments):
 def test_sizes_are_at_least_one(capacity, n_seq_max):
     with pytest.raises(ArgumentError, match="at least 1"):
         Batch(capacity, n_seq_max)
+
+
+@given(
+    st.integers(-(2**31) - 1, 2**31) | st.sampled_from([0, 7, True, 2.0]),
+    st.integers(-1, 2**31) | st.just(True),
+    st.sampled_from([(0,), [1], (3,), (-1,), (0, 1), (), (True,), range(1, 2), np.array([1])]),
+    logits,
+)
+@example(7, 0, (0,), "last")
+@example(7, 2**31 - 1, (0,), "last")
+@example(7, 2**31 - 2, [1], "last")
+def test_one_token_of_a_list_is_as_one_of_an_array(token, pos, seq_ids, flags):
+    """The first is what users write in loops, and has a shorter way."""
+    results = []
+    for first in (None, token):  # with a token before it, the arrays are used
+        batch = Batch(3, 2)
+        if first is not None:
+            batch.add([1])
+        try:
+            added = batch.add([token], pos, seq_ids, flags)
+        except (ArgumentError, TypeError) as error:
+            results.append((type(error), str(error)))
+            assert len(batch) == (first is not None)
+        else:
+            results.append((len(added), as_c_sees(batch)[-1], batch.outputs()[-1:]))
+    assert results[0] == results[1]
 
 
 def test_set_one_is_clear_and_add():
