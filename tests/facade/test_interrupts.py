@@ -64,7 +64,7 @@ def test_at_some_step_of_each_operation(demo_path, lora, what, kind, n):
         cwd=ROOT,
         check=False,
     )
-    assert (result.returncode, result.stderr) == (0, ""), result
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
     n_places, n_findings = map(int, re.findall(r"\d+", result.stdout))
     assert n_places > (0.5 if ":" in kind else 0.9) * n * len(operations.OPERATIONS)
     assert n_findings == 0
@@ -145,7 +145,7 @@ def test_a_slice_of_the_soak():
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False
     )
-    assert (result.returncode, result.stderr) == (0, ""), result
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
     assert "interrupted: " in result.stdout
 
 

@@ -200,6 +200,8 @@ WORKS: tuple[Work, ...] = (
 )
 
 
+# How many seconds another thread may be in between: it has to get the interpreter, and a processor.
+PATIENCE = 10
 # What must happen at least every five seconds.
 OFTEN = ("done", "interrupted", "well", "in a thread", "closed by a thread")
 
@@ -311,24 +313,28 @@ class Soak:
 
     def is_well(self, user: User) -> bool:
         """Return whether a context can be used on; if so, it must compute the right text."""
-        for _ in range(100):
+        end, last = time.monotonic() + PATIENCE, None
+        while time.monotonic() < end:
             try:
                 user.settle()
                 text = user.text()
             except ClosedError:
                 assert user.context.closed or user.sampler.closed or user.chain.closed
                 return False
-            except AbortedError:
+            except AbortedError as error:
+                last = repr(error)
                 continue  # by a cancel() that came after the end
             except BusyError as error:
                 if "another thread" not in str(error):
                     raise
+                last = repr(error)
                 time.sleep(0.002)  # it tries what is not its own, and must get to its end
                 continue
             assert text == self.want, (text, self.want)
             self.count["well"] += 1
             return True
-        raise AssertionError("another thread has always been in between, or cancels")
+        faulthandler.dump_traceback(all_threads=True)
+        raise AssertionError(f"another thread is in between, or cancels, for ever: {last}")
 
     def use_shared(self, number: int) -> None:
         """Use a model that another thread uses too, in contexts of one's own."""
