@@ -200,8 +200,9 @@ WORKS: tuple[Work, ...] = (
 )
 
 
-# How many seconds another thread may be in between: it has to get the interpreter, and a processor.
-PATIENCE = 10
+# How many seconds another thread may be in between: it has to get the interpreter and a processor,
+# and an interrupted work can leave two threads that spin, with which a text takes seconds.
+PATIENCE = 60
 # What must happen at least every five seconds.
 OFTEN = ("done", "interrupted", "well", "in a thread", "closed by a thread")
 
