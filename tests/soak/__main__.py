@@ -221,6 +221,12 @@ class Soak:
         loras.write_lora(self.lora, {"blk.0.attn_q.weight": (96, 96)})
         with Model(self.path) as model:
             user = User(model, self.lora, 0)
+            # All is imported before signals come: Python 3.11 can leave the lock of an import with
+            # the thread that was interrupted in it, and every other thread waits for ever.
+            for _ in range(4):
+                for work in (*WORKS, read_position, read_seed):
+                    work(user)
+                user.settle()
             self.want = user.text()
             user.close()
         self.shared = Model(self.path)
@@ -245,6 +251,7 @@ class Soak:
         for worker in workers:
             worker.join(60)
             if worker.is_alive():
+                faulthandler.dump_traceback(all_threads=True)
                 self.errors.append(f"{worker} does not end")
         self.main = None
         self.shared.close()
