@@ -184,7 +184,7 @@ def llama_cpp(args: argparse.Namespace) -> Path:
 
 def digest(text: str) -> str:
     """Return the hash of a lock, as the package makes it; which cannot be imported yet."""
-    result: str = runpy.run_path(str(ROOT / "llamacffi" / "_layout.py"))["digest"](text)
+    result: str = runpy.run_path(str(ROOT / "llamacffi" / "_native" / "layout.py"))["digest"](text)
     return result
 
 

@@ -34,6 +34,6 @@ add_custom_command(
     "${Python_EXECUTABLE}" "${CMAKE_SOURCE_DIR}/build_ffi.py" lock --llama-cpp "${LLAMA_CPP}"
     --commit "${LLAMA_BUILD_COMMIT}" --out "${LLAMACFFI_GENERATED}/api.lock"
     --hash "${LLAMACFFI_GENERATED}/layout.h"
-  DEPENDS build_ffi.py llamacffi/_layout.py ${LLAMACFFI_GENERATOR}
+  DEPENDS build_ffi.py llamacffi/_native/layout.py ${LLAMACFFI_GENERATOR}
   COMMENT "Measuring llama.cpp's API"
   VERBATIM)

@@ -1,4 +1,4 @@
-# For other libraries (llamacffi/interop.py): llama.cpp's public headers and a CMake package, beside the
+# For other libraries (llamacffi/_native/interop.py): llama.cpp's public headers and a CMake package, beside the
 # libraries.  Both find their way from where they lie, so that the package can be moved.
 
 # A tree that lacks one does without.

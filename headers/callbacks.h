@@ -1,4 +1,4 @@
-/* Python functions that C calls: cffi compiles a trampoline for each (llamacffi/_callbacks.py). */
+/* Python functions that C calls: cffi compiles a trampoline for each (llamacffi/_core/callbacks.py). */
 
 /* llama_model_params.progress_callback; user_data is a Bridge handle, valid during the load. */
 extern "Python" bool llamacffi_on_progress(float progress, void *user_data);
@@ -10,7 +10,7 @@ extern "Python" void llamacffi_on_tensor_data(struct ggml_tensor *tensor, void *
 extern "Python" bool llamacffi_on_eval(struct ggml_tensor *tensor, bool ask, void *user_data);
 
 /* The llama_sampler_i of a sampler written in Python; its `ctx` is a handle, kept by who owns the chain
- * (llamacffi/custom.py), so there is nothing to free. */
+ * (llamacffi/sampling/custom.py), so there is nothing to free. */
 extern "Python" const char *llamacffi_on_sampler_name(const struct llama_sampler *sampler);
 extern "Python" void llamacffi_on_sampler_accept(struct llama_sampler *sampler, int32_t token);
 extern "Python" void llamacffi_on_sampler_apply(struct llama_sampler *sampler,

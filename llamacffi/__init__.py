@@ -12,8 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ._ffi import __version__ as __version__
-from ._ffi import ffi as ffi
+from ._native import __version__ as __version__
+from ._native import ffi as ffi
 
 if TYPE_CHECKING:
     from . import backend as backend
@@ -23,32 +23,41 @@ if TYPE_CHECKING:
     from . import log as log
     from . import rpc as rpc
     from . import shards as shards
-    from ._build_info import BuildInfo as BuildInfo
-    from ._build_info import build_info as build_info
-    from ._ffi import lib as lib
     from ._generated import constants as constants
     from ._generated import enums as enums
     from ._generated.params import ContextParams as ContextParams
     from ._generated.params import ModelParams as ModelParams
     from ._generated.params import QuantizeParams as QuantizeParams
-    from .adapter import Adapter as Adapter
-    from .backend import BufferType as BufferType
-    from .backend import Capabilities as Capabilities
-    from .backend import Device as Device
-    from .backend import DeviceMemory as DeviceMemory
-    from .backend import buffer_types as buffer_types
-    from .backend import capabilities as capabilities
-    from .backend import cpu_features as cpu_features
-    from .backend import device as device
-    from .backend import devices as devices
-    from .backend import numa_init as numa_init
-    from .backend import system_info as system_info
-    from .batch import Batch as Batch
-    from .candidates import Candidates as Candidates
-    from .context import Context as Context
-    from .control_vector import ControlVector as ControlVector
-    from .custom import CustomSampler as CustomSampler
-    from .custom import LogitsProcessor as LogitsProcessor
+    from ._native import lib as lib
+    from ._native.build_info import BuildInfo as BuildInfo
+    from ._native.build_info import build_info as build_info
+    from ._native.interop import cmake_dir as cmake_dir
+    from ._native.interop import ffi_builder as ffi_builder
+    from ._native.interop import include_dir as include_dir
+    from ._native.interop import library_dir as library_dir
+    from .adapter.adapter import Adapter as Adapter
+    from .adapter.control_vector import ControlVector as ControlVector
+    from .backend.registry import BufferType as BufferType
+    from .backend.registry import Capabilities as Capabilities
+    from .backend.registry import Device as Device
+    from .backend.registry import DeviceMemory as DeviceMemory
+    from .backend.registry import buffer_types as buffer_types
+    from .backend.registry import capabilities as capabilities
+    from .backend.registry import cpu_features as cpu_features
+    from .backend.registry import device as device
+    from .backend.registry import devices as devices
+    from .backend.registry import numa_init as numa_init
+    from .backend.registry import system_info as system_info
+    from .backend.rpc import RpcServer as RpcServer
+    from .backend.tensor import TensorView as TensorView
+    from .backend.threads import Threadpool as Threadpool
+    from .batch.batch import Batch as Batch
+    from .context.context import Context as Context
+    from .context.memory import Memory as Memory
+    from .context.perf_types import ContextPerf as ContextPerf
+    from .context.snapshot import Snapshot as Snapshot
+    from .context.state import StateInfo as StateInfo
+    from .context.state import state_info as state_info
     from .errors import AbortedError as AbortedError
     from .errors import AdapterError as AdapterError
     from .errors import ArgumentError as ArgumentError
@@ -72,101 +81,93 @@ if TYPE_CHECKING:
     from .errors import StateError as StateError
     from .errors import TokenizeError as TokenizeError
     from .errors import UnsupportedError as UnsupportedError
-    from .generation import ContextShift as ContextShift
-    from .generation import Generation as Generation
-    from .generation import Token as Token
-    from .generation import generate as generate
-    from .gguf import Gguf as Gguf
-    from .gguf import GgufTensor as GgufTensor
-    from .grammar_sampler import Grammar as Grammar
-    from .imatrix import Imatrix as Imatrix
-    from .imatrix import ImatrixCollector as ImatrixCollector
-    from .imatrix import compute_imatrix as compute_imatrix
-    from .interop import cmake_dir as cmake_dir
-    from .interop import ffi_builder as ffi_builder
-    from .interop import include_dir as include_dir
-    from .interop import library_dir as library_dir
+    from .generation.generation import ContextShift as ContextShift
+    from .generation.generation import Generation as Generation
+    from .generation.generation import Token as Token
+    from .generation.generation import generate as generate
+    from .gguf.gguf import Gguf as Gguf
+    from .gguf.gguf import GgufTensor as GgufTensor
     from .log import capture_logs as capture_logs
-    from .lora import merge_lora as merge_lora
-    from .memory import Memory as Memory
-    from .model import Model as Model
-    from .perf import ContextPerf as ContextPerf
-    from .perf import SamplerPerf as SamplerPerf
-    from .quantization import QuantizeResult as QuantizeResult
-    from .quantization import ftype_name as ftype_name
-    from .quantization import ftype_of as ftype_of
-    from .quantization import ftypes as ftypes
-    from .quantization import quantize as quantize
-    from .rpc import RpcServer as RpcServer
-    from .samplers import XTC as XTC
-    from .samplers import AdaptiveP as AdaptiveP
-    from .samplers import Dist as Dist
-    from .samplers import Greedy as Greedy
-    from .samplers import MinP as MinP
-    from .samplers import MirostatV2 as MirostatV2
-    from .samplers import Sampler as Sampler
-    from .samplers import Temp as Temp
-    from .samplers import TempExt as TempExt
-    from .samplers import TopK as TopK
-    from .samplers import TopNSigma as TopNSigma
-    from .samplers import TopP as TopP
-    from .samplers import Typical as Typical
-    from .sampling import SamplerChain as SamplerChain
-    from .snapshot import Snapshot as Snapshot
-    from .state import StateInfo as StateInfo
-    from .state import state_info as state_info
-    from .tensor import TensorView as TensorView
-    from .threads import Threadpool as Threadpool
-    from .token_samplers import DRY as DRY
-    from .token_samplers import Infill as Infill
-    from .token_samplers import LogitBias as LogitBias
-    from .token_samplers import MinTokens as MinTokens
-    from .token_samplers import Mirostat as Mirostat
-    from .token_samplers import Penalties as Penalties
-    from .vocab import Vocab as Vocab
+    from .model.model import Model as Model
+    from .sampling.candidates import Candidates as Candidates
+    from .sampling.chain import SamplerChain as SamplerChain
+    from .sampling.custom import CustomSampler as CustomSampler
+    from .sampling.custom import LogitsProcessor as LogitsProcessor
+    from .sampling.grammar import Grammar as Grammar
+    from .sampling.perf import SamplerPerf as SamplerPerf
+    from .sampling.samplers import XTC as XTC
+    from .sampling.samplers import AdaptiveP as AdaptiveP
+    from .sampling.samplers import Dist as Dist
+    from .sampling.samplers import Greedy as Greedy
+    from .sampling.samplers import MinP as MinP
+    from .sampling.samplers import MirostatV2 as MirostatV2
+    from .sampling.samplers import Sampler as Sampler
+    from .sampling.samplers import Temp as Temp
+    from .sampling.samplers import TempExt as TempExt
+    from .sampling.samplers import TopK as TopK
+    from .sampling.samplers import TopNSigma as TopNSigma
+    from .sampling.samplers import TopP as TopP
+    from .sampling.samplers import Typical as Typical
+    from .sampling.token_samplers import DRY as DRY
+    from .sampling.token_samplers import Infill as Infill
+    from .sampling.token_samplers import LogitBias as LogitBias
+    from .sampling.token_samplers import MinTokens as MinTokens
+    from .sampling.token_samplers import Mirostat as Mirostat
+    from .sampling.token_samplers import Penalties as Penalties
+    from .tools.imatrix import Imatrix as Imatrix
+    from .tools.imatrix import ImatrixCollector as ImatrixCollector
+    from .tools.imatrix import compute_imatrix as compute_imatrix
+    from .tools.merge_lora import merge_lora as merge_lora
+    from .tools.quantize import QuantizeResult as QuantizeResult
+    from .tools.quantize import ftype_name as ftype_name
+    from .tools.quantize import ftype_of as ftype_of
+    from .tools.quantize import ftypes as ftypes
+    from .tools.quantize import quantize as quantize
+    from .vocab.vocab import Vocab as Vocab
 
 # Module -> the public names that it has.  A test compares this with the imports above.
 _NAMES = {
-    "_build_info": "BuildInfo build_info",
     "_generated.params": "ContextParams ModelParams QuantizeParams",
-    "adapter": "Adapter",
-    "backend": (
-        "BufferType Capabilities Device DeviceMemory buffer_types capabilities cpu_features device "
-        "devices numa_init system_info"
+    "_native.build_info": "BuildInfo build_info",
+    "_native.interop": "cmake_dir ffi_builder include_dir library_dir",
+    "adapter.adapter": "Adapter",
+    "adapter.control_vector": "ControlVector",
+    "backend.registry": (
+        "BufferType Capabilities Device DeviceMemory buffer_types capabilities cpu_features "
+        "device devices numa_init system_info"
     ),
-    "batch": "Batch",
-    "candidates": "Candidates",
-    "context": "Context",
-    "control_vector": "ControlVector",
-    "custom": "CustomSampler LogitsProcessor",
+    "backend.rpc": "RpcServer",
+    "backend.tensor": "TensorView",
+    "backend.threads": "Threadpool",
+    "batch.batch": "Batch",
+    "context.context": "Context",
+    "context.memory": "Memory",
+    "context.perf_types": "ContextPerf",
+    "context.snapshot": "Snapshot",
+    "context.state": "StateInfo state_info",
     "errors": (
         "AbortedError AdapterError ArgumentError BackendUnavailableError BusyError ClosedError "
         "ContextError ContextFullError DecodeError DependencyError ForkError GgufError "
         "GrammarError InvalidBatchError LibraryNotFoundError LlamaError LoadError "
         "ModelNotFoundError NativeError QuantizeError StateError TokenizeError UnsupportedError"
     ),
-    "generation": "ContextShift Generation Token generate",
-    "grammar_sampler": "Grammar",
-    "gguf": "Gguf GgufTensor",
-    "imatrix": "Imatrix ImatrixCollector compute_imatrix",
-    "interop": "cmake_dir ffi_builder include_dir library_dir",
+    "generation.generation": "ContextShift Generation Token generate",
+    "gguf.gguf": "Gguf GgufTensor",
     "log": "capture_logs",
-    "lora": "merge_lora",
-    "memory": "Memory",
-    "model": "Model",
-    "perf": "ContextPerf SamplerPerf",
-    "quantization": "QuantizeResult ftype_name ftype_of ftypes quantize",
-    "rpc": "RpcServer",
-    "samplers": (
+    "model.model": "Model",
+    "sampling.candidates": "Candidates",
+    "sampling.chain": "SamplerChain",
+    "sampling.custom": "CustomSampler LogitsProcessor",
+    "sampling.grammar": "Grammar",
+    "sampling.perf": "SamplerPerf",
+    "sampling.samplers": (
         "AdaptiveP Dist Greedy MinP MirostatV2 Sampler Temp TempExt TopK TopNSigma TopP Typical XTC"
     ),
-    "sampling": "SamplerChain",
-    "snapshot": "Snapshot",
-    "state": "StateInfo state_info",
-    "tensor": "TensorView",
-    "threads": "Threadpool",
-    "token_samplers": "DRY Infill LogitBias MinTokens Mirostat Penalties",
-    "vocab": "Vocab",
+    "sampling.token_samplers": "DRY Infill LogitBias MinTokens Mirostat Penalties",
+    "tools.imatrix": "Imatrix ImatrixCollector compute_imatrix",
+    "tools.merge_lora": "merge_lora",
+    "tools.quantize": "QuantizeResult ftype_name ftype_of ftypes quantize",
+    "vocab.vocab": "Vocab",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 _MODULES = {
@@ -185,7 +186,7 @@ __all__ = sorted([*_HOMES, *_MODULES, "ffi", "lib"])
 
 
 if not TYPE_CHECKING:  # else a checker would take every name for one of the package
-    from ._ffi import public_lib as lib  # noqa: F401  as it is compiled
+    from ._native import public_lib as lib  # noqa: F401  as it is compiled
 
     def __getattr__(name: str) -> Any:
         if name in _MODULES:

@@ -23,16 +23,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._atomic import replacing
-from ._ffi import lib
-from ._opening import open_owned
+from ._core.atomic import replacing
+from ._core.opening import open_owned
+from ._native import lib
 from .errors import LoadError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from .gguf import Gguf
+    from .gguf.gguf import Gguf
 
 TEXT = """
 The llama walks over the hill and looks at the river. The river runs down the hill to the sea.
@@ -239,7 +239,7 @@ def weights() -> dict[str, npt.NDArray[np.float32]]:
 
 def _gguf() -> Gguf:
     """Return the model, with the keys that a llama needs."""
-    from .gguf import Gguf
+    from .gguf.gguf import Gguf
 
     entries = vocabulary()
     gguf = Gguf.new()

@@ -26,8 +26,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar, overload
 
-from ._checks import flag
-from ._ffi import ffi, lib
+from ._core.values import flag
+from ._native import ffi, lib
 from .errors import ArgumentError, NativeError
 
 logger: logging.Logger = logging.getLogger("llamacffi")

@@ -126,7 +126,7 @@ def no_leaks(alive: dict[str, int]) -> Iterator[None]:
     Garbage is collected only where their number changed: that takes up to a second with the syntax
     trees of all headers in memory.
     """
-    from llamacffi._handle import live_objects
+    from llamacffi._core.ownership import live_objects
 
     if live_objects() != alive["objects"]:
         gc.collect()

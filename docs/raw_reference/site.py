@@ -75,8 +75,8 @@ def pages(made: Reference) -> dict[str, str]:
 
 def python() -> Python:
     """Return what the package says of parameters."""
-    from llamacffi._context.params import OWNED as CONTEXT
-    from llamacffi._model.params import OWNED as MODEL
+    from llamacffi.context.params import OWNED as CONTEXT
+    from llamacffi.model.params import OWNED as MODEL
 
     surface = PROJECT.surface
     instead = {f"llama_model_params.{name}": text for name, text in MODEL.items()}
@@ -84,7 +84,7 @@ def python() -> Python:
     return Python(
         surface["names"],
         surface["annotations"],
-        type_aliases((PACKAGE / "_types.py").read_text(encoding="utf-8")),
+        type_aliases((PACKAGE / "_core" / "types.py").read_text(encoding="utf-8")),
         instead,
         facade_names().__contains__,
     )

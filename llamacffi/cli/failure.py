@@ -61,6 +61,6 @@ class Failures(logging.Handler):
 
 def _reason(line: str) -> str:
     """Return a line of the log without the functions that have said so."""
-    from .._model.loading import BEFORE_REASON, CUT_OFF
+    from ..model.loading import BEFORE_REASON, CUT_OFF
 
     return CUT_OFF.sub("", BEFORE_REASON.sub("", line.strip()))

@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    from .._ffi import ffi, lib
+    from .._native import ffi, lib
 
     def text(chars: Any) -> str:
         return str(ffi.string(chars), "utf-8")
@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 def build() -> dict[str, str]:
     """Return what the binding was generated from; the libraries may have been chosen later."""
-    from .._build_info import build_info
+    from .._native.build_info import build_info
 
     made_from = build_info()
     return {
@@ -77,8 +77,8 @@ def build() -> dict[str, str]:
 def paths() -> dict[str, str]:
     """Return where the compiled parts are, and where files go that can be made again."""
     from .. import demo
-    from .._ffi import module_path
-    from ..interop import library_dir
+    from .._native import module_path
+    from .._native.interop import library_dir
 
     return {
         "module": module_path,
@@ -89,8 +89,8 @@ def paths() -> dict[str, str]:
 
 def api() -> dict[str, int]:
     """Count what is bound of llama.cpp's public headers."""
-    from .._ffi import lib
     from .._generated.enums import ENUMS
+    from .._native import lib
 
     names = [name for name in dir(lib) if not name.lower().startswith("llamacffi_")]
     functions = sum(is_function(getattr(lib, name)) for name in names)
@@ -103,7 +103,7 @@ def api() -> dict[str, int]:
 
 def is_function(value: object) -> bool:
     """Tell functions from constants: variadic functions are cdata, but so are strings."""
-    from .._ffi import ffi
+    from .._native import ffi
 
     if isinstance(value, ffi.CData):
         return ffi.typeof(value).kind == "function"
@@ -112,21 +112,21 @@ def is_function(value: object) -> bool:
 
 def backends() -> list[str]:
     """Return the backends that could be loaded."""
-    from .. import backend
+    from ..backend import registry as backend
 
     return backend.backends()
 
 
 def devices() -> list[dict[str, Any]]:
     """Return the devices as they are now."""
-    from .. import backend
+    from ..backend import registry as backend
 
     return [{name: getattr(device, name) for name in DEVICE_FIELDS} for device in backend.devices()]
 
 
 def cpu() -> dict[str, Any]:
     """Return what matters for computing on the processor."""
-    from .. import backend
+    from ..backend import registry as backend
 
     return {
         "threads": backend.physical_cores(),

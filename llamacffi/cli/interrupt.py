@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..context import Context
+    from ..context.context import Context
 
 
 @contextmanager

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .._checks import INT32_MAX
-from .._context.params import MODEST_CTX
-from .._sampling.recommended import DEFAULTS
+from .._core.values import INT32_MAX
+from ..context.params import MODEST_CTX
 from ..errors import ArgumentError
-from ..samplers import Dist, MinP, Sampler, Temp, TopK, TopP
-from ..sampling import SamplerChain
-from ..token_samplers import Penalties
+from ..sampling.chain import SamplerChain
+from ..sampling.recommended import DEFAULTS
+from ..sampling.samplers import Dist, MinP, Sampler, Temp, TopK, TopP
+from ..sampling.token_samplers import Penalties
 from .failure import UsageError
 from .interrupt import ctrl_c_cancels
 from .progress import ProgressBar
@@ -25,9 +25,9 @@ from .terminal import fitting
 
 if TYPE_CHECKING:
     from .._generated.params import ContextParams, ModelParams
-    from ..context import Context
-    from ..generation import Generation
-    from ..model import Model
+    from ..context.context import Context
+    from ..generation.generation import Generation
+    from ..model.model import Model
 
 DEFAULT_PROMPT = b"The llama"  # for the built-in model, which knows about llamas
 # What `SamplerChain.from_model` calls the options.
@@ -206,7 +206,7 @@ def read_prompt(args: argparse.Namespace) -> bytes:
 
 def load(args: argparse.Namespace) -> Model:
     """Load the model, with a progress bar if that takes a while."""
-    from ..model import Model
+    from ..model.model import Model
 
     path = model_path(args)
     params: ModelParams = {}
@@ -218,7 +218,7 @@ def load(args: argparse.Namespace) -> Model:
 
 def new_context(model: Model, args: argparse.Namespace) -> Context:
     """Create the context."""
-    from ..context import Context
+    from ..context.context import Context
 
     params: ContextParams = {}
     if args.ctx is not None:
@@ -230,7 +230,7 @@ def new_context(model: Model, args: argparse.Namespace) -> Context:
 
 def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Namespace) -> int:
     """Print the prompt and what is generated, token by token, then a summary."""
-    from ..generation import generate
+    from ..generation.generation import generate
 
     chain = SamplerChain.from_model(context.model, seed=args.seed, **settings(args))
     generation = generate(

@@ -10,7 +10,7 @@ from .failure import UsageError
 from .source import add_model_option, model_path, read_text
 
 if TYPE_CHECKING:
-    from ..vocab import Vocab
+    from ..vocab.vocab import Vocab
 
 
 def add_parser(
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     text = read_text(args.text, args)
     if text is None:
         raise UsageError("there is no text: give TEXT, or pipe it in")
-    from ..model import Model
+    from ..model.model import Model
 
     with Model(model_path(args), vocab_only=True) as model:
         tokens = model.vocab.tokenize(

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import llamacffi
 from llamacffi import LlamaError
-from llamacffi._handle import Handle, live_objects
+from llamacffi._core.ownership import Handle, live_objects
 from tests.facade.operations import OPERATIONS, VICTIMS, Subject
 
 PACKAGE = os.path.dirname(os.path.abspath(llamacffi.__file__ or ""))

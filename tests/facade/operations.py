@@ -25,8 +25,8 @@ from llamacffi import (
     generate,
     quantize,
 )
-from llamacffi._handle import Handle
-from llamacffi.shards import split
+from llamacffi._core.ownership import Handle
+from llamacffi.gguf.shards import split
 
 
 class Subject:

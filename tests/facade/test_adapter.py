@@ -26,7 +26,7 @@ from llamacffi import (
     ffi,
     lib,
 )
-from llamacffi._handle import live_objects
+from llamacffi._core.ownership import live_objects
 from tests.facade import loras
 from tests.facade.gguf_models import edited
 from tests.facade.random_models import N_EMBD, N_FF, N_VOCAB

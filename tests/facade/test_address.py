@@ -21,7 +21,7 @@ from llamacffi import (
     demo,
     ffi,
 )
-from llamacffi._handle import Handle, Pointer
+from llamacffi._core.ownership import Handle, Pointer
 from tests.facade import loras
 
 

@@ -11,15 +11,8 @@ from pathlib import Path
 import pytest
 
 import llamacffi
-from llamacffi import (
-    BackendUnavailableError,
-    LibraryNotFoundError,
-    LoadError,
-    backend,
-    ffi,
-    lib,
-)
-from llamacffi._cores import _quotas
+from llamacffi import BackendUnavailableError, LibraryNotFoundError, LoadError, backend, ffi, lib
+from llamacffi.backend.cores import _quotas
 
 
 def test_the_processor_is_a_device_with_memory():

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from llamacffi import ArgumentError, Context, Threadpool, _cores, lib
-from llamacffi._context.contention import Usage
-from llamacffi._model.weights import is_elsewhere, places
-from llamacffi.threads import MOST_THREADS, PER_PROCESSOR
+from llamacffi import ArgumentError, Context, Threadpool, lib
+from llamacffi.backend import cores as _cores
+from llamacffi.backend.threads import MOST_THREADS, PER_PROCESSOR
+from llamacffi.context.contention import Usage
+from llamacffi.model.weights import is_elsewhere, places
 
 THERE = _cores.processors()
 

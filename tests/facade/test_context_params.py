@@ -5,16 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llamacffi import (
-    ArgumentError,
-    Context,
-    ContextError,
-    Model,
-    UnsupportedError,
-    ffi,
-    lib,
-)
-from llamacffi._context.memory_size import available_bytes, cache_bytes
+from llamacffi import ArgumentError, Context, ContextError, Model, UnsupportedError, ffi, lib
+from llamacffi.context.memory_size import available_bytes, cache_bytes
 from tests.facade.random_models import N_EMBD, N_LAYER
 from tests.facade.test_context import batch_of
 

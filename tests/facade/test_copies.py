@@ -21,7 +21,7 @@ from llamacffi import (
     devices,
     generate,
 )
-from llamacffi._unique import Unique
+from llamacffi._core.unique import Unique
 
 
 def test_what_stands_for_memory_of_c_is_not_copied(context, chain):

@@ -21,7 +21,7 @@ from llamacffi import (
     ffi,
     lib,
 )
-from llamacffi.gguf import Gguf, quantize_array
+from llamacffi.gguf.gguf import Gguf, quantize_array
 from tests.facade.random_models import N_EMBD, N_FF, N_VOCAB
 from tests.facade.test_context import batch_of
 
@@ -342,7 +342,7 @@ class Tensors:
 
 
 def view(ptr, computed=True):
-    from llamacffi.tensor import Call
+    from llamacffi.backend.tensor import Call
 
     return TensorView(ptr, Call(computed))
 

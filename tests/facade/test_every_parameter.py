@@ -32,12 +32,12 @@ from llamacffi import (
     ffi,
     quantize,
     shards,
-    threads,
 )
-from llamacffi._context import params as context_params
 from llamacffi._generated.params import KINDS
-from llamacffi._model import params as model_params
-from llamacffi._quantize_params import quantize_params
+from llamacffi.backend import threads
+from llamacffi.context import params as context_params
+from llamacffi.model import params as model_params
+from llamacffi.tools.quantize_params import quantize_params
 from tests.facade.gguf_models import edited, write_llama
 from tests.facade.test_context_params import CHANGES_LOGITS, TEXT, TOLD, logits
 from tests.facade.test_model_files import nans

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llamacffi import ArgumentError, LoadError, lib
-from llamacffi._files import c_file, file_name
+from llamacffi._core.files import c_file, file_name
 
 CONTENT = bytes(range(256)) * 300  # more than a buffer
 

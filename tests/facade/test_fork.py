@@ -266,7 +266,7 @@ def test_the_log_after_a_fork_while_others_log(run_python):
 
 
 def test_what_it_advises_depends_on_the_devices(monkeypatch):
-    from llamacffi import _life
+    from llamacffi._core import shutdown as _life
 
     assert not _life.has_gpu() or "spawn" in str(_life.of_parent("Model"))
     for gpu, advice in ((False, "make a new one in the child"), (True, "not even by new objects")):

@@ -163,7 +163,7 @@ def test_leaving_early_and_going_on(context, chain):
 
 
 def test_a_generation_left_early_frees_its_context(model):
-    from llamacffi._handle import live_objects
+    from llamacffi._core.ownership import live_objects
 
     before = live_objects()
     context = Context(model, n_ctx=256, n_threads=1)

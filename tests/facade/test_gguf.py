@@ -24,7 +24,7 @@ from llamacffi import (
     lib,
 )
 from llamacffi._generated.enums import GgufType
-from llamacffi._gguf.numbers import NUMBERS, SHORT, TYPES
+from llamacffi.gguf.numbers import NUMBERS, SHORT, TYPES
 
 
 @pytest.fixture

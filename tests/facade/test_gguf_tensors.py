@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llamacffi import ArgumentError, ClosedError, Gguf, GgufError, ffi, lib
 from llamacffi._generated.enums import GgmlType
-from llamacffi.gguf import dequantize_array, quantize_array
+from llamacffi.gguf.gguf import dequantize_array, quantize_array
 
 TYPES = [one for one in GgmlType if one != GgmlType.COUNT]
 PLAIN = {

@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 
 import llamacffi
-from llamacffi import (
-    ArgumentError,
-    DependencyError,
-    LoadError,
-    Model,
-    ModelNotFoundError,
-    hub,
-)
+from llamacffi import ArgumentError, DependencyError, LoadError, Model, ModelNotFoundError, hub
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 

@@ -20,7 +20,7 @@ from llamacffi import (
     compute_imatrix,
     quantize,
 )
-from llamacffi.imatrix import Squares
+from llamacffi.tools.imatrix import Squares
 from tests.facade.gguf_models import N_HEAD, write_llama
 from tests.facade.imatrices import legacy
 

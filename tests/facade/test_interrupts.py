@@ -27,8 +27,8 @@ from llamacffi import (
     TopK,
     UnsupportedError,
 )
-from llamacffi._exclusive import Exclusive, Together
-from llamacffi._handle import live_objects
+from llamacffi._core.locks import Exclusive, Together
+from llamacffi._core.ownership import live_objects
 from tests.conftest import ROOT
 from tests.facade import interrupts, loras, operations
 

@@ -18,7 +18,7 @@ from llamacffi import (
     SamplerChain,
     Threadpool,
 )
-from llamacffi._handle import Handle, live_objects
+from llamacffi._core.ownership import Handle, live_objects
 from tests.conftest import ROOT
 from tests.facade import loras, object_graph
 

@@ -41,8 +41,8 @@ from llamacffi import (
     shards,
     state_info,
 )
+from llamacffi._core.hints import HINTS, OWNERS
 from llamacffi._generated.params import KINDS
-from llamacffi._hints import HINTS, OWNERS
 from tests.facade import loras
 
 

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamacffi import (
-    ArgumentError,
-    ClosedError,
-    Gguf,
-    Model,
-    UnsupportedError,
-    enums,
-)
+from llamacffi import ArgumentError, ClosedError, Gguf, Model, UnsupportedError, enums
 from tests.facade import random_models as random
 
 # Of every model, with what kind of value.
@@ -257,7 +250,7 @@ def test_help_is_good_reading():
 
 
 def test_sizes_for_people():
-    from llamacffi.model import _bytes
+    from llamacffi.model.model import _bytes
 
     assert [_bytes(size) for size in (0, 1023, 1024, 1536, 4 << 30, 5 << 50)] == [
         "0 B",

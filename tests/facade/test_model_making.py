@@ -23,7 +23,7 @@ from llamacffi import (
     ffi,
     lib,
 )
-from llamacffi._handle import live_objects
+from llamacffi._core.ownership import live_objects
 from tests.facade.vocabularies import BYTES, write_vocab
 
 KINDS = ["llama", "gpt2", "mamba", "bert", "bert+classifier", "mimo2", "qwen2vl", "lfm2"]

@@ -19,13 +19,8 @@ from llamacffi import (
     ffi,
     lib,
 )
-from llamacffi._model.overrides import (
-    EXPERTS,
-    expert_overrides,
-    kv_overrides,
-    tensor_buft_overrides,
-)
-from llamacffi._model.params import devices, model_params, tensor_split, used_devices
+from llamacffi.model.overrides import EXPERTS, expert_overrides, kv_overrides, tensor_buft_overrides
+from llamacffi.model.params import devices, model_params, tensor_split, used_devices
 
 NO_GPU = not any(one.kind != "cpu" for one in backend.devices())
 

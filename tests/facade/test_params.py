@@ -7,10 +7,10 @@ import math
 import pytest
 
 from llamacffi import ArgumentError, Context, enums, ffi, lib
-from llamacffi._context import params as context_params
+from llamacffi._core.params import CONVERTERS, fill
 from llamacffi._generated.params import KINDS
-from llamacffi._model import params as model_params
-from llamacffi._params import CONVERTERS, fill
+from llamacffi.context import params as context_params
+from llamacffi.model import params as model_params
 
 STRUCTS = {
     "llama_model_params": (lib.llama_model_default_params, model_params.OWNED),

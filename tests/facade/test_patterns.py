@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llamacffi import ArgumentError, Grammar, Model, NativeError, lib, quantize
-from llamacffi._model.pattern_cost import is_quick
+from llamacffi.model.pattern_cost import is_quick
 
 ENDLESS = (
     *("(a?){30}a{30}", "(a*)*c", "(?:a|a)*c", "(.*)*x", "(a|aa)+$", "((a|b)*c?)*d"),

@@ -177,7 +177,7 @@ def test_contexts_are_made_while_adapters_come_and_go(quiet):
 def test_what_joins_a_model_that_is_closed_is_closed(model, demo_path):
     """As when it is closed between the call of C and the end of the constructor."""
     from llamacffi import ClosedError, Context, Model
-    from llamacffi._handle import Handle, live_objects
+    from llamacffi._core.ownership import Handle, live_objects
 
     before = live_objects()
     one, join, seen = Model(demo_path), Handle._join, []

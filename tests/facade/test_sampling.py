@@ -323,7 +323,7 @@ def test_closing(context):
 
 def test_a_chain_does_not_keep_a_closed_model_in_memory(demo_path):
     from llamacffi import Context
-    from llamacffi._handle import live_objects
+    from llamacffi._core.ownership import live_objects
 
     for samplers in ((Greedy(),), (Penalties(), Greedy())):
         before = live_objects()

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from llamacffi import Context, Gguf, Model, demo, quantize, shards
-from llamacffi._atomic import replacing
-from llamacffi.imatrix import Imatrix, Squares
-from llamacffi.lora import merge_lora
+from llamacffi._core.atomic import replacing
+from llamacffi.tools.imatrix import Imatrix, Squares
+from llamacffi.tools.merge_lora import merge_lora
 from tests.facade.loras import write_lora
 
 MASK = 0o027

@@ -25,7 +25,7 @@ from llamacffi import (
     lib,
     state_info,
 )
-from llamacffi._context.state_format import HEADER, VERSION
+from llamacffi.context.state_format import HEADER, VERSION
 from tests.facade import loras
 
 TOKENS = [(7 * i) % 90 + 3 for i in range(20)]

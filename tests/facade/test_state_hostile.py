@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from llamacffi import ArgumentError, Batch, Context, Gguf, Model, StateError, quantize
-from llamacffi._context import state_format as form
+from llamacffi.context import state_format as form
 
 NUMBERS = (0, 1, 2, 3, 4, 5, -1, -2, 127, 128, 255, 256, 65535, 2**31 - 1, -(2**31), 2**24)
 VALUES = (

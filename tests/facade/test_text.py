@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llamacffi._ffi import ffi
-from llamacffi._text import StopFinder, Utf8Stream, read_bytes
+from llamacffi._core.text import StopFinder, Utf8Stream, read_bytes
+from llamacffi._native import ffi
 from tests.timing import limited
 
 few = st.text("abé", max_size=12)

@@ -21,7 +21,7 @@ from llamacffi import (
     enums,
     lib,
 )
-from llamacffi.threads import Placement
+from llamacffi.backend.threads import Placement
 from tests.timing import HANGS
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells where a thread runs")

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from llamacffi import TokenizeError, Vocab, enums, ffi, lib
-from llamacffi._text import encode
+from llamacffi._core.text import encode
 
 EXACT = [
     *("aquila", "command-r", "deepseek-coder", "deepseek-llm", "gpt-2", "gpt-neox"),

@@ -8,7 +8,7 @@ import pytest
 
 import llamacffi
 from llamacffi import Batch, Context, Model, UnsupportedError, lib
-from llamacffi.samplers import Unsorted
+from llamacffi.sampling.samplers import Unsorted
 from tests.facade import random_models
 
 N = 600  # tokens of a sequence: more than a cache of sliding windows keeps
@@ -112,7 +112,7 @@ def test_all_errors_are_in_a_table(root):
 def test_all_reasons_to_finish_are_in_the_table(root):
     from typing import get_args
 
-    from llamacffi._generation.loop import FinishReason
+    from llamacffi.generation.loop import FinishReason
 
     rows = table(root / "docs/guide/generating.md", '"eog"')
     assert set(rows) - {"`finish_reason`", "---", "`None`"} == {

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llamacffi import _ffi, ffi, lib
+from llamacffi import _native as _ffi
+from llamacffi import ffi, lib
 
 COMMIT = ffi.string(lib.llamacffi_built_commit()).decode()
 OTHER = "f" * 40

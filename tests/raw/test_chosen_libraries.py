@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from llamacffi import _ffi, _layout, ffi, lib
+from llamacffi import _native as _ffi
+from llamacffi import ffi, lib
+from llamacffi._native import layout as _layout
 
 from .conftest import COMMIT, OTHER, of_another_commit, rename
 

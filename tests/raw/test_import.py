@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llamacffi import _ffi, lib, library_dir
+from llamacffi import _native as _ffi
+from llamacffi import lib, library_dir
 from tests.timing import within
 
 

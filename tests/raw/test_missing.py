@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llamacffi import UnsupportedError, _ffi, ffi, lib
-from llamacffi._missing import complete
+from llamacffi import UnsupportedError, ffi, lib
+from llamacffi import _native as _ffi
+from llamacffi._native.missing import complete
 
 
 class Told:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from llamacffi import lib
-from llamacffi._libraries import same_commit
+from llamacffi._native.library import same_commit
 
 from .conftest import COMMIT, OTHER, of_another_commit, patch, rename
 

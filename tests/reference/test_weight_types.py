@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llamacffi import Batch, Context, Model, ffi, lib
-from llamacffi._model.weight_types import RULES
+from llamacffi.model.weight_types import RULES
 
 # What only looks at a tensor in another shape.
 VIEWS = (*(lib.GGML_OP_RESHAPE, lib.GGML_OP_VIEW, lib.GGML_OP_PERMUTE, lib.GGML_OP_TRANSPOSE),)

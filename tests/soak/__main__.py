@@ -45,7 +45,7 @@ from llamacffi import (
     demo,
     generate,
 )
-from llamacffi._handle import live_objects
+from llamacffi._core.ownership import live_objects
 from tests.facade import loras
 
 PROMPT = "The llama is"

@@ -79,7 +79,7 @@ def _replace(data: bytes, spans: list[tuple[int, int, bytes]], layout: Layout | 
 
 def _with_checksum(data: bytes) -> bytes:
     """Correct the checksum of a saved state, or nobody would look at what was changed."""
-    from llamacffi._context import state_format as format
+    from llamacffi.context import state_format as format
 
     if not data.startswith(format.MAGIC) or len(data) < format.HEADER.size:
         return data

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llamacffi import Batch, Context, Gguf, Model, demo, quantize, shards
-from llamacffi.imatrix import Imatrix, Squares
+from llamacffi.tools.imatrix import Imatrix, Squares
 from tests.facade import loras, random_models
 from tests.facade.imatrices import legacy
 from tests.facade.vocabularies import BYTES, CONTROL, UNKNOWN, USER_DEFINED, Entry, write_vocab

@@ -24,8 +24,8 @@ from llamacffi import (
     shards,
     state_info,
 )
-from llamacffi.imatrix import Imatrix
-from llamacffi.lora import merge_lora
+from llamacffi.tools.imatrix import Imatrix
+from llamacffi.tools.merge_lora import merge_lora
 
 from .seeds import CONTEXT, TOKENS, base
 

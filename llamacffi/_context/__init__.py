@@ -1,1 +1,0 @@
-"""The parts of `llamacffi.context`, of its memory and of its state."""

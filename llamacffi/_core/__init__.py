@@ -1,0 +1,1 @@
+"""What all rooms stand on: ownership, locks, shutdown, callbacks, values, text and files."""

@@ -1,0 +1,116 @@
+"""Python callables called from C, without letting an exception cross the boundary.
+
+C cannot carry a Python exception.  A trampoline therefore stores it on the `Bridge` and returns the
+value that makes C stop; when the C call is over, `bridged` raises it.  The trampolines are declared
+in headers/callbacks.h.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .._native import ffi
+from ..errors import LoadError
+
+
+class Bridge:
+    """One callable on its way through a C ``void *user_data``."""
+
+    __slots__ = ("__weakref__", "error", "function", "on_error")
+
+    def __init__(
+        self, function: Callable[..., Any], on_error: Callable[[], object] | None = None
+    ) -> None:
+        self.function = function
+        self.on_error = on_error
+        """Called when there is an error, for what the value that the trampoline returns cannot
+        do."""
+        self.error: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Keep an error for who made the call of C."""
+        self.error = error
+        if self.on_error is not None:
+            self.on_error()
+
+    def reraise(self) -> None:
+        """Raise the error that there is, if any, and forget it: it knows frames that know this."""
+        if self.error is not None:
+            try:
+                raise self.error  # the cause; what C made of it becomes its __context__
+            finally:
+                self.error = None
+
+
+@contextmanager
+def bridged(function: Callable[..., Any]) -> Iterator[Any]:
+    """Yield the ``user_data`` that leads C back to ``function``, for one C call.
+
+    The handle is alive only inside the ``with``: C must not keep the pointer.  For a callback that
+    C does keep, pass the handle as ``keep`` to `own`.
+    """
+    bridge = Bridge(function)
+    user_data = ffi.new_handle(bridge)
+    try:
+        yield user_data
+    finally:
+        bridge.reraise()
+
+
+def _on_entry(_type: Any, error: BaseException, traceback: Any) -> None:
+    """Store what was raised before the `try` of a trampoline: by the handler of a signal."""
+    bridge: Bridge = ffi.from_handle(traceback.tb_frame.f_locals["args"][-1])
+    bridge.fail(error)
+
+
+def trampoline(
+    *, stop: Any, over: Callable[..., Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register an ``extern "Python"`` function.
+
+    Args:
+        stop: What it returns to tell C to give up.
+        over: Gets the arguments of a call that comes although C was told so, and returns what is to
+            be returned; ``stop`` by default.
+    """
+
+    def register(target: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(target)
+        def guarded(*args: Any) -> Any:
+            bridge: Bridge = ffi.from_handle(args[-1])
+            if bridge.error is not None:
+                return stop if over is None else over(*args)
+            try:
+                return target(bridge.function, *args[:-1])
+            except BaseException as error:  # KeyboardInterrupt must stop the load too
+                bridge.fail(error)
+                return stop
+
+        ffi.def_extern(name=target.__name__, error=stop, onerror=_on_entry)(guarded)
+        return guarded
+
+    return register
+
+
+@trampoline(stop=False)
+def llamacffi_on_progress(function: Callable[[float], object], progress: float) -> bool:
+    """Go on loading unless the user's function returns False."""
+    if function(progress) is False:
+        raise LoadError(f"the load was stopped at {progress:.0%}: progress returned False")
+    return True
+
+
+@trampoline(stop=None)
+def llamacffi_on_tensor_data(function: Callable[[Any], None], tensor: Any) -> None:
+    """Set the data of a tensor of a model that is made in memory."""
+    function(tensor)
+
+
+@trampoline(stop=False)
+def llamacffi_on_quantize(function: Callable[[bytes], object], text: Any) -> bool:
+    """Go on quantizing."""
+    function(ffi.string(text))
+    return True

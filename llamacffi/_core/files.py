@@ -1,0 +1,300 @@
+"""What Python can read from, as a ``FILE *`` for C: an open file, a descriptor, or bytes.
+
+C gets a file of its own, opened anew, so that its position is private: the caller's never moves,
+and several threads can read from one open file at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import operator
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .._native import ffi, lib
+from ..errors import ArgumentError, LoadError
+from .opening import open_owned
+from .ownership import make
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from . import types as types
+
+    Buffer: TypeAlias = bytes | bytearray | memoryview
+
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe, which cannot be read twice",
+    stat.S_IFSOCK: "a socket, which cannot be read twice",
+    stat.S_IFCHR: "a character device",
+}
+
+PATH_BYTES = 1024  # what macOS takes for the path of a file
+PIECE = 2**20  # bytes that are copied at once
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file that C reads, valid inside of `c_file`."""
+
+    ptr: Any
+    """The ``FILE *``, at `offset`."""
+    descriptor: int
+    offset: int
+    """Where the contents begin, in bytes from the beginning of the file."""
+    size: int
+    """Of the whole file, in bytes."""
+    name: str
+    """For messages: the path if it has one."""
+
+    def read(self, size: int) -> bytes:
+        """Return the first bytes of the contents, and move nothing.
+
+        Raises:
+            LoadError: The system failed.
+        """
+        try:
+            return os.pread(self.descriptor, size, self.offset)
+        except OSError as error:
+            raise LoadError(error.errno, error.strerror, self.name) from None
+
+
+@contextmanager
+def c_file(
+    source: types.FileSource, *, offset: int | None = None, name: str | None = None
+) -> Iterator[OpenFile]:
+    """Open what ``source`` reads a second time, for C, with a position of its own.
+
+    Args:
+        source: A binary file object with a descriptor, at any position; a descriptor; or bytes, a
+            bytearray, a memoryview or an `io.BytesIO`, which are written to an anonymous file.
+        offset: Where the contents begin, in bytes; by default at the position of a file, and at
+            the first byte of bytes.
+        name: What to call it in messages; by default what `file_name` returns.
+
+    Yields:
+        The open file.  ``source`` stays open, and its position stays where it is.
+
+    Raises:
+        TypeError: ``source`` is a path, a text file, or something else.
+        ArgumentError: It is closed, not open for reading, no regular file, or ends before
+            ``offset``.
+        LoadError: The system failed.
+    """
+    if offset is not None:
+        offset = _checked_offset(offset)
+    name = file_name(source) if name is None else name
+    if isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"{source!r} is a path; this takes a binary file, a descriptor or bytes")
+    descriptor = _descriptor(source)
+    if descriptor is None:
+        view = _view(source, offset)
+        with anonymous_file([view], name) as file, own_file(file.fileno(), 0, name) as c:
+            yield c
+        return
+    check_readable(descriptor, name)
+    position = file_position(source, descriptor)
+    with (
+        _opened_anew(descriptor, name) as file,
+        own_file(file.fileno(), position if offset is None else offset, name) as c,
+    ):
+        yield c
+
+
+def file_name(source: Any) -> str:
+    """Return what to call ``source`` in a message."""
+    name = source if isinstance(source, int) else getattr(source, "name", None)
+    if isinstance(name, int):  # as of what os.fdopen returns
+        return f"<descriptor {name}>"
+    if isinstance(name, (str, bytes)) and name:
+        return os.fsdecode(name)
+    return f"<{type(source).__name__}>"
+
+
+@contextmanager
+def own_file(descriptor: int, offset: int, name: str) -> Iterator[OpenFile]:
+    """Open a descriptor for C, which moves its position: nobody else may use that meanwhile."""
+    size = os.fstat(descriptor).st_size
+    if offset > size:
+        raise ArgumentError(f"offset={offset} is behind the end of {name!r}, at {size}")
+    file = make(lib.llamacffi_file_close, (), lib.llamacffi_file_open, descriptor, offset, False)[1]
+    if file == ffi.NULL:
+        raise LoadError(ffi.errno, os.strerror(ffi.errno), name)
+    with file:  # closes it
+        yield OpenFile(file, descriptor, offset, size, name)
+
+
+def _opened_anew(descriptor: int, name: str) -> io.FileIO:
+    """Open the file behind a descriptor again: a duplicate would share the position.
+
+    Where the system cannot do that, as with a file that this process may not open any more, the
+    result is a copy.
+    """
+    wanted = os.fstat(descriptor)
+    for path in _paths_of(descriptor, name):
+        try:
+            file = open_at_once(path)
+        except OSError:  # of another user, or behind a name that is not the file's any more
+            continue
+        if os.path.samestat(os.fstat(file.fileno()), wanted):
+            return file
+        file.close()
+    return anonymous_file(_pieces(descriptor), name)
+
+
+def _paths_of(descriptor: int, name: str) -> Iterator[str]:
+    """Yield where the file behind a descriptor may be found."""
+    if sys.platform == "linux":
+        yield f"/proc/self/fd/{descriptor}"  # also a file that has no name any more
+    elif sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            found = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(PATH_BYTES))
+            yield os.fsdecode(found.partition(b"\0")[0])
+    yield name
+
+
+def open_at_once(path: str) -> io.FileIO:
+    """Open a file for reading; of a pipe, do not wait for somebody who writes to it.
+
+    Raises:
+        OSError: It cannot be opened, or is a directory.
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    flags = (getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_CLOEXEC"))
+    return open_owned("r", os.open, path, os.O_RDONLY | sum(flags))
+
+
+def _pieces(descriptor: int) -> Iterator[bytes]:
+    """Yield what is in a file, and leave its position alone."""
+    at = 0
+    while piece := os.pread(descriptor, PIECE, at):
+        yield piece
+        at += len(piece)
+
+
+def _checked_offset(offset: Any) -> int:
+    try:
+        number = operator.index(offset)
+    except TypeError:
+        number = None
+    if number is None or isinstance(offset, bool):
+        raise TypeError(f"offset must be an integer, not {offset!r}")
+    if not 0 <= number < 2**63:
+        raise ArgumentError(f"offset={number} is not in 0 to {2**63 - 1}")
+    return number
+
+
+def _descriptor(source: Any) -> int | None:
+    """Return the descriptor behind a file object; None if it has none, as bytes."""
+    if isinstance(source, bool):
+        raise TypeError(f"{source!r} is no file")
+    if isinstance(source, int):
+        return source
+    if not hasattr(source, "fileno"):
+        return None
+    if source.closed:
+        raise ArgumentError(f"{file_name(source)!r} is closed")
+    if isinstance(source, io.TextIOBase) or hasattr(source, "encoding"):
+        raise TypeError(f"{file_name(source)!r} is a text file: open it in binary mode, 'rb'")
+    try:
+        return int(source.fileno())
+    except OSError:
+        return None
+
+
+def file_position(source: Any, descriptor: int) -> int:
+    """Return where the caller is in a file, and let others see what was written to it.
+
+    It need not be where Python has read to.
+    """
+    if isinstance(source, int):
+        return os.lseek(descriptor, 0, os.SEEK_CUR)
+    if source.writable():
+        source.flush()
+    return int(source.tell())
+
+
+def check_readable(descriptor: int, name: str) -> None:
+    """Raise unless it is open for reading and a regular file.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    import fcntl  # not everywhere, nor is this
+
+    if not 0 <= descriptor < 2**31:
+        raise ArgumentError(f"{descriptor} is no descriptor: those are 0 to {2**31 - 1}")
+    try:
+        mode = os.fstat(descriptor).st_mode
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    except OSError as error:
+        raise ArgumentError(f"{name!r} is not open: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
+        raise ArgumentError(f"{name!r} is {kind}; read it, and give the bytes")
+    if flags & getattr(os, "O_PATH", 0):
+        raise ArgumentError(f"{name!r} is open for its path only (O_PATH); open it with 'rb'")
+    if flags & os.O_ACCMODE == os.O_WRONLY:
+        raise ArgumentError(f"{name!r} is open for writing only; open it with 'rb'")
+
+
+def _view(source: Any, offset: int | None) -> memoryview:
+    """Return the bytes of ``source`` from ``offset`` on, not copied."""
+    if isinstance(source, io.BytesIO):
+        offset = source.tell() if offset is None else offset
+        source = source.getvalue()  # a view would keep others from writing
+    try:
+        view = memoryview(source)
+    except TypeError:
+        wanted = "a binary file with a descriptor, a descriptor, or bytes"
+        raise TypeError(f"{source!r} is not {wanted}; read it, and give the bytes") from None
+    if not view.c_contiguous:
+        raise ArgumentError("the bytes are not contiguous; give bytes(view)")
+    view = view.cast("B") if view.nbytes else memoryview(b"")
+    if (offset or 0) > len(view):
+        raise ArgumentError(f"offset={offset} is behind the end of the {len(view)} bytes")
+    return view[offset or 0 :]
+
+
+def anonymous_file(pieces: Iterable[Buffer], name: str) -> io.FileIO:
+    """Write bytes to a file without a name, which is gone when nobody has it open or mapped.
+
+    Args:
+        pieces: The bytes, one after another.
+        name: What to call them in a message.
+
+    Raises:
+        LoadError: There is no room for it.
+    """
+    try:
+        file = _new_anonymous()
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    view = view[file.write(view) :]
+        except BaseException:  # also if interrupted: nobody else would close it
+            file.close()
+            raise
+    except OSError as error:
+        raise LoadError(error.errno, error.strerror, name) from error
+    return file
+
+
+def _new_anonymous() -> io.FileIO:
+    if hasattr(os, "memfd_create"):
+        return open_owned("r+", os.memfd_create, "llamacffi")
+    with tempfile.TemporaryFile(buffering=0) as file:
+        return open_owned("r+", os.dup, file.fileno())

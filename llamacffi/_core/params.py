@@ -1,0 +1,113 @@
+"""Keyword arguments to the fields of a parameter struct, checked before C sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from .._native import ffi
+from ..errors import ArgumentError
+from .hints import unknown_parameter
+from .values import check_int, flag, integer, number
+
+# Converts the value of a field to what C takes, and what must outlive C's use of it.
+Converter: TypeAlias = Callable[[Any], tuple[Any, object]]
+
+
+def fill(
+    struct: Any,
+    name: str,
+    params: Mapping[str, Any],
+    owned: Mapping[str, str],
+    converters: Mapping[str, Converter] | None = None,
+    limits: Mapping[str, tuple[int, int]] | None = None,
+) -> list[object]:
+    """Set the fields of ``struct`` that ``params`` gives; the others keep their defaults.
+
+    Args:
+        struct: The cdata struct, with llama.cpp's defaults in it.
+        name: Its C name, such as ``llama_model_params``.
+        params: Values by field.
+        owned: Fields that the facade sets itself, each with what to use instead.
+        converters: For fields that take more than their C type says.
+        limits: The least and the greatest of integers of which C takes less than their type can be.
+
+    Returns:
+        What the fields point to, to be kept as long as C may read it.
+
+    Raises:
+        TypeError: A field is unknown, or its value is of another type.
+        ArgumentError: A value is out of range.
+    """
+    from .._generated.params import KINDS
+
+    kinds, keep, limits = KINDS[name], [], limits or {}
+    for field, value in params.items():
+        if field not in kinds:
+            raise TypeError(unknown_parameter(field, [one for one in kinds if one not in owned]))
+        if field in owned:
+            raise TypeError(f"{field!r} cannot be given: {owned[field]}")
+        if converters and field in converters:
+            converted, kept = converters[field](value)
+        else:
+            convert = CONVERTERS.get(kinds[field]) or _enum(kinds[field])
+            converted = kept = convert(field, value)
+            if kinds[field] == "int":
+                check_int(field, converted, *(limits.get(field) or _limits(name, field)))
+        keep.append(kept)
+        try:
+            setattr(struct, field, converted)
+        except TypeError as error:
+            raise TypeError(f"{field}={value!r}: {error}") from None
+    return keep
+
+
+def _limits(name: str, field: str) -> tuple[int, int]:
+    """Return the least and the greatest that fit an integer of a struct."""
+    struct: Any = ffi.typeof(f"struct {name}")
+    ctype = dict(struct.fields)[field].type
+    bits = 8 * ffi.sizeof(ctype)
+    if int(ffi.cast(ctype, -1)) < 0:
+        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1
+
+
+def _pointer(field: str, value: Any) -> Any:
+    if value is None:
+        return ffi.NULL
+    if isinstance(value, ffi.CData):
+        return value
+    raise TypeError(f"{field} must be a cdata pointer or None, not {value!r}")
+
+
+def _enum(name: str) -> Callable[[str, Any], int]:
+    """Return the converter for an enum: its members are given by member, number or name."""
+
+    def convert(field: str, value: Any) -> int:
+        from .._generated.enums import ENUMS
+
+        enum = ENUMS[name]
+        number = None if isinstance(value, str) else integer(field, value)
+        try:
+            return int(enum[value.upper()] if number is None else enum(number))
+        except (KeyError, ValueError):
+            names = ", ".join(member.name or "" for member in enum)
+            raise ArgumentError(
+                f"{field}={value!r} is not one of {enum.__name__}: {names}"
+            ) from None
+
+    return convert
+
+
+def enum_number(enum: str, name: str, value: Any) -> int:
+    """Return the number of a member of ``enum``, which is given by member, number or name."""
+    return _enum(enum)(name, value)
+
+
+# By kind; any other kind is the name of an enum.
+CONVERTERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "bool": flag,
+    "int": integer,
+    "float": number,
+    "pointer": _pointer,
+}

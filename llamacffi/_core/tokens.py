@@ -1,0 +1,109 @@
+"""Token ids from Python, as C takes them."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .._native import ffi
+from ..errors import ArgumentError
+from .values import is_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    TokenIds: TypeAlias = Iterable[int] | npt.NDArray[np.integer[Any]]
+
+
+def token_id(token: object) -> int:
+    """Return one token id as an int.
+
+    Raises:
+        TypeError: It is no integer.
+    """
+    if not isinstance(token, bool):
+        try:
+            return operator.index(token)  # type: ignore[arg-type]  # raises for others
+        except TypeError:
+            pass
+    raise TypeError(f"a token is an integer, not {type(token).__name__}: {token!r:.80}")
+
+
+def outside(token: int, size: int) -> str:
+    """Say that a token is not in a vocabulary of ``size`` tokens."""
+    if size == 0:
+        return f"token {token} is not in the vocabulary, which is empty"
+    return f"token {token} is not in the vocabulary: 0 to {size - 1}"
+
+
+def refuse_text(tokens: object) -> None:
+    """Raise TypeError for a text or bytes in place of tokens."""
+    if is_text(tokens):
+        raise TypeError(
+            f"tokens are integers, not text or bytes: {tokens!r:.80}; tokenize() makes them of a "
+            "text, and list() of bytes that are token ids"
+        )
+
+
+def token_sequence(tokens: TokenIds) -> list[int] | tuple[int, ...] | npt.NDArray[Any]:
+    """Return tokens as a list or a tuple, or as the numpy array that they are; not yet checked.
+
+    Raises:
+        TypeError: They are no sequence.
+    """
+    numpy = sys.modules.get("numpy")  # who has an array has imported it
+    if isinstance(tokens, list | tuple) or (numpy and isinstance(tokens, numpy.ndarray)):
+        return tokens
+    refuse_text(tokens)
+    try:
+        return list(tokens)
+    except TypeError:
+        raise TypeError(f"tokens must be a sequence of integers, not {tokens!r:.80}") from None
+
+
+def token_array(tokens: TokenIds, size: int) -> tuple[Any, int]:
+    """Return token ids as a C array, and how many they are.
+
+    A contiguous numpy array of int32 is not copied.
+
+    Args:
+        tokens: What is checked here is only that they fit C's type.
+        size: Of the vocabulary, for the message.
+
+    Raises:
+        TypeError: They are no integers.
+        ArgumentError: One does not fit an int32.
+    """
+    ids = token_sequence(tokens)
+    if not isinstance(ids, list | tuple):
+        return _from_numpy(ids, size)
+    if not set(map(type, ids)) <= {int}:
+        ids = list(map(token_id, ids))
+    try:
+        array = ffi.new("llama_token[]", ids)
+    except OverflowError:
+        raise _too_wide(min(ids), max(ids), size) from None
+    return array, len(array)
+
+
+def _from_numpy(tokens: npt.NDArray[Any], size: int) -> tuple[Any, int]:
+    import numpy as np
+
+    if tokens.ndim != 1 or (tokens.dtype.kind not in "iu" and tokens.size):
+        raise TypeError(
+            "tokens must be an array of integers with one dimension, "
+            f"not of {tokens.dtype} with shape {tokens.shape}"
+        )
+    if tokens.dtype.itemsize > 2 and tokens.dtype != np.int32 and tokens.size:
+        limits, low, high = np.iinfo(np.int32), int(tokens.min()), int(tokens.max())
+        if low < limits.min or high > limits.max:
+            raise _too_wide(low, high, size)
+    array = np.ascontiguousarray(tokens, np.int32)
+    return ffi.from_buffer("llama_token[]", array), len(array)
+
+
+def _too_wide(low: int, high: int, size: int) -> ArgumentError:
+    return ArgumentError(outside(low if low < 0 else high, size))

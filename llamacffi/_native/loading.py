@@ -1,0 +1,127 @@
+"""Why the compiled module cannot be used, in words.  Only imported when it cannot."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .elf import dynamic
+from .library import Library, described
+
+# glibc, musl, macOS
+MISSING = re.compile(
+    r"([^\s:]+): cannot open shared object file|Error loading shared library ([^\s:]+):|"
+    r"Library not loaded: (\S+)"
+)
+LACKING = re.compile(
+    r"undefined symbol: (\S+)|[Ss]ymbol not found: (\S+)|Error relocating .*: (\S+): "
+)
+LLAMA_CPP = re.compile(r"lib(?:llama|ggml|mtmd)[^/]*\.(?:so|dylib)[^/]*$")
+
+
+def explain(error: ImportError, chosen: str | None) -> str:
+    """Return what to say where the compiled module cannot be loaded.
+
+    Args:
+        error: What the import raised.
+        chosen: The directory of the libraries, if it is not the package's own.
+    """
+    spec = find_spec(f"{__package__}._llama")
+    if spec is None or spec.origin is None:
+        package = Path(__file__).parent
+        return (
+            f"there is no compiled module for this Python ({sys.implementation.cache_tag}"
+            f" on {sys.platform}) in {package}, which has {_listing(package, '_llama*')}; "
+            "reinstall llamacffi"
+        )
+    module = Path(spec.origin)
+    directory = Path(chosen) if chosen else module.parent / "lib"
+    lines = [
+        f"the compiled module of llamacffi, {module}, cannot be loaded:",
+        f"  {error}",
+        *missing(str(error), [module, *_libraries(directory)]),
+        *_lacking(str(error), directory),
+        f"  {directory} has {_listing(directory, '*')}",
+        "reinstall llamacffi" if not chosen else f"it was chosen by LLAMACFFI_LIBRARY_DIR={chosen}",
+    ]
+    return "\n".join(lines)
+
+
+def mismatch(directory: str, built: str, loaded: Sequence[Any], ffi: Any) -> str:
+    """Return what to say of libraries that are not those that the module was compiled for."""
+    wrong = [one for one in (described(info, ffi) for info in loaded) if one.stamp != built]
+    lines = [
+        f"llamacffi was compiled for llama.cpp of commit {built}, but what was loaded is another:",
+        *(f"  {one}" for one in wrong),
+        *dict.fromkeys(_remedy(one, Path(directory)) for one in wrong),
+    ]
+    return "\n".join(lines)
+
+
+def missing(reason: str, files: Sequence[Path]) -> Iterator[str]:
+    """Say which of these files need the library that the loader misses; it does not tell itself."""
+    if found := MISSING.search(reason):
+        name = os.path.basename(next(filter(None, found.groups())))
+        for path in files:
+            names = dynamic(str(path))
+            if names and name in names.needed:
+                yield f"  {name} is needed by {path}, and is nowhere to be found"
+
+
+def _lacking(reason: str, directory: Path) -> Iterator[str]:
+    """Say which other libraries of llama.cpp are in the way, if ours lack a function."""
+    if not LACKING.search(reason):
+        return
+    yield "  so a library of another llama.cpp was loaded in place of the right one"
+    for path in _in_process():
+        if path.parent != directory:
+            yield f"  {path} is loaded; {_origin(path)}"
+
+
+def _remedy(library: Library, directory: Path) -> str:
+    path = Path(library.path)
+    if path.parent == directory:
+        return (
+            f"{directory} has libraries of different builds, as after an upgrade that was not "
+            "finished: reinstall llamacffi"
+        )
+    return (
+        f"{path.name} should be that of {directory}; {_origin(path)}.  If it is to be used, set "
+        "LLAMACFFI_LIBRARY_DIR to its directory"
+    )
+
+
+def _origin(path: Path) -> str:
+    """Say how a library that is not ours came into the process, and what to do about it."""
+    for variable in ("LD_PRELOAD", "DYLD_INSERT_LIBRARIES", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"):
+        entries = re.split("[: ]", os.environ.get(variable, ""))
+        if {str(path), str(path.parent)} & {os.path.abspath(one) for one in entries if one}:
+            return f"it is there by {variable}: take it out of that"
+    return (
+        "something else has loaded it into this process before, such as another package with a "
+        "llama.cpp of its own: use them in different processes"
+    )
+
+
+def _in_process() -> list[Path]:
+    """Return the files of llama.cpp's libraries that are loaded."""
+    try:
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+    except OSError:  # only Linux has it
+        return []
+    paths = {line[line.index("/") :] for line in maps.splitlines() if "/" in line}
+    return sorted(Path(path) for path in paths if LLAMA_CPP.search(path))
+
+
+def _libraries(directory: Path) -> list[Path]:
+    return sorted(directory.glob("lib*")) if directory.is_dir() else []
+
+
+def _listing(directory: Path, pattern: str) -> str:
+    names = sorted(path.name for path in directory.glob(pattern)) if directory.is_dir() else []
+    return ", ".join(names) or "nothing of it"

@@ -1,0 +1,260 @@
+"""LoRA adapters: small changes of a model's weights, switched on and off in its contexts."""
+
+from __future__ import annotations
+
+import math
+import os
+import reprlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from .._core.ownership import Handle, make, own
+from .._core.text import read_metadata
+from .._core.tokens import token_array
+from .._core.values import check_object
+from .._native import ffi, lib
+from ..backend import registry as backend
+from ..errors import AdapterError, GgufError, NativeError
+from ..gguf.sources import gguf_of, opened, sample_digest
+from ..log import drain, with_log
+from ..model.weights import weight_shapes
+from .lora import ALPHA, EMBEDDING, INVOCATION, check_kind, fits, ggml_shape, pairs, shape_text
+
+if TYPE_CHECKING:
+    from .._core import types as types
+    from .._core.files import OpenFile
+    from .._core.ownership import Made
+    from ..batch.input import Tokens
+    from ..gguf.gguf import Gguf, GgufTensor
+    from ..model.model import Model
+
+
+class Adapter(Handle):
+    """A LoRA adapter, loaded for one model.
+
+    It owns the ``struct llama_adapter_lora`` and keeps the model's weights alive; any number of
+    contexts of the model can use it at once, each with a scale of its own: see `Context.adapters`.
+    It is closed when the model is.  A context that uses it keeps the C object until it is given
+    other adapters, so closing one that is in use takes nothing away.  Any thread may load and close
+    adapters, whatever others compute.
+    """
+
+    _instead = (
+        "any number of contexts of its Model can use it; in another process, load the file again"
+    )
+
+    __slots__ = (
+        "_digest",
+        "_metadata",
+        "_name",
+        "alpha",
+        "invocation_tokens",
+        "model",
+    )
+
+    model: Model
+    """The model that it is for."""
+    alpha: float | None
+    """What its matrices are multiplied with, divided by their rank; None: with 1."""
+    invocation_tokens: tuple[int, ...]
+    """The tokens that switch on an activated adapter (aLoRA); empty for other adapters."""
+
+    def __init__(self, model: Model, source: str | os.PathLike[str] | types.FileSource) -> None:
+        """Load an adapter from a GGUF file.
+
+        Args:
+            model: The model that it was made for.
+            source: A path; or an open binary file, whose contents begin at its position, a
+                descriptor, or bytes.
+
+        Raises:
+            ModelNotFoundError: There is no such file.
+            LoadError: It cannot be read.
+            AdapterError: It is no adapter, is damaged, or does not fit the model.
+            UnsupportedError: The model was loaded without its weights.
+
+        Source: ``llama_adapter_lora_init_from_file_ptr``.
+        """
+        check_object("model", model, "Model")
+        model_ptr = model.ptr
+        model._check_weights()
+        with opened(source) as file:
+            self._name = file.name
+            self.alpha = _check(file, model)
+            self._digest = sample_digest(file.descriptor, file.offset, file.size)
+            owner = own(_load(model_ptr, file))
+        super().__init__(owner)
+        self.model = model
+        self._metadata: Mapping[str, str] | None = None
+        n = lib.llama_adapter_get_alora_n_invocation_tokens(owner)
+        tokens = lib.llama_adapter_get_alora_invocation_tokens(owner)
+        self.invocation_tokens = tuple(ffi.unpack(tokens, n)) if n else ()
+        self._join(model)
+        drain()
+
+    def __repr__(self) -> str:
+        return f"<Adapter {self._name!r}{' closed' if self.closed else ''}>"
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The scalar metadata of the file, as text.
+
+        Source: ``llama_adapter_meta_key_by_index``, ``llama_adapter_meta_val_str_by_index``.
+        """
+        if self._metadata is None:
+            values = read_metadata(
+                self.ptr,
+                lib.llama_adapter_meta_count,
+                lib.llama_adapter_meta_key_by_index,
+                lib.llama_adapter_meta_val_str_by_index,
+            )
+            self._metadata = MappingProxyType(values)
+        return self._metadata
+
+    @property
+    def task_name(self) -> str | None:
+        """What it was made for, if its file says so."""
+        return self.metadata.get("adapter.lora.task_name")
+
+    @property
+    def prompt_prefix(self) -> str | None:
+        """What a prompt for it begins with, if its file says so."""
+        return self.metadata.get("adapter.lora.prompt_prefix")
+
+    def invocation_start(self, tokens: Tokens) -> int | None:
+        """Return where an activated adapter (aLoRA) takes effect in a prompt.
+
+        The tokens before are computed without the adapter, so their memory can be shared with other
+        adapters and with the model alone; from there on with it::
+
+            start = adapter.invocation_start(tokens)
+            context.adapters = {}
+            ...  # decode tokens[:start]
+            context.adapters = {adapter: 1.0}
+            ...  # decode tokens[start:]
+
+        llama.cpp's server begins one token earlier.
+
+        Returns:
+            The index at which `invocation_tokens` are found last; None if they are not found, or
+            there are none.
+        """
+        import numpy as np
+
+        wanted = np.array(self.invocation_tokens, np.int32)
+        array, n = token_array(tokens, len(self.model.vocab))
+        if not 0 < len(wanted) <= n:
+            return None
+        given = np.frombuffer(ffi.buffer(array), np.int32)
+        windows = np.lib.stride_tricks.sliding_window_view(given, len(wanted))
+        found = np.flatnonzero((windows == wanted).all(axis=1))
+        return int(found[-1]) if len(found) else None
+
+
+def _load(model_ptr: Any, file: OpenFile) -> Made:
+    """Load an adapter, for `own`."""
+    failure = f"cannot load the adapter {file.name!r}"
+    drain()
+    try:
+        # llama.cpp frees a model's adapters with it: this one must be gone by then.
+        keep = (model_ptr,)
+        made = make(
+            lib.llamacffi_adapter_free, keep, lib.llamacffi_adapter_load, model_ptr, file.ptr
+        )
+    except NativeError as error:
+        raise with_log(AdapterError(f"{failure}: {error}")) from error
+    if made[1] == ffi.NULL:
+        raise with_log(AdapterError(failure))
+    return made
+
+
+def _check(file: OpenFile, model: Model) -> float | None:
+    """Raise AdapterError unless a file holds an adapter for ``model``; return its alpha.
+
+    llama.cpp checks a part of this, and the rest only when it computes.
+    """
+    try:
+        with gguf_of(file) as gguf:
+            _check_kind(gguf, file.name, model)
+            _check_invocation(gguf, file.name, model)
+            _check_tensors(gguf, file.name, model)
+            return _alpha(gguf, file.name)
+    except GgufError as error:
+        raise AdapterError(f"{file.name!r} is no adapter: {error}") from error
+
+
+def _check_kind(gguf: Gguf, name: str, model: Model) -> None:
+    """Check that it is a LoRA for the model's architecture."""
+    check_kind(gguf, name, model.metadata["general.architecture"], repr(model))
+
+
+def _check_invocation(gguf: Gguf, name: str, model: Model) -> None:
+    """Check that the tokens which switch it on are the model's."""
+    if INVOCATION not in gguf:
+        return
+    tokens: Any = gguf[INVOCATION]
+    n_vocab = len(model.vocab)
+    right = gguf.is_array(INVOCATION) and gguf.type(INVOCATION) == lib.GGUF_TYPE_UINT32
+    if not right or not all(token < n_vocab for token in tokens):
+        raise AdapterError(
+            f"{name!r} is not for {model!r}: its {INVOCATION} is {reprlib.repr(tokens)}, and not "
+            f"some uint32 of 0 to {n_vocab - 1}"
+        )
+
+
+def _alpha(gguf: Gguf, name: str) -> float | None:
+    """Return what the matrices are multiplied with; None if the file does not say."""
+    alpha = gguf.get(ALPHA)
+    if alpha is None:
+        return None
+    single = gguf.type(ALPHA) == lib.GGUF_TYPE_FLOAT32
+    if isinstance(alpha, float) and single and math.isfinite(alpha):
+        return alpha
+    raise AdapterError(
+        f"{name!r} is damaged: its {ALPHA} is {reprlib.repr(alpha)}, and no finite float32"
+    )
+
+
+def _check_tensors(gguf: Gguf, name: str, model: Model) -> None:
+    """Check that each pair of matrices fits the weights that it changes."""
+    shapes = weight_shapes(model.ptr)
+    is_output = _scores_with_embedding(model, shapes)
+    n_pairs = 0
+    for weight, a, b in pairs(gguf, name):
+        n_pairs += 1
+        shape = shapes.get(weight)
+        if shape is None:
+            raise AdapterError(f"{name!r} is not for {model!r}, which has no {weight!r}")
+        if weight == EMBEDDING and is_output:
+            raise AdapterError(
+                f"{name!r} changes {weight!r}, which {model!r} uses for its output too: llama.cpp "
+                "cannot compute that"
+            )
+        _check_types(name, a, b)
+        if not fits(shape, ggml_shape(a), ggml_shape(b), flipped=weight == EMBEDDING):
+            raise AdapterError(
+                f"{name!r} is not for {model!r}: {weight!r} is {shape_text(shape)}, and the parts "
+                f"are lora_a {shape_text(ggml_shape(a))} and lora_b {shape_text(ggml_shape(b))}"
+            )
+    if not n_pairs:
+        raise AdapterError(f"{name!r} changes nothing: it has no lora_a and lora_b")
+
+
+def _scores_with_embedding(model: Model, shapes: Mapping[str, Any]) -> bool:
+    """Return whether the embedding of tokens is what the output is computed with, too."""
+    if "output.weight" in shapes or not lib.llama_model_has_decoder(model.ptr):
+        return False
+    architecture = model.metadata["general.architecture"]
+    return model.metadata.get(f"{architecture}.attention.causal") != "false"
+
+
+def _check_types(name: str, *parts: GgufTensor) -> None:
+    """Check that llama.cpp can multiply with them: where it cannot, it ends the process."""
+    backend.load()
+    for part in parts:
+        if lib.ggml_get_type_traits_cpu(part.type).vec_dot == ffi.NULL:
+            raise AdapterError(
+                f"{name!r} is damaged: {part.name!r} is {part.type.name}, which is no type of "
+                "weights"
+            )

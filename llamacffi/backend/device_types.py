@@ -1,0 +1,198 @@
+"""What computes, and where tensors are kept: devices and buffer types of the loaded backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .._core.ownership import Pointer
+from .._core.unique import Unique
+from .._native import ffi, lib
+from ..errors import BackendUnavailableError, NativeError
+from ..log import with_log
+
+
+class DeviceMemory(NamedTuple):
+    """The memory of a device at one moment, in bytes."""
+
+    free: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Device(Pointer):
+    """A device that computes: a processor or an accelerator.
+
+    It is only named here; nothing is initialized until a model uses it.  What can change, or has to
+    be asked from far away, is asked each time.
+    """
+
+    _instead = "devices() describes them, in each process"
+
+    name: str
+    description: str
+    backend: str
+    kind: str
+    """``"cpu"``, ``"gpu"``, ``"igpu"``, ``"accel"``, ``"meta"``: the end of its C name."""
+    _ptr: Any = field(repr=False)
+
+    @property
+    def ptr(self) -> Any:
+        """The ``ggml_backend_dev_t``, for `llamacffi.lib`.
+
+        Raises:
+            BackendUnavailableError: Its backend was unloaded.
+        """
+        n_devices = lib.ggml_backend_dev_count()
+        if not any(lib.ggml_backend_dev_get(i) == self._ptr for i in range(n_devices)):
+            raise BackendUnavailableError(f"the backend of {self.name} was unloaded")
+        return self._ptr
+
+    def memory(self) -> DeviceMemory:
+        """Return its memory as it is now.
+
+        Raises:
+            BackendUnavailableError: The device does not answer.
+
+        Source: ``ggml_backend_dev_memory``.
+        """
+        sizes = ffi.new("size_t[2]")
+        self._ask(lambda dev: lib.ggml_backend_dev_memory(dev, sizes, sizes + 1))
+        return DeviceMemory(*sizes)
+
+    @property
+    def memory_free(self) -> int:
+        """How many bytes are free now.  See `memory`."""
+        return self.memory().free
+
+    @property
+    def memory_total(self) -> int:
+        """How many bytes there are in all.  See `memory`."""
+        return self.memory().total
+
+    @property
+    def device_id(self) -> str | None:
+        """Where it is, such as the bus address of a PCI device; None if unknown.
+
+        The same device, seen by two backends, has one.
+        """
+        device_id = self._props().device_id
+        return None if device_id == ffi.NULL else text(device_id)
+
+    @property
+    def caps(self) -> dict[str, bool]:
+        """What it can do, by the names in ``struct ggml_backend_dev_caps``.
+
+        Source: ``ggml_backend_dev_get_props``.
+        """
+        caps = self._props().caps
+        kind: Any = ffi.typeof(caps)
+        return {name: bool(getattr(caps, name)) for name, _ in kind.fields}
+
+    @property
+    def buffer_type(self) -> BufferType:
+        """Where it keeps tensors, if nothing else is said.
+
+        Source: ``ggml_backend_dev_buffer_type``.
+        """
+        return _buffer_type(self._ask(lib.ggml_backend_dev_buffer_type))
+
+    @property
+    def host_buffer_type(self) -> BufferType | None:
+        """Main memory that it reads fast; None if it has no such.
+
+        Source: ``ggml_backend_dev_host_buffer_type``.
+        """
+        found = self._ask(lib.ggml_backend_dev_host_buffer_type)
+        return None if found == ffi.NULL else _buffer_type(found)
+
+    @property
+    def extra_buffer_types(self) -> list[BufferType]:
+        """Where it can keep weights in a layout of its own, the best first.
+
+        Source: ``ggml_backend_dev_get_extra_bufts``.
+        """
+        reg = lib.ggml_backend_dev_backend_reg(self.ptr)
+        buffer_types: list[BufferType] = []
+        name = "ggml_backend_dev_get_extra_bufts"
+        function = ffi.cast(f"{name}_t", extension(reg, name))
+        if function != ffi.NULL:
+            array = function(self.ptr)
+            while array != ffi.NULL and array[len(buffer_types)] != ffi.NULL:
+                buffer_types.append(_buffer_type(array[len(buffer_types)]))
+        return buffer_types
+
+    def _props(self) -> Any:
+        props = ffi.new("struct ggml_backend_dev_props *")
+        self._ask(lambda dev: lib.ggml_backend_dev_get_props(dev, props))
+        return props
+
+    def _ask(self, function: Callable[[Any], Any]) -> Any:
+        """Call a C function of the device, which fails if the device is another machine's."""
+        try:
+            return function(self.ptr)
+        except NativeError as error:
+            raise with_log(
+                BackendUnavailableError(
+                    f"the device {self.name} does not answer: {str(error).strip()}"
+                )
+            ) from error
+
+
+@dataclass(frozen=True)
+class BufferType(Unique):
+    """A kind of memory for tensors."""
+
+    _instead = "backend.buffer_types() describes them, in each process"
+
+    name: str
+    alignment: int
+    """Addresses of tensors are multiples of so many bytes."""
+    max_size: int | None
+    """The most bytes that one buffer can have; None if only memory limits it."""
+    is_host: bool
+    """Whether the processor can read and write it."""
+    device: str | None
+    """The name of the device that it belongs to."""
+    ptr: Any = field(repr=False)
+    """The ``ggml_backend_buffer_type_t``, for `llamacffi.lib`."""
+
+
+def new_device(dev: Any) -> Device:
+    """Describe a ``ggml_backend_dev_t``."""
+    from .._generated.enums import GgmlBackendDevType
+
+    return Device(
+        name=text(lib.ggml_backend_dev_name(dev)),
+        description=text(lib.ggml_backend_dev_description(dev)),
+        backend=text(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(dev))),
+        kind=GgmlBackendDevType(lib.ggml_backend_dev_type(dev)).name.lower(),
+        _ptr=dev,
+    )
+
+
+def _buffer_type(buft: Any) -> BufferType:
+    dev, max_size = lib.ggml_backend_buft_get_device(buft), lib.ggml_backend_buft_get_max_size(buft)
+    unlimited = int(ffi.cast("size_t", -1))
+    return BufferType(
+        name=text(lib.ggml_backend_buft_name(buft)),
+        alignment=lib.ggml_backend_buft_get_alignment(buft),
+        max_size=None if max_size == unlimited else max_size,
+        is_host=lib.ggml_backend_buft_is_host(buft),
+        device=None if dev == ffi.NULL else text(lib.ggml_backend_dev_name(dev)),
+        ptr=buft,
+    )
+
+
+def extension(reg: Any, name: str) -> Any:
+    """Return the address of a function that only some backends have, or NULL.
+
+    Source: ``ggml_backend_reg_get_proc_address``.
+    """
+    return lib.ggml_backend_reg_get_proc_address(reg, name.encode())
+
+
+def text(chars: Any) -> str:
+    """Return a C string."""
+    return str(ffi.string(chars), "utf-8", "replace")

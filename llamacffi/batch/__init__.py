@@ -1,0 +1,1 @@
+"""Batches: the tokens or embeddings of one call of `Context.decode`."""

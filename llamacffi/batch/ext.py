@@ -1,0 +1,68 @@
+"""Batches with embeddings, which C takes entry by entry.
+
+A ``struct llama_batch`` says neither how wide its embeddings are nor how many positions each has: C
+reads as much as the model wants.  A ``struct llama_batch_ext`` is told the width with each row and
+checks it, so whatever has embeddings goes through one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .._core.ownership import make, own
+from .._native import ffi, lib
+from ..errors import batch_error
+from ..log import with_log
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# What llama_batch_ext_add_embd returns for an embedding of another width than the model's.
+INVALID = -2
+
+
+def fill(
+    context: Any,
+    tokens: Sequence[int] | None,
+    embeddings: npt.NDArray[np.float32],
+    positions: npt.NDArray[np.int32],
+    seq_ids: Sequence[Sequence[int]],
+    outputs: bytes,
+) -> Any:
+    """Return a ``llama_batch_ext_t`` with embeddings, for ``llama_process``.
+
+    Args:
+        context: The ``struct llama_context *``.
+        tokens: The token of each entry too; None for embeddings alone.
+        embeddings: ``[n, width]``, C-contiguous.
+        positions: ``[n, SECTIONS]``, C-contiguous; most models use the first alone.
+        seq_ids: The sequences of each entry.
+        outputs: Which entries have an output, a byte each.
+
+    Raises:
+        ArgumentError: The embeddings have another width than the model's.
+
+    Source: ``llama_batch_ext_init`` and following.
+    """
+    batch = own(make(lib.llama_batch_ext_free, (context,), lib.llama_batch_ext_init, context))
+    rows = ffi.from_buffer("float[]", embeddings)
+    where = ffi.from_buffer("llama_pos[]", positions)
+    width, step = embeddings.shape[1], positions.shape[1]
+    embd = ffi.new("struct llama_embd *", {"n_rows": 1, "n_embd": width})
+    for i, (first, *others) in enumerate(seq_ids):
+        embd.data = rows + i * width
+        if tokens is None:
+            index = lib.llama_batch_ext_add_embd(batch, first, embd[0])
+        else:
+            index = lib.llama_batch_ext_add_token(batch, first, tokens[i])
+            if index >= 0 and not lib.llama_batch_ext_set_embd_token(batch, index, embd[0]):
+                index = INVALID
+        if index < 0:
+            raise with_log(batch_error(index, f"embedding {i}, of {width} floats"))
+        done = all(lib.llama_batch_ext_add_seq(batch, index, other) for other in others)
+        done = done and lib.llama_batch_ext_set_pos(batch, index, where + i * step)
+        done = done and lib.llama_batch_ext_set_output_logits(batch, index, bool(outputs[i]))
+        assert done, "C refuses only indices and sequences that are out of range"
+    return batch

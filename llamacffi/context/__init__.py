@@ -1,0 +1,1 @@
+"""Contexts: computing, their memory, their outputs and their state."""

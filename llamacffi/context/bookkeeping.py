@@ -1,0 +1,143 @@
+"""What llama.cpp does not tell of the sequences in a memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .known_tokens import KnownTokens
+
+if TYPE_CHECKING:
+    from ..batch.batch import Batch
+
+# Behind every position.
+END = 2**31 - 1
+
+
+class Lineage:
+    """Which sequences share tokens, which recurrent ones can be taken back, and which were moved.
+
+    A token that several sequences share has one position for all of them: to move it in one moves
+    it in all.  The state of a recurrent sequence can go back only to what was kept while its last
+    batch was computed; from further back llama.cpp takes whatever it finds.  Keys are turned to
+    their new positions before the next batch; if that is cancelled midway, they are spoilt.  None
+    of this can be asked of llama.cpp, so it is noted here.
+    """
+
+    __slots__ = (
+        *("_n_seq_max", "_recurrent", "_rolled_back", "_rolls_back", "_shared", "_undo"),
+        *("tokens", "turning", "versions", "watches"),
+    )
+
+    def __init__(self, n_seq_max: int, *, recurrent: bool, rolls_back: bool) -> None:
+        """Begin with an empty memory.
+
+        Args:
+            n_seq_max: How many sequences there are.
+            recurrent: A sequence is one state and nothing else; after a batch it has its own.
+            rolls_back: States are kept, to go back to (``n_rs_seq``).
+        """
+        self._n_seq_max = n_seq_max
+        self._recurrent = recurrent
+        self._rolls_back = rolls_back
+        self.watches = recurrent or rolls_back
+        """Whether each batch has to be told to it, and not only those of shared tokens."""
+        self.tokens = KnownTokens()
+        """Which tokens the sequences consist of; told of each batch."""
+        self.versions: list[int] = [0] * n_seq_max
+        """For each sequence a number that changes when something else happens to it than a batch:
+        when its end is removed, when it is moved, cleared, loaded, or copied to."""
+        self.cleared()
+
+    def cleared(self) -> None:
+        """Note that the memory is empty."""
+        self.tokens.cleared()
+        self._shared: dict[int, int] = {}  # until which position
+        self._undo: dict[int, int] = {}  # how many tokens
+        self._rolled_back: set[int] = set()
+        self.turning: set[int] = set()
+        """Those whose keys are turned before the next batch."""
+        self.versions[:] = [version + 1 for version in self.versions]
+
+    def decoded(self, batch: Batch) -> None:
+        """Note the tokens that a batch has added."""
+        self.tokens.decoded(batch)
+        if self.turning:
+            self.turning = set()
+        if not (batch.is_coupled or self._rolls_back or (self._recurrent and self._shared)):
+            return
+        counts: dict[int, int] = {}
+        for pos, ids in zip(batch.positions.tolist(), batch.seq_ids, strict=True):
+            for seq_id in ids:
+                counts[seq_id] = counts.get(seq_id, -1) + 1
+                if len(ids) > 1:
+                    self._shared[seq_id] = max(self._shared.get(seq_id, 0), pos + 1)
+                elif self._recurrent:
+                    self._shared.pop(seq_id, None)
+        if self._rolls_back:
+            self._undo |= counts
+            self._rolled_back.difference_update(counts)
+
+    def interrupted(self, batch: Batch) -> set[int]:
+        """Note a batch of which only a part may have been computed.
+
+        Returns:
+            The sequences whose keys may be spoilt.
+        """
+        spoilt = self.turning
+        self.decoded(batch)
+        for seq_id in batch.starts():
+            self._undo.pop(seq_id, None)
+        return spoilt
+
+    def copied(self, source: int, target: int, end: int) -> None:
+        """Note that two sequences share the tokens before position ``end``."""
+        for seq_id in (source, target):
+            self._shared[seq_id] = max(self._shared.get(seq_id, 0), end)
+        self._undo.pop(target, None)
+        self.versions[target] += 1
+
+    def moved(self, seq_id: int) -> None:
+        """Note that the keys of a sequence have to be turned."""
+        self.turning.add(seq_id)
+        self.versions[seq_id] += 1
+
+    def removed(self, seq_id: int, start: int) -> None:
+        """Note that a sequence now ends before position ``start``."""
+        self.tokens.removed(seq_id, start, END)
+        self.versions[seq_id] += 1
+        self._undo.pop(seq_id, None)
+        if self._rolls_back and start:
+            self._rolled_back.add(seq_id)
+        else:
+            self._rolled_back.discard(seq_id)
+        if not start:
+            self.turning.discard(seq_id)
+        end = min(self._shared.pop(seq_id, 0), start)
+        if end:
+            self._shared[seq_id] = end
+        elif len(self._shared) == 1:  # with nobody
+            self._shared.clear()
+
+    def loaded(self, seq_id: int | None = None) -> None:
+        """Note that a sequence was read from a saved state; None is all, and any may be shared."""
+        if seq_id is not None:
+            self.removed(seq_id, 0)
+        else:
+            self.cleared()
+            self._shared = dict.fromkeys(range(self._n_seq_max), END)
+
+    def put_back(self) -> None:
+        """Note that sequences may have been replaced by copies of them, which cannot be undone."""
+        self._undo.clear()
+
+    def shared_until(self, seq_id: int) -> int:
+        """Return the position before which tokens may be shared with other sequences."""
+        return self._shared.get(seq_id, 0)
+
+    def can_undo(self, seq_id: int, n: int) -> bool:
+        """Return whether the last ``n`` tokens of a recurrent sequence can be taken back."""
+        return seq_id not in self._shared and n <= self._undo.get(seq_id, 0)
+
+    def is_rolled_back(self, seq_id: int) -> bool:
+        """Return whether a recurrent sequence has been taken back, and not been decoded since."""
+        return seq_id in self._rolled_back

@@ -1,0 +1,77 @@
+"""Why llama.cpp has rejected a batch: it only tells its log, and not what to do."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from .._native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ..batch.batch import Batch
+
+# The models that have several positions for each token, and allow gaps between them.
+SECTIONED = (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE)
+
+
+def why_rejected(context: Any, batch: Batch, pos_max: Mapping[int, int | None]) -> str:
+    """Return what is wrong with a batch for which ``llama_decode`` has returned -1, and a remedy.
+
+    Args:
+        context: The ``struct llama_context *``.
+        batch: The batch.
+        pos_max: Where its sequences end in memory.
+    """
+    found: dict[int, list[int]] = {}
+    sets = batch.seq_ids
+    for pos, seq_ids in zip(batch.positions.tolist(), sets, strict=True):
+        for seq_id in seq_ids:
+            found.setdefault(seq_id, []).append(pos)
+    may_jump = lib.llama_model_rope_type(lib.llama_get_model(context)) in SECTIONED
+    step = 0 if may_jump and not len(batch.tokens) else 1  # pictures may begin where a text ends
+    for seq_id, positions in sorted(found.items()):
+        reason = _misplaced(seq_id, positions, pos_max.get(seq_id), step, may_jump)
+        if reason:
+            return reason
+    return _parted(context, sets) or "its log says why"
+
+
+def _misplaced(
+    seq_id: int, positions: list[int], last: int | None, step: int, may_jump: bool
+) -> str:
+    """Return what is wrong with the positions of one sequence, which ends at ``last``."""
+    first = min(positions)
+    if last is not None and (first < last + step if may_jump else first != last + 1):
+        remedy = f"give pos=context.memory.next_pos({seq_id}), which is {last + 1}"
+        if first <= last:
+            remedy += f", or call context.memory.remove({seq_id}, {first}) first"
+        return (
+            f"sequence {seq_id} ends at position {last} in memory, and its first token in the "
+            f"batch has position {first}: {remedy}"
+        )
+    if any(after < before for before, after in pairwise(positions)):
+        return f"the positions of sequence {seq_id} decrease in the batch: give them in order"
+    for before, after in pairwise(positions):
+        if after > before + 1 and not may_jump:
+            return (
+                f"in the batch, position {after} of sequence {seq_id} comes after {before}: give "
+                "positions without gaps"
+            )
+    return ""
+
+
+def _parted(context: Any, sets: Iterable[Sequence[int]]) -> str:
+    """Return which sequences share tokens of the batch, and did not share all before."""
+    memory = lib.llama_get_memory(context)
+    for first, *others in sets if memory != ffi.NULL else ():
+        for other in others:
+            for end in (lib.llama_memory_seq_pos_min, lib.llama_memory_seq_pos_max):
+                if end(memory, first) != end(memory, other):
+                    return (
+                        f"sequences {first} and {other} share tokens of the batch, and have "
+                        "different positions in memory: make them equal with "
+                        "context.memory.fork(), or decode each with tokens of its own"
+                    )
+    return ""

@@ -1,0 +1,178 @@
+"""A memory while its context is held, with the checks that llama.cpp does not make."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._core.values import integer
+from .._native import ffi, lib
+from ..errors import ArgumentError, UnsupportedError
+from .bookkeeping import END
+from .compat import is_draft
+from .turning import why_not
+
+if TYPE_CHECKING:
+    from .context import Context
+
+
+class HeldMemory:
+    """The memory of a context for one call; the caller holds ``context.exclusive``.
+
+    Ranges of positions have both ends here: 0, and ``END`` for an open one.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context.ptr  # the memory's pointer does not keep it alive
+        self.ptr = lib.llama_get_memory(self.context)
+        if self.ptr == ffi.NULL:
+            raise UnsupportedError("this model has no memory: it sees one batch at a time")
+        self.n_seq_max: int = lib.llama_n_seq_max(self.context)
+        self.lineage = context._lineage
+        self.unified = context.kv_unified
+        model = lib.llama_get_model(self.context)
+        self.n_swa: int = lib.llama_model_n_swa(model)
+        # A state, which has no parts, for each sequence; perhaps besides its tokens.  Layers for
+        # multi-token prediction have none, whatever the others have.
+        recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
+        mtp = is_draft(context._params)
+        self.has_state: bool = recurrent and not mtp
+        # Whether tokens are there that the first position of a sequence does not tell of.
+        self.has_more: bool = self.n_swa > 0 or (
+            self.has_state and not lib.llama_model_is_recurrent(model)
+        )
+        self._owner = context
+
+    def why_not_shift(self) -> str | None:
+        """Return why positions cannot be moved, in words; None if they can."""
+        # Beside a state, there may be no layer with a window, or none without: llama.cpp would then
+        # turn the keys in a buffer that is not there.
+        if not lib.llama_memory_can_shift(self.ptr) or (self.n_swa and self.has_state):
+            return (
+                "they have several parts (M-RoPE), or the model's sliding windows are stored apart "
+                "(create the Context with swa_full=True), or it has a recurrent state besides them"
+            )
+        return why_not(self._owner)
+
+    def check_shift(self) -> None:
+        """Raise UnsupportedError unless positions can be moved."""
+        reason = self.why_not_shift()
+        if reason is not None:
+            raise UnsupportedError(f"the positions of this context cannot be moved: {reason}")
+
+    def check(self, seq_id: int, name: str = "seq_id") -> int:
+        """Return the number of a sequence, the argument ``name``; raise unless it exists."""
+        number = integer(name, seq_id)
+        if not 0 <= number < self.n_seq_max:
+            which = "" if name == "seq_id" else f"{name}: "
+            raise ArgumentError(
+                f"{which}seq_id {number} is not in 0 to {self.n_seq_max - 1}: create the Context "
+                "with a larger n_seq_max"
+            )
+        return number
+
+    def pos_min(self, seq_id: int) -> int:
+        """Return the first position that is complete; -1 if there is none."""
+        pos: int = lib.llama_memory_seq_pos_min(self.ptr, seq_id)
+        return pos
+
+    def pos_max(self, seq_id: int) -> int:
+        """Return the last position; -1 if there is none."""
+        pos: int = lib.llama_memory_seq_pos_max(self.ptr, seq_id)
+        return pos
+
+    def has(self, seq_id: int, start: int, end: int) -> bool:
+        """Return whether a sequence may have tokens in a range."""
+        return start < end and start <= self.pos_max(seq_id)
+
+    def window_holds(self, seq_id: int, end: int) -> bool:
+        """Return whether a token at position ``end`` would find all that its window shows."""
+        return not self.n_swa or self.pos_min(seq_id) <= max(0, end - self.n_swa + 1)
+
+    def can_remove(self, seq_id: int, start: int, end: int) -> bool:
+        """Return whether tokens can go so that what stays is sound."""
+        last = self.pos_max(seq_id)
+        if not start and end > last:
+            return True
+        if self.has_state:
+            return end > last and self.lineage.can_undo(seq_id, last - start + 1)
+        return end <= last or self.window_holds(seq_id, start)
+
+    def remove(self, seq_id: int, start: int, end: int) -> bool:
+        """Remove tokens and return whether they are gone."""
+        last = self.pos_max(seq_id)
+        to_end = end > last
+        if not lib.llama_memory_seq_rm(self.ptr, seq_id, start, -1 if to_end else end):
+            return False
+        if to_end:
+            if self.pos_max(seq_id) >= start:  # the cells of another context: nothing happens
+                return False
+            self.lineage.removed(seq_id, start)
+        else:
+            self.lineage.tokens.removed(seq_id, start, end)
+        return True
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy tokens that are there to another sequence."""
+        last = self.pos_max(source)
+        whole = not start and end > last
+        if not whole:
+            self._check_part(source, min(end, last + 1), last)
+        self.check_state(source)
+        if not self.unified or self.has_state:
+            self.remove(target, 0, END)
+        p0, p1 = (-1, -1) if whole else (start, end)
+        lib.llama_memory_seq_cp(self.ptr, source, target, p0, p1)
+        if self.unified or self.has_state:
+            self.lineage.copied(source, target, min(end, last + 1))
+        self.lineage.tokens.copied(source, target, start, end)
+
+    def check_state(self, source: int) -> None:
+        """Raise unless the state of a recurrent sequence is where the sequence ends."""
+        if self.lineage.is_rolled_back(source):
+            raise UnsupportedError(
+                f"the end of sequence {source} was removed, and its state goes back only with the "
+                "next batch: decode a token before it is copied"
+            )
+
+    def movable(self, seq_id: int, start: int, end: int) -> tuple[int, int] | None:
+        """Return the first and last position of a range that can be moved; None if it is empty."""
+        number = self.check(seq_id)
+        self.check_shift()
+        last = self.pos_max(number)
+        # What a window has lost is still there for the layers without one; and a state, which is at
+        # the last position, says nothing of the tokens beside it.
+        least = start if self.has_more else max(start, self.pos_min(number))
+        most = min(end - 1, last)
+        if least > most:
+            return None
+        if self.lineage.shared_until(number) > least:
+            raise UnsupportedError(
+                f"sequence {number} may share tokens at positions {least} to "
+                f"{self.lineage.shared_until(number) - 1} with others, in which they would move "
+                "too: remove those sequences, or move only what comes after"
+            )
+        return least, most
+
+    def add(self, seq_id: int, start: int, end: int, delta: int) -> None:
+        """Add to the positions of tokens that may be moved."""
+        last = self.pos_max(seq_id)
+        lib.llama_memory_seq_add(self.ptr, seq_id, start, end, delta)
+        if delta and start <= last < end and self.pos_max(seq_id) == last:
+            raise UnsupportedError("this memory is that of ctx_other: move the tokens there")
+        self.lineage.moved(seq_id)
+        self.lineage.tokens.moved(seq_id, start, end, delta)
+
+    def _check_part(self, source: int, end: int, last: int) -> None:
+        """Raise UnsupportedError where llama.cpp would assert, copy all, or leave a hole."""
+        if not self.unified:
+            raise UnsupportedError(
+                "only a whole sequence can be copied between separate buffers: create the "
+                "Context with kv_unified=True"
+            )
+        if self.has_state:
+            raise UnsupportedError("a recurrent model's sequence can only be copied as a whole")
+        if end <= last and not self.window_holds(source, end):
+            raise UnsupportedError(
+                f"the model's sliding windows have lost what precedes position {end}: create the "
+                "Context with swa_full=True, or decode those tokens in the other sequence"
+            )

@@ -1,0 +1,383 @@
+"""Saving and loading what a context remembers, so that a failure changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .._core.atomic import explain_failure, replacing_path
+from .._core.text import c_path, new_uncleared
+from .._core.values import check_int
+from .._native import ffi, lib
+from ..errors import NativeError, StateError, UnsupportedError
+from ..log import drain, with_log
+from .pools import Threads
+from .state_format import PLAIN_HEADER, SavedState, StateWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PARTIAL = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+# What C writes before the state of a sequence in memory, and not in a file: a magic number, its id.
+SEQUENCE_PREFIX = 8
+
+
+class Remembering(Threads):
+    """What saving and loading need of a `Context`."""
+
+    __slots__ = ()
+
+    def _sequence(self, seq_id: int | None) -> int | None:
+        """Return the number of a sequence, or None for all.
+
+        Raises:
+            ArgumentError: There is no such sequence.
+            TypeError: It is no integer.
+        """
+        if seq_id is None:
+            return None
+        last = lib.llama_n_seq_max(self.ptr) - 1
+        check_int("seq_id", seq_id, 0, last, ": create the Context with a larger n_seq_max")
+        return operator.index(seq_id)
+
+    def _remembering(self, *, loading: bool = False) -> Held:
+        """Hold the context, with a memory in which nothing is left to be done.
+
+        Args:
+            loading: Whether what is there is to be replaced: it need not be in order.
+
+        Returns:
+            What to hold; it gives the context's pointer.
+
+        Raises:
+            UnsupportedError: The model has no memory.
+            StateError: What is left to be done fails.
+        """
+        ptr = self.ptr
+        if lib.llama_get_memory(ptr) == ffi.NULL:
+            raise UnsupportedError("this model has no memory: it sees one batch at a time")
+        return Held(self, ptr, loading)
+
+    def _update(self, ptr: Any, loading: bool) -> None:
+        """Do what is left to be done; the context is held."""
+        # What was moved or copied is so only for the next decode, and would be saved as it was.
+        try:
+            if not self._applied.planned:
+                self._applied.plan(ptr)
+            lib.llamacffi_memory_update(ptr, self._abort)
+        except NativeError as error:
+            self._applied.plan_anew(ptr)
+            if not loading:
+                raise StateError(f"the memory cannot be brought up to date: {error}") from error
+
+    def _forget_outputs(
+        self, seq_id: int | None, end: int | None, tokens: Sequence[int] = ()
+    ) -> None:
+        """Note that a state was loaded.
+
+        Args:
+            seq_id: Into which sequence; None is all.
+            end: Where a partial one has taken its sequence; None if it was whole.
+            tokens: What was saved with it.
+        """
+        self._outputs = None  # they are not those of what is in memory now
+        if seq_id is not None and end is not None:
+            self._lineage.removed(seq_id, end + 1)
+        else:
+            self._lineage.loaded(seq_id)
+            there = ends(self.ptr, seq_id)
+            if len(there) == 1:  # else nobody knows of which sequence they are
+                number, last = there.popitem()
+                if last < len(tokens) and all(0 <= one < self._sizes[1] for one in tokens):
+                    self._lineage.tokens.put(number, tokens[: last + 1])
+
+
+class Held:
+    """A context that is held, by the function of the ``with``: see `Remembering._remembering`."""
+
+    def __init__(self, context: Remembering, ptr: Any, loading: bool) -> None:
+        self._context, self._ptr, self._loading = context, ptr, loading
+        self._computing = context.computing(2)
+
+    def __enter__(self) -> Any:
+        frame = sys._getframe(1)
+        self._computing.enter(frame)
+        try:
+            self._context._update(self._ptr, self._loading)
+        except BaseException:  # also if interrupted: `__exit__` is not called then
+            self._computing.leave(frame)
+            raise
+        return self._ptr
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._computing.leave(sys._getframe(1))
+        drain()
+
+
+def save(
+    ptr: Any, identity: Mapping[str, Any], tokens: bytes, seq_id: int | None, partial: bool
+) -> bytes:
+    """Return the state of a sequence, or of all.
+
+    Raises:
+        StateError: llama.cpp cannot save it.
+    """
+    drain()
+    try:
+        size = state_size(ptr, seq_id, PARTIAL if partial else 0)
+        # What has no rest is not partial, and needs none to be loaded.
+        partial = partial and size != state_size(ptr, seq_id, 0)
+        kind = {"seq_id": seq_id, "partial": partial, "ends": ends(ptr, seq_id)}
+        writer = StateWriter({**identity, **kind}, tokens, size)
+        n_bytes = _get(ptr, writer.data, size, seq_id, PARTIAL if partial else 0)
+    except NativeError as error:
+        raise with_log(StateError(f"llama.cpp cannot save the state: {error}")) from error
+    if not size or n_bytes != size:
+        raise with_log(StateError(f"llama.cpp saved {n_bytes} of {size} bytes of the state"))
+    return writer.finish()
+
+
+def save_plain(ptr: Any, path: str | os.PathLike[str], tokens: bytes, seq_id: int | None) -> None:
+    """Write a file of llama.cpp's own, at once or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+        StateError: llama.cpp cannot save it.
+    """
+    drain()
+    n_tokens = len(tokens) // 4
+    size = state_size(ptr, seq_id, 0)
+    with replacing_path(path) as part:
+        try:
+            _write_plain(ptr, part, tokens, seq_id)
+        except StateError:
+            explain_failure(part, path)
+            raise
+        expected = PLAIN_HEADER.size + 4 * n_tokens + size
+        written = part.stat().st_size + (0 if seq_id is None else SEQUENCE_PREFIX)
+        if not size or written != expected:  # C does not look whether the last bytes went out
+            explain_failure(part, path)
+            reason = f"only {written} of {expected} bytes were written"
+            raise OSError(errno.EIO, reason, os.fspath(path))
+
+
+def _write_plain(ptr: Any, part: Path, tokens: bytes, seq_id: int | None) -> None:
+    c_tokens, n_tokens = ffi.from_buffer("llama_token[]", tokens), len(tokens) // 4
+    name = c_path(part)
+    try:
+        if seq_id is None:
+            written = int(lib.llama_state_save_file(ptr, name, c_tokens, n_tokens))
+        else:
+            written = lib.llama_state_seq_save_file(ptr, name, seq_id, c_tokens, n_tokens)
+    except NativeError as error:
+        raise with_log(StateError(f"llama.cpp cannot save the state: {error}")) from error
+    if not written:
+        raise with_log(StateError("llama.cpp cannot save the state"))
+
+
+def load(
+    ptr: Any, saved: SavedState, seq_id: int | None, *, copy_first: bool, copy_all: bool = False
+) -> None:
+    """Load a state that was compared with the context.
+
+    Args:
+        ptr: The ``struct llama_context *``.
+        saved: The state.
+        seq_id: Where to.
+        copy_first: Copy what it replaces, to put it back if llama.cpp cannot load the state.
+        copy_all: Copy other sequences too, which share tokens with it.
+
+    Raises:
+        StateError: llama.cpp cannot load it.
+    """
+    flags = PARTIAL if saved.partial else 0
+
+    def put() -> None:
+        # Let go of at once: in a cycle, as of an exception, CPython would free the view first.
+        with ffi.from_buffer("uint8_t[]", saved.data) as source:
+            n_bytes = _set(ptr, source, len(saved.data), seq_id, flags)
+        if n_bytes != len(saved.data):
+            raise StateError(
+                f"llama.cpp cannot load the state: it has taken {n_bytes} of {len(saved.data)} "
+                "bytes; is there room for its tokens beside those of other sequences?"
+            )
+        # What it would save now is as long, if it has understood all cells.
+        if saved.data and (size := state_size(ptr, seq_id, flags)) != len(saved.data):
+            raise StateError(
+                f"the state is damaged: llama.cpp has made {size} of its {len(saved.data)} bytes"
+            )
+        check_positions(ptr)
+
+    options = {"partial": saved.partial, "copy_first": copy_first, "copy_all": copy_all}
+    replace(ptr, put, saved.ends, seq_id, **options)
+
+
+def load_plain(
+    ptr: Any, path: str | os.PathLike[str], seq_id: int | None, n_tokens: int
+) -> list[int]:
+    """Load one of llama.cpp's own files, and return its tokens.
+
+    Raises:
+        StateError: llama.cpp cannot load it, or it is damaged.
+    """
+    tokens, count = ffi.new("llama_token[]", max(n_tokens, 1)), ffi.new("size_t *")
+    name = c_path(path)
+
+    def put() -> None:
+        if seq_id is None:
+            loaded = int(lib.llama_state_load_file(ptr, name, tokens, n_tokens, count))
+        else:
+            loaded = lib.llama_state_seq_load_file(ptr, name, seq_id, tokens, n_tokens, count)
+        if not loaded or count[0] != n_tokens:
+            raise StateError(f"llama.cpp cannot load {os.fspath(path)!r}")
+        check_positions(ptr)
+
+    # All of it: a damaged position can be one that no removal of a sequence finds.
+    replace(ptr, put, None, seq_id, partial=False, copy_first=True, copy_all=True)
+    found: list[int] = ffi.unpack(tokens, n_tokens)
+    return found
+
+
+def check_positions(ptr: Any) -> None:
+    """Raise StateError if a sequence has positions that there are not."""
+    memory = lib.llama_get_memory(ptr)
+    for i in range(lib.llama_n_seq_max(ptr)):
+        first = lib.llama_memory_seq_pos_min(memory, i)
+        last = lib.llama_memory_seq_pos_max(memory, i)
+        if not (first == last == -1 or 0 <= first <= last < 2**31 - 1):
+            raise StateError(f"the state is damaged: it has positions {first} to {last}")
+
+
+def replace(
+    ptr: Any,
+    put: Callable[[], None],
+    expected: Mapping[int, int] | None,
+    seq_id: int | None,
+    *,
+    partial: bool,
+    copy_first: bool,
+    copy_all: bool = False,
+) -> None:
+    """Replace what is in memory; if it fails, put back what was there.
+
+    Args:
+        ptr: The ``struct llama_context *``.
+        put: Puts something else there, or raises.
+        expected: Where each sequence must end then; None if that is not known.
+        seq_id: The sequence that is replaced; None is all.
+        partial: Whether only what a rollback does not leave is.
+        copy_first: Whether to copy what is there now, without which it cannot be put back.
+        copy_all: Whether to copy other sequences too.
+
+    Raises:
+        StateError: It failed.
+    """
+    memory = lib.llama_get_memory(ptr)
+    end = max(expected.values()) if expected and partial else None
+    if end is not None:
+        assert seq_id is not None
+        _check_rest(memory, end, seq_id)
+    kept = None if copy_all else seq_id
+    before = ends(ptr, kept)
+    copy = _copy(ptr, kept) if before and copy_first else None
+    try:
+        drain()
+        if end is None and seq_id is not None:
+            _forget(memory, seq_id)  # C leaves what is there if a saved sequence was empty
+        put()
+        if end is not None and seq_id is not None:
+            lib.llama_memory_seq_rm(memory, seq_id, end + 1, -1)
+        _check_ends(ptr, expected, seq_id)
+    except (NativeError, StateError) as error:
+        _forget(memory, kept)
+        back = copy is not None and _set(ptr, copy, len(copy), kept, 0) == len(copy)
+        lost = "; what it was to replace is forgotten" if before and not back else ""
+        cause = error if isinstance(error, NativeError) else None
+        raise with_log(StateError(f"{error}{lost}")) from cause
+
+
+def fits_surely(ptr: Any, saved: SavedState, seq_id: int | None) -> bool:
+    """Return whether it is certain that llama.cpp can load a state.
+
+    It is not of one that came from elsewhere: who has changed it may have made the checksum right.
+    """
+    was = saved.identity
+    if not saved.is_own:
+        return False
+    if was["n_ctx_seq"] > lib.llama_n_ctx_seq(ptr):
+        return False
+    if seq_id is None:
+        n_swa = lib.llama_model_n_swa(lib.llama_get_model(ptr))
+        return bool(was["n_seq_max"] <= lib.llama_n_seq_max(ptr) and not n_swa)
+    return was["params"].get("n_buffers") != 1 or set(ends(ptr, None)) <= {seq_id}
+
+
+def ends(ptr: Any, seq_id: int | None) -> dict[int, int]:
+    """Return the last position of a sequence, or of all, unless they are empty."""
+    memory = lib.llama_get_memory(ptr)
+    seq_ids = range(lib.llama_n_seq_max(ptr)) if seq_id is None else [seq_id]
+    found = {i: lib.llama_memory_seq_pos_max(memory, i) for i in seq_ids}
+    return {i: end for i, end in found.items() if end >= 0}
+
+
+def state_size(ptr: Any, seq_id: int | None, flags: int) -> int:
+    """Return the size of a state in bytes; 0 if llama.cpp cannot save it."""
+    if seq_id is None:
+        return int(lib.llama_state_get_size(ptr))
+    return int(lib.llama_state_seq_get_size_ext(ptr, seq_id, flags))
+
+
+def _get(ptr: Any, target: Any, size: int, seq_id: int | None, flags: int) -> int:
+    if seq_id is None:
+        return int(lib.llama_state_get_data(ptr, target, size))
+    return int(lib.llama_state_seq_get_data_ext(ptr, target, size, seq_id, flags))
+
+
+def _set(ptr: Any, source: Any, size: int, seq_id: int | None, flags: int) -> int:
+    if seq_id is None:
+        return int(lib.llama_state_set_data(ptr, source, size))
+    return int(lib.llama_state_seq_set_data_ext(ptr, source, size, seq_id, flags))
+
+
+def _copy(ptr: Any, seq_id: int | None) -> Any:
+    """Return a copy of a state, to put it back: all of it, since llama.cpp clears what it fails."""
+    size = state_size(ptr, seq_id, 0)
+    copy = new_uncleared("uint8_t[]", size)
+    if not size or _get(ptr, copy, size, seq_id, 0) != size:
+        raise with_log(StateError("llama.cpp cannot save what the state would replace"))
+    return copy
+
+
+def _forget(memory: Any, seq_id: int | None) -> None:
+    if seq_id is None:
+        lib.llama_memory_clear(memory, True)
+    else:
+        lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
+
+
+def _check_rest(memory: Any, end: int, seq_id: int) -> None:
+    """Check that the tokens which a partial state continues are still there."""
+    there = lib.llama_memory_seq_pos_max(memory, seq_id)
+    if there < end:
+        raise StateError(
+            f"a partial state continues the tokens up to position {end}, and sequence {seq_id} "
+            + (f"ends at {there}" if there >= 0 else "is empty")
+        )
+
+
+def _check_ends(ptr: Any, expected: Mapping[int, int] | None, seq_id: int | None) -> None:
+    """Check that memory has what was saved."""
+    if expected is None:
+        return
+    wanted = dict(expected)
+    if seq_id is not None and wanted:
+        wanted = {seq_id: max(wanted.values())}
+    found = ends(ptr, seq_id)
+    if found != wanted:
+        raise StateError(
+            f"llama.cpp has not loaded the state: sequences end at {found}, and not {wanted}"
+        )

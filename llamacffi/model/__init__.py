@@ -1,0 +1,1 @@
+"""Models: loading, checking, describing, making and saving them."""

@@ -1,0 +1,259 @@
+"""The numbers of an architecture in the metadata of a file, looked at before C computes with them.
+
+llama.cpp believes most of them: it divides by a zero, allocates by a negative number, and fails an
+assertion on a thread where nothing can catch it.  What only the compute graph shows is checked when
+a context is made; see `_context.graph`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from .._native import ffi, lib
+from ..errors import LoadError
+from ..gguf.file_kind import ARCHITECTURE, text_of
+
+Number: TypeAlias = "int | float"
+
+INT32_MAX = 2**31 - 1
+WIDE = 2**24
+"""More than any width, count or size that there is; products of two of them fit in 64 bits."""
+
+
+class Rule(NamedTuple):
+    """What the numbers of some keys of some architectures must be."""
+
+    keys: re.Pattern[str]
+    architectures: re.Pattern[str]
+    low: float
+    high: float
+    excepted: tuple[float, ...] = ()
+    """What else they may be: what llama.cpp itself writes where there is none."""
+
+    def allows(self, value: Number) -> bool:
+        """Return whether a hyperparameter may have the value."""
+        return self.low <= value <= self.high or value in self.excepted
+
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high}"
+
+
+def _rule(keys: str, architectures: str, low: float, high: float, *excepted: float) -> Rule:
+    return Rule(re.compile(keys), re.compile(architectures), low, high, excepted)
+
+
+def check_hyperparameters(struct: Any, gguf: Any, name: str) -> None:
+    """Raise for a number that llama.cpp cannot compute with.
+
+    Args:
+        struct: The ``struct llama_model_params *``, which may override what is in the file.
+        gguf: The ``struct gguf_context *`` of the file.
+        name: Of the file, for the message.
+
+    Raises:
+        LoadError: There is such a number.
+    """
+    if struct.vocab_only:  # llama.cpp reads none of them
+        return
+    overridden = dict(_overrides(struct))
+    architecture = str(overridden.pop(ARCHITECTURE, None) or text_of(gguf, ARCHITECTURE))
+    prefix = f"{architecture}."
+    prefixes = (prefix, OTHER)
+    found = {key: values for key, values in _numbers(gguf, prefixes) if key not in overridden}
+    found.update((key, value) for key, value in overridden.items() if key.startswith(prefixes))
+    for key, values in found.items():
+        suffix = key.removeprefix(prefix)
+        for value in values if isinstance(values, list) else [values]:
+            wanted = _wanted(suffix, architecture, value)
+            if wanted:
+                where = "kv_overrides" if key in overridden else "the file"
+                raise LoadError(
+                    f"cannot load {name!r}: {key} is {value} in {where}, and it must be {wanted}"
+                )
+    for keys, architectures, problem in RELATIONS:
+        values = [_listed(found.get(prefix + key)) for key in keys]
+        if re.fullmatch(architectures, architecture) and problem(*values):
+            raise LoadError(
+                f"cannot load {name!r}: {prefix}{keys[0]} is {_short(values[0])}, and "
+                f"{problem(*values)}"
+            )
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return one number, or those of an array, or none, as a list."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _short(values: list[Any]) -> str:
+    text = ", ".join(map(str, values[:4])) + (", ..." if len(values) > 4 else "")
+    return text if len(values) == 1 else f"[{text}]"
+
+
+def _wanted(key: str, architecture: str, value: Any) -> str | None:
+    """Return what a number must be that is something else, in words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if (key, value) in INFINITE else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    for rule in RULES if isinstance(value, int) else FLOAT_RULES:
+        if rule.keys.fullmatch(key) and rule.architectures.fullmatch(architecture):
+            return None if rule.allows(value) else str(rule)
+    return None
+
+
+def _overrides(struct: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the keys that are overridden, with their new values."""
+    for i in itertools.count():
+        if struct.kv_overrides == ffi.NULL or struct.kv_overrides[i].key[0] == b"\0":
+            return
+        one = struct.kv_overrides[i]
+        key = ffi.string(one.key).decode(errors="replace")
+        if one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_STR:
+            yield key, ffi.string(one.val_str).decode(errors="replace")
+        elif one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_BOOL:
+            yield key, bool(one.val_bool)
+        else:
+            integer = one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_INT
+            yield key, int(one.val_i64) if integer else float(one.val_f64)
+
+
+def _numbers(gguf: Any, prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Yield the keys that begin so, and are numbers or arrays of them."""
+    types = _c_types()
+    for i in range(lib.gguf_get_n_kv(gguf)):
+        key = ffi.string(lib.gguf_get_key(gguf, i)).decode(errors="replace")
+        if not key.startswith(prefixes):
+            continue
+        type_ = lib.gguf_get_kv_type(gguf, i)
+        if type_ in types:
+            yield key, ffi.cast(f"{types[type_]} *", lib.gguf_get_val_data(gguf, i))[0]
+        elif type_ == lib.GGUF_TYPE_ARRAY and lib.gguf_get_arr_type(gguf, i) in types:
+            data = lib.gguf_get_arr_data(gguf, i)
+            n = lib.gguf_get_arr_n(gguf, i)
+            if n:
+                yield (
+                    key,
+                    ffi.unpack(ffi.cast(f"{types[lib.gguf_get_arr_type(gguf, i)]} *", data), n),
+                )
+
+
+def _c_types() -> Mapping[int, str]:
+    """Return the types of C of numbers in a GGUF."""
+    return {
+        lib.GGUF_TYPE_UINT8: "uint8_t",
+        lib.GGUF_TYPE_INT8: "int8_t",
+        lib.GGUF_TYPE_UINT16: "uint16_t",
+        lib.GGUF_TYPE_INT16: "int16_t",
+        lib.GGUF_TYPE_UINT32: "uint32_t",
+        lib.GGUF_TYPE_INT32: "int32_t",
+        lib.GGUF_TYPE_UINT64: "uint64_t",
+        lib.GGUF_TYPE_INT64: "int64_t",
+        lib.GGUF_TYPE_FLOAT32: "float",
+        lib.GGUF_TYPE_FLOAT64: "double",
+    }
+
+
+def _needs_heads(heads: list[Any]) -> str | None:
+    return "at least one layer must have attention" if heads and not any(heads) else None
+
+
+def _needs_keys(kv_heads: list[Any], heads: list[Any]) -> str | None:
+    if kv_heads and not any(kv_heads) and any(heads):
+        return "some layers have attention, which needs heads of keys and values"
+    return None
+
+
+def _needs_both(one: list[Any], other: list[Any]) -> str | None:
+    if any(one) != any(other):
+        return f"the other length of MLA is {_short(other)}: both must be 0, or none"
+    return None
+
+
+def _needs_first(types: list[Any]) -> str | None:
+    return "the first layer must have an indexer of its own (1)" if types and not types[0] else None
+
+
+def _needs_layers(stacked: list[Any], layers: list[Any]) -> str | None:
+    if stacked and layers and stacked[0] >= layers[0]:
+        return f"it must be below the number of layers (block_count), {layers[0]}"
+    return None
+
+
+def _needs_windows(pattern: list[Any]) -> str | None:
+    return "at least one layer must slide" if pattern and not any(pattern) else None
+
+
+# What has no attention at all, or need not have it.
+WITHOUT_HEADS = r"mamba2?|a?rwkv.*|wavtokenizer-dec"
+
+# What must be true of several numbers: the keys, for which architectures, and what finds a problem.
+RELATIONS: tuple[tuple[tuple[str, ...], str, Callable[..., str | None]], ...] = (
+    (("attention.head_count",), f"(?!({WITHOUT_HEADS})$).*", _needs_heads),
+    (
+        ("attention.head_count_kv", "attention.head_count"),
+        f"(?!({WITHOUT_HEADS})$).*",
+        _needs_keys,
+    ),
+    (("attention.key_length_mla", "attention.value_length_mla"), ".*", _needs_both),
+    (("attention.indexer.types",), "glm-dsa", _needs_first),
+    (("n_deepstack_layers", "block_count"), "qwen3vl(moe)?", _needs_layers),
+    (("attention.sliding_window_pattern",), "dots3note", _needs_windows),
+)
+
+# The numbers of an activation (of Apertus), which have no architecture before them.
+OTHER = "xielu."
+
+# A bound that is not there.
+INFINITE = (("kda.gate_lower_bound", -math.inf),)
+
+# The first rule for a key counts.  A zero is common, and means that there is none of that; where
+# llama.cpp divides by the number, or needs what it counts, the architectures are named.
+RULES = (
+    _rule(r"pooling_type|classifier\.pooling_type", ".*", -1, 4, 2**32 - 1),
+    _rule(r"decoder_start_token_id", ".*", -1, INT32_MAX, 2**32 - 1),
+    _rule(r"deepstack_mapping", ".*", -1, WIDE, 2**32 - 1),
+    _rule(r"block_count", ".*", 1, WIDE),
+    _rule(r"(embedding|context)_length", ".*", 1, INT32_MAX),
+    _rule(r"ple\.layer_multipliers", ".*", 0, 2**63 - 1),
+    _rule(r"full_attention_interval", ".*", 1, WIDE),
+    _rule(
+        r"ssm\.(group_count|time_step_rank|state_size|inner_size)",
+        r"mamba2|falcon-h1|granitehybrid|nemotron_h(_moe)?|qwen3next|qwen35(moe)?|qwen4exp",
+        *(1, WIDE),
+    ),
+    _rule(r"ssm\.(inner_size|state_size|time_step_rank)", r"mamba|jamba|plamo2", 1, WIDE),
+    _rule(r"ssm\.conv_kernel", r"mamba2?|jamba|plamo2|falcon-h1|granitehybrid", 1, WIDE),
+    _rule(r"wkv\.head_size|token_shift_count", r"a?rwkv\d.*", 1, WIDE),
+    _rule(r"kda\.head_dim", r"kimi.*|bailingmoe3|glm5-next", 1, WIDE),
+    _rule(r"interleave_moe_layer_step", r"ernie4_5-moe", 1, WIDE),
+    _rule(r"experts_per_group", r"grovemoe", 1, WIDE),
+    _rule(r"attention\.output_group_count", r"deepseek4|dflash", 1, WIDE),
+    _rule(r"attention\.indexer\.(head_count|key_length|top_k)", r"glm-dsa", 1, INT32_MAX),
+    _rule(r"attention\.group_norm_groups", r"wavtokenizer-dec", 1, WIDE),
+    _rule(r"attention\.relative_buckets_count", r"t5(encoder)?", 2, WIDE),
+    _rule(r"attention\.sliding_window", r"afmoe|llama4", 1, WIDE),
+    _rule(r"attention\.head_count", r"olmo2|phimoe|gemma[23]|deepseek2.*", 1, WIDE),
+    _rule(r"attention\.(key|value)_length_mla", r"kimi.*", 1, WIDE),
+    _rule(r"expert_feed_forward_length", r"mimo2", 1, WIDE),
+    _rule(
+        r"(rope\.scaling\.original_)?context_length|.*(token_id|top_k)|vocab_size"
+        r"|attention\.temperature_length|ple\.head_offsets|ple\.head_vocab_sizes",
+        *(".*", 0, INT32_MAX),
+    ),
+    _rule(r".*", ".*", 0, WIDE),
+)
+FLOAT_RULES = (
+    _rule(r".*epsilon", ".*", 0, 1),
+    _rule(r"rope\.freq_base(_swa)?", ".*", 1e-9, 1e18),
+    _rule(r"attention\.compress_rope_freq_base", ".*", 0, 1e18),
+    _rule(r"rope\.scaling\.(factor|original_context_length)", ".*", 0, 1e9),
+    _rule(r"rope\.scaling\.attn_factor", ".*", 0, 1000),  # keys are stored times this, often as F16
+    _rule(r"attention\.max_alibi_bias|attention\.clamp_kqv", ".*", 0, 1e9),
+    _rule(r".*", ".*", -1e9, 1e9),
+)

@@ -1,0 +1,122 @@
+"""Models made in memory: of a `Gguf`, or of its metadata and a function that gives the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .._core.callbacks import Bridge
+from .._core.files import anonymous_file
+from .._native import ffi, lib
+from ..errors import ArgumentError, NativeError
+from ..gguf.gguf import Gguf
+from . import load_mode
+from .info import shape_of
+from .loading import check_metadata, load, load_file, make_model
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy.typing as npt
+
+    from .._core.ownership import Made
+    from .loading import Progress
+
+    Fill: TypeAlias = Callable[[str, npt.NDArray[Any]], None]
+
+
+def load_gguf(gguf: Any, struct: Any, progress: Progress | None) -> Made:
+    """Load the model that a `Gguf` is, as if it were written to a file.
+
+    Source: ``llama_model_load_from_file_ptr``.
+    """
+    if not isinstance(gguf, Gguf):
+        raise TypeError(f"without fill=, the model must be a Gguf with its tensors, not {gguf!r}")
+    if not gguf.tensors and not struct.vocab_only:
+        raise ArgumentError("the Gguf has no tensors: give fill=, or vocab_only=True")
+    name = gguf._origin
+    with anonymous_file(gguf._pieces(), name) as file:
+        return load_file(file, 0, struct, progress, name)
+
+
+def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) -> Made:
+    """Make the model that ``gguf`` describes, with weights from ``fill``.
+
+    Source: ``llama_model_init_from_user``.
+    """
+    if not callable(fill):
+        raise TypeError(f"fill must be a function of a name and an array, not {fill!r}")
+    _check_fixed(struct, given)
+    bridge = Bridge(_Filler(fill))
+    user_data = ffi.new_handle(bridge)
+
+    def call(params: Any) -> Made:
+        args = metadata, lib.llamacffi_on_tensor_data, user_data, params
+        try:
+            made = make_model(lib.llama_model_init_from_user, *args)
+        except NativeError:
+            bridge.reraise()
+            raise
+        if bridge.error is not None:  # C could not be told to stop
+            del made
+            bridge.reraise()
+        return made
+
+    metadata = _metadata_of(gguf)
+    name = gguf._origin if isinstance(gguf, Gguf) else "<metadata>"
+    check_metadata(struct, metadata, name)
+    return load(call, struct, name, None)
+
+
+def _metadata_of(gguf: Any) -> Any:
+    """Return the ``struct gguf_context *`` of a `Gguf`, or the raw one."""
+    if isinstance(gguf, Gguf):
+        return gguf.copy().ptr  # a copy: another thread may change the Gguf
+    wanted = ffi.typeof("struct gguf_context *")
+    if not isinstance(gguf, ffi.CData) or ffi.typeof(gguf) is not wanted or gguf == ffi.NULL:
+        raise TypeError(f"a model is made of a Gguf or a struct gguf_context *, not {gguf!r}")
+    return gguf
+
+
+def _check_fixed(struct: Any, given: Mapping[str, Any]) -> None:
+    """Raise for what llama.cpp does not look at here, or sets itself."""
+    lazy = hasattr(struct, "lazy_mode") and struct.lazy_mode == lib.LLAMA_LAZY_MODE_ON
+    read = load_mode.is_auto(struct) or load_mode.is_read(struct)
+    for name, of_files in (
+        ("load_mode", not read or load_mode.is_direct(struct)),
+        ("lazy_mode", lazy),
+        ("check_tensors", struct.check_tensors),
+    ):
+        if of_files:
+            raise ArgumentError(f"{name}={given.get(name)!r} is for files; fill= gives the weights")
+    if given.get("use_extra_bufts"):
+        raise ArgumentError(
+            "use_extra_bufts=True is not possible with fill=: llama.cpp keeps such weights as they "
+            "are given"
+        )
+
+
+class _Filler:
+    """Gets the tensors of a model one by one, and lets the user's function fill them."""
+
+    def __init__(self, fill: Fill) -> None:
+        self._fill = fill
+        self._seen: dict[str, Any] = {}
+
+    def __call__(self, tensor: Any) -> None:
+        import numpy as np
+
+        from .._generated.enums import GgmlType
+        from ..gguf.types import array_of
+
+        name = ffi.string(tensor.name).decode(errors="replace")
+        n_bytes = lib.ggml_nbytes(tensor)
+        buffer = np.zeros(n_bytes, np.uint8)
+        if name in self._seen:  # of a tensor that is used in two places there are two
+            lib.ggml_backend_tensor_get(self._seen[name], ffi.from_buffer(buffer), 0, n_bytes)
+        else:
+            array = array_of(buffer, GgmlType(tensor.type), shape_of(tensor))
+            if self._fill(name, array) is not None:
+                raise TypeError(f"fill returned something for {name!r}: it must write to the array")
+            self._seen[name] = tensor
+        lib.ggml_backend_tensor_set(tensor, ffi.from_buffer(buffer), 0, n_bytes)

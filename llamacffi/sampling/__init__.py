@@ -1,0 +1,1 @@
+"""Choosing tokens: samplers, grammars, candidates and the chain that applies them."""

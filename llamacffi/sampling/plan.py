@@ -1,0 +1,47 @@
+"""The order of the samplers of a chain: what cannot be, and what C needs in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from ..errors import ArgumentError
+from .samplers import Sampler, TopK, Unsorted
+from .token_samplers import Infill
+
+
+def check_order(samplers: Sequence[Sampler]) -> None:
+    """Check what llama.cpp would do wrong with samplers in this order."""
+    reduced = False
+    for i, sampler in enumerate(samplers):
+        if not isinstance(sampler, Sampler):
+            raise TypeError(f"not a sampler: {sampler!r:.80}")
+        if sampler.selects and i + 1 < len(samplers):
+            raise ArgumentError(
+                f"{sampler!r:.80} chooses the token, so {samplers[i + 1]!r:.80} after it would "
+                "spoil that: it must be the last"
+            )
+        reduced = reduced or (isinstance(sampler, TopK) and sampler.k > 0)
+        if isinstance(sampler, Infill) and not reduced:
+            raise ArgumentError(
+                "Infill() compares each candidate with each other: put TopK before it"
+            )
+
+
+def plan_of(samplers: Sequence[Sampler]) -> tuple[Sampler, ...]:
+    """Return what is made in C for a chain, in order."""
+    plan: list[Sampler] = []
+    in_order = False
+    for sampler in samplers:
+        plan += sampler.parts()
+        if sampler.disorders and in_order:
+            plan.append(Unsorted())
+        in_order = in_order or sampler.sorts
+    return tuple(plan)
+
+
+def reseeded(sampler: Sampler, seed: int | None) -> Sampler:
+    """Return a sampler with another seed, if it has one."""
+    if "seed" in {field.name for field in fields(sampler)}:  # type: ignore[arg-type]  # all are
+        return replace(sampler, seed=seed)  # type: ignore[type-var]  # all samplers are dataclasses
+    return sampler

@@ -1,0 +1,104 @@
+"""The chain of samplers that the file of a model recommends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .._core.hints import unknown_parameter
+from .._core.values import check_int, check_number, check_text
+from ..errors import ArgumentError
+from .samplers import XTC, Dist, Greedy, MinP, MirostatV2, Sampler, Temp, TopK, TopP
+from .token_samplers import Infill, LogitBias, Mirostat, Penalties
+
+if TYPE_CHECKING:
+    from ..model.model import Model
+
+# As upstream's programs have them; the keys are those of the metadata.
+DEFAULTS: Mapping[str, int | float | str] = {
+    "sequence": "penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature",
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "xtc_probability": 0.0,
+    "xtc_threshold": 0.1,
+    "temp": 0.8,
+    "penalty_last_n": 64,
+    "penalty_repeat": 1.0,
+    "mirostat": 0,
+    "mirostat_tau": 5.0,
+    "mirostat_eta": 0.1,
+}
+# What a sequence may call them, without "_" and "-".
+ALIASES = {"nucleus": "topp", "temp": "temperature", "typ": "typp"}
+# They never remove the best token, which is the one with a temperature of 0; of several that are
+# equally good, one that sorts may bring another to the front.
+TRUNCATING = ("topk", "topp", "minp")
+# In a sequence, but there is no setting that would switch them on.
+OFF = ("dry", "topnsigma", "typp", "adaptivep")
+
+
+def chain_of(
+    model: Model, settings: Mapping[str, float | str], seed: int | None
+) -> Iterator[Sampler]:
+    """Yield the samplers that a model recommends, with ``settings`` in place of its own."""
+    for name in settings:
+        if name not in DEFAULTS:
+            raise TypeError(unknown_parameter(name, DEFAULTS))
+    values: dict[str, Any] = {**DEFAULTS, **model.recommended_sampling, **settings}
+    _check(values)
+    suppressed = LogitBias.suppress(model.vocab)
+    if suppressed.bias:
+        yield suppressed
+    temp = max(0.0, values["temp"])
+    check_int("mirostat", values["mirostat"], 0, 2)
+    if values["mirostat"]:
+        yield Temp(temp)
+        version = (Mirostat, MirostatV2)[values["mirostat"] - 1]
+        yield version(tau=values["mirostat_tau"], eta=values["mirostat_eta"], seed=seed)
+        return
+    plain = [
+        name.strip().lower().replace("_", "").replace("-", "")
+        for name in values["sequence"].split(";")
+    ]
+    names = [ALIASES.get(name, name) for name in plain]
+    truncates = temp or "infill" in names  # which must come after top-k
+    for name in names:
+        if truncates or name not in TRUNCATING:
+            yield from _sampler(name, values, temp, seed)
+    yield Dist(seed) if temp else Greedy()
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    for name, default in DEFAULTS.items():
+        if isinstance(default, str):
+            check_text(name, values[name])
+        elif isinstance(default, int):
+            check_int(name, values[name], -(2**31), 2**31 - 1)
+        else:
+            check_number(name, values[name])
+
+
+def _sampler(
+    name: str, values: Mapping[str, Any], temp: float, seed: int | None
+) -> Iterator[Sampler]:
+    """Yield the sampler of that name; none if it is off."""
+    if name == "penalties":
+        yield Penalties(max(0, values["penalty_last_n"]), values["penalty_repeat"])
+    elif name == "topk":
+        yield TopK(max(0, values["top_k"]))  # as llama.cpp, which takes what is below as "off" too
+    elif name == "topp":
+        yield TopP(min(1.0, values["top_p"]))
+    elif name == "minp":
+        yield MinP(max(0.0, values["min_p"]))
+    elif name == "xtc":
+        yield XTC(values["xtc_probability"], values["xtc_threshold"], seed=seed)
+    elif name == "temperature":
+        yield Temp(temp)
+    elif name == "infill":
+        yield Infill()
+    elif name not in OFF:
+        raise ArgumentError(
+            f"the sequence {values['sequence']!r} has the sampler {name!r}, which is unknown: give "
+            "sequence=..., or make the chain yourself"
+        )

@@ -1,0 +1,395 @@
+"""Samplers: how a token is chosen from the scores of all.
+
+A sampler is a frozen description, such as ``TopK(40)``, until a `SamplerChain` makes it in C.  So
+no Python object ever owns what C has taken, and one description can be in many chains.
+
+Those here know tokens only by their scores; `llamacffi.token_samplers` has those that know more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .._core.values import INT32_MAX, check_int, check_number
+from .._native import lib
+from ..errors import ArgumentError
+
+if TYPE_CHECKING:
+    from ..vocab.vocab import Vocab
+
+# The largest number is llama.cpp's way to say "random".
+MAX_SEED = 2**32 - 2
+# Below it, scores divided by it would no longer be numbers.
+MIN_TEMP = 1e-6
+# What llama.cpp's logarithm of a probability can take.
+MIN_PROBABILITY = 1e-37
+
+
+class Sampler:
+    """The description of a sampler."""
+
+    __slots__ = ()
+
+    needs_vocab: ClassVar[bool] = False
+    """Whether it can be made only for a certain vocabulary."""
+    # Whether it leaves the candidates in the order of their scores, and says so to the next.
+    sorts: ClassVar[bool] = False
+    # Whether it changes scores, but does not say that the candidates are no longer in order.
+    disorders: ClassVar[bool] = False
+
+    @property
+    def selects(self) -> bool:
+        """Whether it chooses a token; others only change or remove candidates."""
+        return isinstance(self, Selecting)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C and return the pointer that nobody owns yet."""
+        raise NotImplementedError
+
+    def parts(self) -> Sequence[Sampler]:
+        """Return what the chain makes for it, in order: usually only itself."""
+        return (self,)
+
+
+class Selecting:
+    """What the samplers that choose a token have in common."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy(Selecting, Sampler):
+    """Choose the candidate with the highest score, of several the first.
+
+    Source: ``llama_sampler_init_greedy``.
+    """
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_greedy()
+
+
+@dataclass(frozen=True, slots=True)
+class Dist(Selecting, Sampler):
+    """Choose at random, by probability.
+
+    Args:
+        seed: The same seed gives the same choices; None is another one each time.
+
+    Source: ``llama_sampler_init_dist``.
+    """
+
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_dist(c_seed(self.seed))
+
+
+@dataclass(frozen=True, slots=True)
+class TopK(Sampler):
+    """Keep the ``k`` best candidates.
+
+    Args:
+        k: 0 keeps all.
+
+    Source: ``llama_sampler_init_top_k``.
+    """
+
+    k: int
+
+    sorts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_int("k", self.k, 0, INT32_MAX)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_top_k(self.k)
+
+
+@dataclass(frozen=True, slots=True)
+class TopP(Sampler):
+    """Keep the best candidates that together have probability ``p``.
+
+    Args:
+        p: 0 to 1; 1 keeps all.
+        min_keep: Keep at least so many.
+
+    Source: ``llama_sampler_init_top_p``.
+    """
+
+    p: float
+    min_keep: int = 1
+
+    sorts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_share(self.p, self.min_keep)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_top_p(self.p, self.min_keep)
+
+
+@dataclass(frozen=True, slots=True)
+class MinP(Sampler):
+    """Keep the candidates with at least ``p`` times the probability of the best.
+
+    Args:
+        p: 0 to 1; 0 keeps all.
+        min_keep: Keep at least so many.
+
+    Source: ``llama_sampler_init_min_p``.
+    """
+
+    p: float
+    min_keep: int = 1
+
+    sorts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_share(self.p, self.min_keep)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_min_p(self.p, self.min_keep)
+
+
+@dataclass(frozen=True, slots=True)
+class Typical(Sampler):
+    """Keep the candidates that are about as surprising as can be expected.
+
+    They are taken in the order of how far their surprise is from the entropy, until together they
+    have more than probability ``p``.
+
+    Args:
+        p: 0 to 1; 1 keeps all.
+        min_keep: Keep at least so many.
+
+    Source: ``llama_sampler_init_typical``.
+    """
+
+    p: float
+    min_keep: int = 1
+
+    def __post_init__(self) -> None:
+        _check_share(self.p, self.min_keep)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_typical(self.p, self.min_keep)
+
+    def parts(self) -> Sequence[Sampler]:
+        """Return it, after what removes candidates that have no probability.
+
+        llama.cpp multiplies 0 by the logarithm of 0 there, and then keeps any.
+        """
+        return (self,) if self.p >= 1 else (MinP(MIN_PROBABILITY), self)
+
+
+@dataclass(frozen=True, slots=True)
+class TopNSigma(Sampler):
+    """Rule out candidates whose score is more than ``n`` standard deviations below the best.
+
+    Args:
+        n: 0 keeps all.
+
+    Source: ``llama_sampler_init_top_n_sigma``.
+    """
+
+    n: float
+
+    def __post_init__(self) -> None:
+        check_number("n", self.n, 0)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_top_n_sigma(self.n)
+
+
+@dataclass(frozen=True, slots=True)
+class XTC(Sampler):
+    """Now and then, exclude the top choices: all that are likely enough, but for the last of them.
+
+    Args:
+        probability: How often, 0 to 1; 0 is never.
+        threshold: What is likely enough, 0 to 1; above 0.5 switches it off.
+        min_keep: Remove nothing if fewer candidates would be left.
+        seed: As for `Dist`.
+
+    Source: ``llama_sampler_init_xtc``.
+    """
+
+    probability: float
+    threshold: float = 0.1
+    min_keep: int = 1
+    seed: int | None = None
+
+    sorts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_number("probability", self.probability, 0, 1)
+        check_number("threshold", self.threshold, 0, 1)
+        check_int("min_keep", self.min_keep, 0, INT32_MAX)
+        check_seed(self.seed)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_xtc(
+            self.probability, self.threshold, self.min_keep, c_seed(self.seed)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Temp(Sampler):
+    """Divide the scores by ``t``: above 1 livelier, below 1 safer.
+
+    Args:
+        t: 1 changes nothing, 0 rules out all but the best; otherwise at least 1e-6.
+
+    Source: ``llama_sampler_init_temp``.
+    """
+
+    t: float
+
+    def __post_init__(self) -> None:
+        check_temp(self.t)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_temp(self.t)
+
+
+@dataclass(frozen=True, slots=True)
+class TempExt(Sampler):
+    """Divide the scores by a temperature that depends on how certain the model is.
+
+    It is ``t - delta``, but not negative, where the model is certain, and ``t + delta`` where all
+    candidates are equally likely.
+
+    Args:
+        t: As for `Temp`.
+        delta: How far it may be from ``t``; 0 makes it a `Temp`.
+        exponent: Of the entropy, divided by the highest possible one; above 1 the temperature stays
+            low for longer.
+
+    Source: ``llama_sampler_init_temp_ext``.
+    """
+
+    t: float
+    delta: float = 0.0
+    exponent: float = 1.0
+
+    sorts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_temp(self.t)
+        check_number("delta", self.delta, 0)
+        check_number("exponent", self.exponent, 0)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_temp_ext(self.t, self.delta, self.exponent)
+
+
+@dataclass(frozen=True, slots=True)
+class MirostatV2(Selecting, Sampler):
+    """Choose at random, from so many candidates that the surprise comes near ``tau``.
+
+    Args:
+        tau: The surprise to aim at, in bits.
+        eta: How fast it adapts, 0 to 1.
+        seed: As for `Dist`.
+
+    Source: ``llama_sampler_init_mirostat_v2``.
+    """
+
+    tau: float = 5.0
+    eta: float = 0.1
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_mirostat(self.tau, self.eta, self.seed)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_mirostat_v2(c_seed(self.seed), self.tau, self.eta)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveP(Selecting, Sampler):
+    """Choose at random, near a probability that makes the choices come near ``target``.
+
+    It needs most candidates to work with: put only a mild `MinP` in front of it.  A clone of it
+    begins its random numbers anew, since llama.cpp does not copy those.
+
+    Args:
+        target: The probability to aim at, 0 to 1; a negative one makes it a `Dist`.
+        decay: How long it remembers, 0 to 0.99: about ``1 / (1 - decay)`` tokens.
+        seed: As for `Dist`.
+
+    Source: ``llama_sampler_init_adaptive_p``.
+    """
+
+    target: float
+    decay: float = 0.9
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("target", self.target, -1, 1)
+        check_number("decay", self.decay, 0, 0.99)
+        check_seed(self.seed)
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llama_sampler_init_adaptive_p(self.target, self.decay, c_seed(self.seed))
+
+
+@dataclass(frozen=True, slots=True)
+class Unsorted(Sampler):
+    """Say that the candidates are in no order, after a sampler that does not say so itself.
+
+    A `SamplerChain` adds it where it is needed.  Source: ``llamacffi_sampler_init_unsorted``.
+    """
+
+    def make(self, vocab: Vocab | None) -> Any:
+        """Make it in C."""
+        return lib.llamacffi_sampler_init_unsorted()
+
+
+def check_seed(seed: int | None) -> None:
+    """Check the seed of a random choice."""
+    if seed is not None:
+        check_int("seed", seed, 0, MAX_SEED, "; None is a random one")
+
+
+def c_seed(seed: int | None) -> int:
+    """Return a seed as C takes it."""
+    return lib.LLAMA_DEFAULT_SEED if seed is None else seed
+
+
+def check_temp(t: float, name: str = "t") -> None:
+    """Check a temperature."""
+    check_number(name, t, 0)
+    if 0 < t < MIN_TEMP:
+        raise ArgumentError(
+            f"{name}={t} is neither 0, which takes the best, nor at least {MIN_TEMP:g}"
+        )
+
+
+def check_mirostat(tau: float, eta: float, seed: int | None) -> None:
+    """Check what the two versions of Mirostat have in common."""
+    check_number("tau", tau, 0, 100)
+    check_number("eta", eta, 0, 1)
+    check_seed(seed)
+
+
+def _check_share(p: float, min_keep: int) -> None:
+    check_number("p", p, 0, 1)
+    check_int("min_keep", min_keep, 0, INT32_MAX)

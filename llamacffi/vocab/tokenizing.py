@@ -1,0 +1,167 @@
+"""Tokens of texts: the calls of C, the errors of them, and what C must not be given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .._core.ownership import make, own
+from .._core.text import Text, encode, encode_all, new_uncleared
+from .._core.values import flag
+from .._native import ffi, lib
+from ..errors import NativeError, TokenizeError
+from ..log import drain, with_log
+from .entries import INT32_MAX, Entries
+from .sequences import SequenceError, thread_count, tokenize_all
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# What llama_tokenize returns if the number of tokens does not fit its result.
+INT32_MIN = -INT32_MAX - 1
+
+# A text so short is given more stack than it can need for each byte, without measuring the need.
+SHORT_TEXT, SHORT_STACK = 1024, 2048
+
+# So many bytes of a batch are tokenized before Python looks for Ctrl-C; a text is not divided.
+BATCH_BYTES = 2**21
+
+
+class Tokenizing(Entries):
+    """A vocabulary that tokenizes; the base of `Vocab`."""
+
+    def _tokens_of(self, text: Text, add_special: bool, parse_special: bool) -> tuple[Any, int]:
+        """Return a C array with the tokens of a text, and how many they are."""
+        flags = flag("add_special", add_special), flag("parse_special", parse_special)
+        data = encode(text)
+        model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
+        if self._limited or len(data) > INT32_MAX:
+            self._check_text(data)
+        options = *flags, self._stack(len(data))
+        try:
+            if len(data) > lib.LLAMACFFI_SHORT_TEXT:
+                return self._tokens_of_long(data, options)
+            size = len(data) + 8  # seldom are there more; what is not used is not touched
+            while True:
+                buffer = new_uncleared("llama_token[]", size)
+                n = lib.llamacffi_tokenize(self._tokenizer, data, len(data), buffer, size, *options)
+                if n >= 0:
+                    return buffer, n
+                size = -n
+        except NativeError as error:
+            failure = str(error).removeprefix(f"{error.function}: ")
+            raise with_log(TokenizeError(self._reason(failure, add_special))) from error
+
+    def _tokens_of_long(self, data: bytes, options: tuple[bool, bool, int]) -> tuple[Any, int]:
+        """Tokenize a long text, and give Python a chance to raise KeyboardInterrupt meanwhile."""
+        args = self._tokenizer, ffi.from_buffer(data), len(data), *options
+        free = lib.llamacffi_tokens_free
+        made = own(make(free, args[:2], lib.llamacffi_tokens_begin, *args))
+        while lib.llamacffi_tokens_more(made):
+            pass
+        n = lib.llamacffi_tokens_size(made)
+        buffer = new_uncleared("llama_token[]", n)
+        lib.llamacffi_tokens_copy(made, buffer)
+        return buffer, n
+
+    def _tokens_of_all(
+        self, texts: Iterable[Text], add_special: bool, parse_special: bool, n_threads: int | None
+    ) -> tuple[npt.NDArray[np.int32], list[int]]:
+        """Return the tokens of all texts, and where each begins and the last ends."""
+        import numpy as np
+
+        flags = flag("add_special", add_special), flag("parse_special", parse_special)
+        threads, data = thread_count(n_threads), encode_all(texts)
+        model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
+        for i, one in enumerate(data):
+            if self._limited or len(one) > INT32_MAX:
+                self._check_text(one, i)
+        stack = self._stack(max(map(len, data), default=0))
+        options = *flags, stack
+        parts, starts, first = [np.empty(0, np.int32)], [0], 0
+        for part in _parts(data):
+            try:
+                made, ends = tokenize_all(self._tokenizer, part, options, threads)
+            except SequenceError as error:
+                index = first + error.index
+                reason = f"text {index}: {self._reason(str(error), add_special)}"
+                raise with_log(TokenizeError(reason, index)) from None
+            except NativeError as error:
+                raise with_log(TokenizeError(f"cannot tokenize these texts: {error}")) from error
+            parts.append(made)
+            last = starts[-1]
+            starts += [last + end for end in ends[1:]]
+            first += len(part)
+        drain()
+        return (parts[1] if len(parts) == 2 else np.concatenate(parts)), starts
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The ``struct llamacffi_tokenizer *`` for this vocabulary."""
+        model = self._model.ptr  # noqa: F841  held while C reads the vocabulary
+        prefix = "tokenizer.chat_template"
+        templates = [one for key, one in self._model.metadata.items() if key.startswith(prefix)]
+        text = "\n".join(templates).encode()
+        args = lib.llamacffi_tokenizer_new, self._vocab, text, len(text)
+        # A cache of ours, which nobody owns: it is freed with this object, and in any order.
+        return make(lib.llamacffi_tokenizer_free, (), *args)[1]
+
+    def _check_text(self, data: bytes, index: int | None = None) -> None:
+        """Raise `TokenizeError` for what C must not be given."""
+        where = "" if index is None else f"text {index}: "
+        if self._type == lib.LLAMA_VOCAB_TYPE_NONE:
+            raise TokenizeError("the model has no vocabulary: it takes tokens, but no text")
+        if len(data) > INT32_MAX:
+            raise TokenizeError(
+                f"{where}the text is too long: {len(data)} bytes exceed {INT32_MAX}", index
+            )
+        if self._endless and (found := self._endless.intersection(data)):
+            raise TokenizeError(
+                f"{where}the vocabulary has tokens that begin with byte {min(found):#04x}, but "
+                "none that is this byte: llama.cpp would not come to an end",
+                index,
+            )
+
+    def _stack(self, length: int) -> int:
+        """Return how much stack to have for each byte of a text of that length."""
+        return SHORT_STACK if length <= SHORT_TEXT else self._stack_per_byte
+
+    @cached_property
+    def _stack_per_byte(self) -> int:
+        """How much stack C needs for each byte of a text."""
+        return lib.llamacffi_stack_per_byte(self._vocab)
+
+    @cached_property
+    def _endless(self) -> frozenset[int]:
+        """The bytes over which llama.cpp's tokenizer for RWKV can loop forever."""
+        if self._type != lib.LLAMA_VOCAB_TYPE_RWKV:
+            return frozenset()
+        pieces = [self.piece(token) for token in range(self._size)]
+        return frozenset(piece[0] for piece in pieces if piece) - {
+            piece[0] for piece in pieces if len(piece) == 1
+        }
+
+    def _reason(self, failure: str, add_special: bool) -> str:
+        """Say why a text could not be tokenized."""
+        bert = self._type == lib.LLAMA_VOCAB_TYPE_WPM
+        wanted = {"bos": bert or self.add_bos, "sep": bert, "eos": self.add_eos and not bert}
+        lacking = [name for name, want in wanted.items() if want and getattr(self, name) is None]
+        if add_special and lacking:
+            return (
+                f"a text of this model is to have the token {lacking[0]!r}, which its vocabulary "
+                "does not have: give add_special=False"
+            )
+        return f"cannot tokenize this text: {failure}"
+
+
+def _parts(data: list[bytes]) -> Iterator[list[bytes]]:
+    """Divide texts into parts that do not take long."""
+    size, start = 0, 0
+    for i, one in enumerate(data):
+        if size and size + len(one) > BATCH_BYTES:
+            yield data[start:i]
+            size, start = 0, i
+        size += len(one)
+    yield data[start:]
