@@ -12,7 +12,7 @@ from typing import Any
 from .. import _native
 
 # What the compiled module was made from; beside the Python that was generated with it.
-CDEF = Path(__file__).parent / "_generated" / "cdef.h"
+CDEF = Path(__file__).parent.parent / "_generated" / "cdef.h"
 
 
 def include_dir() -> Path:

@@ -31,9 +31,9 @@ def explain(error: ImportError, chosen: str | None) -> str:
         error: What the import raised.
         chosen: The directory of the libraries, if it is not the package's own.
     """
-    spec = find_spec(f"{__package__}._llama")
+    spec = find_spec("llamacffi._llama")
     if spec is None or spec.origin is None:
-        package = Path(__file__).parent
+        package = Path(__file__).parent.parent
         return (
             f"there is no compiled module for this Python ({sys.implementation.cache_tag}"
             f" on {sys.platform}) in {package}, which has {_listing(package, '_llama*')}; "

@@ -163,7 +163,7 @@ class RpcServer(Unique):
             logger.warning("%s", warning)
         output = tempfile.TemporaryFile()  # noqa: SIM115  `_end` closes it; a pipe could fill up
         process = subprocess.Popen(
-            python_command(__name__, "--until-eof", *settings.options()),
+            python_command("llamacffi.rpc", "--until-eof", *settings.options()),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,

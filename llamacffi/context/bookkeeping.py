@@ -39,9 +39,9 @@ class Lineage:
         self._n_seq_max = n_seq_max
         self._recurrent = recurrent
         self._rolls_back = rolls_back
-        self.watches = recurrent or rolls_back
+        self.watches: bool = recurrent or rolls_back
         """Whether each batch has to be told to it, and not only those of shared tokens."""
-        self.tokens = KnownTokens()
+        self.tokens: KnownTokens = KnownTokens()
         """Which tokens the sequences consist of; told of each batch."""
         self.versions: list[int] = [0] * n_seq_max
         """For each sequence a number that changes when something else happens to it than a batch:

@@ -32,10 +32,10 @@ class Applied:
         """With the C objects, which stay although their `Adapter` is closed."""
         self._vector: tuple[ControlVector | None, tuple[Any, ...]] = None, NO_VECTOR
         """With what `llama_set_adapter_cvec` is called with for it, beside the context."""
-        self.told = True
+        self.told: bool = True
         """Whether C has just these; not so if somebody was interrupted who told it of others."""
         self._held: tuple[list[Any], ...] = ()
-        self.planned = True
+        self.planned: bool = True
         """Whether the next computation need not plan anew."""
 
     @property

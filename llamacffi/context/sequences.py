@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._core.values import integer
 from .._native import ffi, lib
 from ..errors import ArgumentError, UnsupportedError
-from .bookkeeping import END
+from .bookkeeping import END, Lineage
 from .compat import is_draft
 from .turning import why_not
 
@@ -22,13 +22,13 @@ class HeldMemory:
     """
 
     def __init__(self, context: Context) -> None:
-        self.context = context.ptr  # the memory's pointer does not keep it alive
-        self.ptr = lib.llama_get_memory(self.context)
+        self.context: Any = context.ptr  # the memory's pointer does not keep it alive
+        self.ptr: Any = lib.llama_get_memory(self.context)
         if self.ptr == ffi.NULL:
             raise UnsupportedError("this model has no memory: it sees one batch at a time")
         self.n_seq_max: int = lib.llama_n_seq_max(self.context)
-        self.lineage = context._lineage
-        self.unified = context.kv_unified
+        self.lineage: Lineage = context._lineage
+        self.unified: bool = context.kv_unified
         model = lib.llama_get_model(self.context)
         self.n_swa: int = lib.llama_model_n_swa(model)
         # A state, which has no parts, for each sequence; perhaps besides its tokens.  Layers for

@@ -118,7 +118,7 @@ class StateWriter:
         self._buffer = ffi.from_buffer("uint8_t[]", self._bytes)
         ffi.memmove(self._buffer + HEADER.size, head, len(head))
         ffi.memmove(self._buffer + HEADER.size + len(head), tokens, len(tokens))
-        self.data = self._buffer + (len(self._bytes) - n_bytes)
+        self.data: Any = self._buffer + (len(self._bytes) - n_bytes)
         """Where the data go, ``uint8_t *``."""
 
     def finish(self) -> bytes:

@@ -25,7 +25,7 @@ KEY = "tokenizer.ggml.token_type"
 # llama.cpp adds this one to others, and others to it.
 ADDED = "CONTROL"
 
-logger = logging.getLogger("llamacffi")
+logger: logging.Logger = logging.getLogger("llamacffi")
 
 
 def restore_token_types(model: Model, saved: Gguf) -> None:

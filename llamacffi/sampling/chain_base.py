@@ -11,9 +11,8 @@ from .._core.locks import Ending, Exclusive
 from .._core.ownership import Handle, make, own
 from .._core.text import new_uncleared
 from .._core.tokens import token_id
-from .._core.values import INT32_MAX
+from .._core.values import INT32_MAX, check_object
 from .._native import ffi, lib
-from ..context.base import ContextBase
 from ..errors import (
     ArgumentError,
     BusyError,
@@ -35,6 +34,7 @@ from .samplers import AdaptiveP, Sampler, Unsorted
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ..context.base import ContextBase
     from ..context.graph_samplers import BackendSampling
 
 
@@ -189,8 +189,7 @@ class ChainBase(Handle):
 
     def _prepare(self, context: ContextBase) -> None:
         """Get ready to sample for a context: for its vocabulary, with room for the candidates."""
-        if not isinstance(context, ContextBase):
-            raise TypeError(f"context must be a Context, not {context!r}")
+        check_object("context", context, "Context")
         if not any(one.selects for one in self._samplers):
             raise ArgumentError(f"{self!r} chooses no token: end it with Greedy() or Dist()")
         with self._exclusive:

@@ -30,7 +30,7 @@ class Terminals:
     """The characters and tokens of a grammar; their numbers are below 0."""
 
     def __init__(self) -> None:
-        self.ranges = array("I")
+        self.ranges: array[int] = array("I")
         self.slots: list[tuple[int, int, int]] = []
         self._numbers: dict[object, int] = {}
 

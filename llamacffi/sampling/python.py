@@ -16,6 +16,7 @@ from .._native import ffi, lib
 from .candidates import Candidates, problem, token_data
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from .samplers import Sampler
@@ -49,9 +50,11 @@ class Room:
     __slots__ = ("array", "base", "data", "size")
 
     def __init__(self, n: int) -> None:
+        self.array: npt.NDArray[np.void]
+        self.data: Any
         self.array, self.data = token_data(n)
-        self.base = int(ffi.cast("uintptr_t", self.data))
-        self.size = n
+        self.base: int = int(ffi.cast("uintptr_t", self.data))
+        self.size: int = n
 
     def has(self, struct: Any) -> bool:
         """Return whether the candidates of a struct are in this memory."""
@@ -65,9 +68,9 @@ class Running:
     __slots__ = ("c_name", "chain", "clones", "error", "room", "runner")
 
     def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+        self.runner: Runner = runner
         self.error: BaseException | None = None
-        self.c_name = ffi.new("char[]", runner.name.encode())
+        self.c_name: Any = ffi.new("char[]", runner.name.encode())
         # The handles of its clones in C, until the owner of the clones takes them.
         self.clones: list[Any] = []
         self.chain: Any = None

@@ -21,9 +21,9 @@ UPHILL = {
     ("_core", "backend"): "the same",
     ("_core", "context"): "the same",
     ("_core", "sampling"): "the same",
-    ("adapter", "batch"): "",
+    ("adapter", "batch"): "Adapter.invocation_start() takes what Batch.add() takes",
     ("sampling", "context"): "SamplerChain.sample() takes a Context",
-    ("vocab", "model"): "",
+    ("vocab", "model"): "Vocab.model",
 }
 
 
