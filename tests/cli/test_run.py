@@ -151,7 +151,7 @@ def test_it_samples_as_the_file_recommends(cli: Cli, demo_path: Path, tmp_path: 
 # Any computation lacks processors by this measure; tests/facade/test_contention.py tries the real.
 STRICT = """if True:
     import sys
-    from llamacffi._context import contention
+    from llamacffi.context import contention
     from llamacffi.cli import main
     contention.ENOUGH, contention.SWITCHES, contention.LACKING = 0, 0, -99
     sys.exit(main())

@@ -134,7 +134,7 @@ def test_daemon_threads_end_where_they_are(quiet):
 def test_a_call_that_does_not_end(quiet):
     """Nothing is freed under it, and the process ends all the same."""
     quiet("""
-        from llamacffi import _life
+        from llamacffi._core import shutdown as _life
         _life.EXIT_SECONDS = 0.3
         asleep = threading.Event()
 
@@ -185,7 +185,8 @@ def test_the_exit_takes_no_time(run_python, demo_path):
         context = Context(Model(sys.argv[1]), n_ctx=64, n_threads=1)
         threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
         import atexit
-        from llamacffi import _exclusive, _handle
+        from llamacffi._core import locks as _exclusive
+        from llamacffi._core import ownership as _handle
         atexit.unregister(_handle._end)
         slept = []
         for module in (_handle, _exclusive):
@@ -228,7 +229,7 @@ def test_what_fails_in_the_middle(quiet):
     quiet(f"""
         import gc
         from llamacffi import Snapshot
-        from llamacffi._handle import live_objects
+        from llamacffi._core.ownership import live_objects
         with open(path, "rb") as file:
             whole = file.read()
         model = Model(path)

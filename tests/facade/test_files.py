@@ -148,7 +148,7 @@ def test_a_file_that_may_not_be_opened_again_is_copied(path, run_python):
     done = run_python(
         f"""
         import os
-        from llamacffi._files import c_file
+        from llamacffi._core.files import c_file
         stream = open({str(path)!r}, "rb")
         stream.seek(7)
         with c_file(stream):  # imports what the other user may not read

@@ -18,7 +18,7 @@ sys.path.insert(0, sys.argv.pop(1))
 import gc, multiprocessing, os, threading, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
 from llamacffi import *
-from llamacffi._handle import Handle, live_objects
+from llamacffi._core.ownership import Handle, live_objects
 from tests.facade.object_graph import build
 from tests.facade.test_fork import outcome
 from llamacffi import backend
@@ -153,7 +153,7 @@ def test_the_child_ends_in_any_way(quiet):
 def test_a_fork_while_other_threads_are_inside(quiet):
     """They hold the locks of contexts, of the log and of llama.cpp; the child has none of them."""
     quiet("""
-        from llamacffi import _life
+        from llamacffi._core import shutdown as _life
         _life.EXIT_SECONDS = 10_000  # it has none of the calls to wait for
         made = build(*sys.argv[1:])
         stop, errors = threading.Event(), []

@@ -106,7 +106,7 @@ def test_real_signals_at_random_times(run_python, demo_path):
     code = """
         import gc, random, signal, sys
         from llamacffi import *
-        from llamacffi._handle import live_objects
+        from llamacffi._core.ownership import live_objects
         chance = random.Random(3)
         model = Model(sys.argv[1])
         context = Context(model, n_ctx=64, n_threads=1)

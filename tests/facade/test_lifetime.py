@@ -13,7 +13,7 @@ SETUP = """
 import gc, os, sys, threading
 import llamacffi
 from llamacffi import *
-from llamacffi._handle import live_objects
+from llamacffi._core.ownership import live_objects
 
 def things():
     model = Model(sys.argv[1])
@@ -268,7 +268,7 @@ def test_memory_stays_flat(run_python, demo_path, tmp_path):
     code = """
         import gc, os, statistics, sys, threading
         from llamacffi import *
-        from llamacffi._handle import live_objects
+        from llamacffi._core.ownership import live_objects
         path, lora = sys.argv[1:]
 
         def resident():

@@ -27,7 +27,7 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 import atexit, gc, itertools, os, random, signal, threading, time, weakref
 from llamacffi import *
-from llamacffi._handle import live_objects
+from llamacffi._core.ownership import live_objects
 from tests.facade.object_graph import ENDS, build
 
 def new():

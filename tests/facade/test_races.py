@@ -13,7 +13,7 @@ import faulthandler, gc, itertools, os, random, signal, sys, threading, time
 from collections import Counter
 faulthandler.enable()
 from llamacffi import *
-from llamacffi._handle import live_objects
+from llamacffi._core.ownership import live_objects
 path, lora = sys.argv[1:]
 
 MAKERS = {

@@ -240,7 +240,7 @@ def test_an_error_of_the_system_names_the_file(tmp_path, run_python):
     code = """
         import os, resource
         from llamacffi import Gguf, Model, demo, quantize, shards
-        from llamacffi.lora import merge_lora
+        from llamacffi.tools.merge_lora import merge_lora
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         os.mkdir("t")
         with Model("model.gguf", n_gpu_layers=0) as model:

@@ -330,7 +330,7 @@ def wait_for(condition):
 EXIT = """
 import sys, threading, time
 from llamacffi import *
-from llamacffi import _life
+from llamacffi._core import shutdown as _life
 
 _life.EXIT_SECONDS = 10_000
 model = Model(sys.argv[1])
@@ -367,7 +367,7 @@ def test_a_graph_in_another_thread_keeps_its_pool(run_python, demo_path):
         """
         import gc, sys, threading
         from llamacffi import *
-        from llamacffi._handle import live_objects
+        from llamacffi._core.ownership import live_objects
 
         model = Model(sys.argv[1])
         pool = Threadpool(2)

@@ -148,7 +148,7 @@ def run(text: str, values: dict[str, object]) -> dict[str, object]:
     vars(module).update(values)
     scope: dict[str, object] = {"lib": module, "ffi": module, "__name__": "generated"}
     lines = text.split("\n")
-    exec("\n".join(line for line in lines if not line.startswith("from .._ffi")), scope)
+    exec("\n".join(line for line in lines if not line.startswith("from .._native")), scope)
     return scope
 
 

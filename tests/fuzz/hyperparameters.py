@@ -251,7 +251,7 @@ def main() -> int:
     os.environ["GGML_NO_BACKTRACE"] = "1"
     backend.load()
     pick = random.Random(options.seed)
-    import llamacffi._model.making  # noqa: F401  now, and not while someone changes it
+    import llamacffi.model.making  # noqa: F401  now, and not while someone changes it
 
     n_cases = n_found = 0
     for path in sorted(options.directory.glob("*.gguf")):

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llamacffi import _native as _ffi
-from llamacffi import ffi, lib
+from llamacffi import _native, ffi, lib
 
 COMMIT = ffi.string(lib.llamacffi_built_commit()).decode()
 OTHER = "f" * 40
@@ -31,8 +30,8 @@ def package(tmp_path: Path, root: Path) -> Path:
     """The copy."""
     target = tmp_path / "copy" / "llamacffi"
     shutil.copytree(root / "llamacffi", target, ignore=shutil.ignore_patterns("__pycache__", "lib"))
-    shutil.copy(_ffi.module_path, target)
-    shutil.copytree(_ffi.library_dir, target / "lib")
+    shutil.copy(_native.module_path, target)
+    shutil.copytree(_native.library_dir, target / "lib")
     return target
 
 

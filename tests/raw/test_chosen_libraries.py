@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llamacffi import _native as _ffi
-from llamacffi import ffi, lib
+from llamacffi import _native, ffi, lib
 from llamacffi._native import layout as _layout
 
 from .conftest import COMMIT, OTHER, of_another_commit, rename
@@ -20,13 +19,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="damages ELF fil
 # Where everything is from, and that it works.
 DECODE = """
 from llamacffi import *
-from llamacffi import _ffi, backend
+from llamacffi import backend
+from llamacffi import _native
 with Model(sys.argv[1]) as model, Context(model, n_ctx=64, n_threads=1) as context:
     batch = Batch(3)
     batch.add(model.vocab.tokenize("a b"))
     context.decode(batch)
     assert context.logits().shape == (len(model.vocab),)
-paths = [ffi.string(one.path).decode() for one in _ffi.libraries()]
+paths = [ffi.string(one.path).decode() for one in _native.libraries()]
 with open("/proc/self/maps") as maps:
     paths += [line.split()[-1] for line in maps if "libggml-cpu" in line]
 print(*sorted({path.rpartition("/")[0] for path in paths}), library_dir())
@@ -36,7 +36,7 @@ print(*sorted({path.rpartition("/")[0] for path in paths}), library_dir())
 @pytest.fixture
 def chosen(tmp_path: Path) -> Path:
     """A copy of the libraries, elsewhere."""
-    return shutil.copytree(_ffi.library_dir, tmp_path / "chosen")
+    return shutil.copytree(_native.library_dir, tmp_path / "chosen")
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_what_was_loaded_before_is_in_the_way(refusal, chosen, package):
 
 
 def test_the_modules_hash_is_that_of_its_facts():
-    lock = Path(_ffi.module_path).parent / "lib" / "api.lock"
+    lock = Path(_native.module_path).parent / "lib" / "api.lock"
     text = lock.read_text()
     assert _layout.digest(text) == ffi.string(lib.llamacffi_built_layout()).decode()
     assert _layout.commit_of(text) == COMMIT

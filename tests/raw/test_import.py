@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llamacffi import _native as _ffi
-from llamacffi import lib, library_dir
+from llamacffi import _native, lib, library_dir
 from tests.timing import within
 
 
@@ -35,14 +34,14 @@ def test_import_is_quick_and_quiet(run_python):
     within(min(report["seconds"] for report in reports), 0.06)
     first = reports[0]
     assert (first["numpy"], first["environment"], first["threads"]) == (False, True, 1)
-    modules = ["_elf", "_ffi", "_llama", "_llama.lib"]
-    if _ffi.lib is not lib:  # another llama.cpp than the pinned one
-        modules += ["_missing", "errors"]
+    modules = ["_llama", "_llama.lib", "_native", "_native.elf"]
+    if _native.lib is not lib:  # another llama.cpp than the pinned one
+        modules += ["_native.missing", "errors"]
     assert first["modules"] == ["llamacffi", *(f"llamacffi.{name}" for name in modules)]
 
 
 def test_the_module_is_one_binary_for_all_pythons():
-    assert Path(_ffi.module_path).name == "_llama.abi3.so"
+    assert Path(_native.module_path).name == "_llama.abi3.so"
 
 
 def test_the_libraries_are_those_of_the_package():

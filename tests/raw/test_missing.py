@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamacffi import UnsupportedError, ffi, lib
-from llamacffi import _native as _ffi
+from llamacffi import UnsupportedError, _native, ffi, lib
 from llamacffi._native.missing import complete
 
 
@@ -55,5 +54,5 @@ def test_this_build_has_what_it_says():
     while lib.llamacffi_missing(count, one):
         count += 1
         assert ffi.string(one.reason)
-    assert (_ffi.lib is lib) == (count == 0)
+    assert (_native.lib is lib) == (count == 0)
     assert not lib.llamacffi_missing(-1, one)
