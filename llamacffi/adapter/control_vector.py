@@ -13,8 +13,8 @@ import numpy as np
 
 from .._core.values import FLOAT_MAX, INT32_MAX, as_array, check_int
 from ..errors import AdapterError, ArgumentError, GgufError
-from ..gguf.file_kind import VECTOR, kind_of
 from ..gguf.sources import gguf_of, opened
+from ..model.file_kind import VECTOR, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

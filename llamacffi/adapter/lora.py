@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._native import lib
 from ..errors import AdapterError
-from ..gguf.file_kind import LORA, kind_of
+from ..model.file_kind import LORA, kind_of
 
 if TYPE_CHECKING:
     from ..gguf.gguf import Gguf, GgufTensor

@@ -31,7 +31,7 @@ def model_path(args: argparse.Namespace) -> str:
 
 def is_model(text: str) -> bool:
     """Tell whether a text is the name of a model, there or not."""
-    from ..gguf.file_kind import MAGIC
+    from ..model.file_kind import MAGIC
 
     # A question may end so too, but seldom with a directory in it.
     if text.lower().endswith(".gguf") and (len(text.split()) == 1 or os.path.dirname(text)):

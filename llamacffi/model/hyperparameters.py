@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from .._native import ffi, lib
 from ..errors import LoadError
-from ..gguf.file_kind import ARCHITECTURE, text_of
+from .file_kind import ARCHITECTURE, text_of
 
 Number: TypeAlias = "int | float"
 

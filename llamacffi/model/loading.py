@@ -18,8 +18,8 @@ from .._core.path_hints import no_file
 from .._core.text import c_path, checked_path
 from .._native import ffi, lib
 from ..errors import ArgumentError, LoadError, ModelNotFoundError, NativeError
-from ..gguf.file_kind import MAGIC, check_kind, check_magic
 from . import load_mode
+from .file_kind import MAGIC, check_kind, check_magic
 from .hyperparameters import check_hyperparameters
 from .overrides import fit_kv_overrides
 from .vocabulary import check_vocabulary

@@ -21,8 +21,8 @@ import numpy as np
 
 from .._core.values import INT32_MAX, check_int, check_object, elements, flag, is_text
 from ..errors import ArgumentError, ContextError, GgufError
-from ..gguf.file_kind import kind_of
 from ..gguf.gguf import Gguf
+from ..model.file_kind import kind_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -27,11 +27,11 @@ from ..adapter.lora import (
     shape_text,
 )
 from ..errors import AdapterError, ArgumentError
-from ..gguf.file_kind import MODEL, kind_of
 from ..gguf.gguf import Gguf
 from ..gguf.shards import check_other, open_all, whole
 from ..gguf.tensors import GgufTensor, computed_tensor
 from ..gguf.types import ggml_type, quantize_array, row_bytes
+from ..model.file_kind import MODEL, kind_of
 
 if TYPE_CHECKING:
     from ..gguf.types import AnyType, Array, Floats

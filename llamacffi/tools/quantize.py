@@ -20,11 +20,11 @@ from .._generated.enums import Ftype, GgmlType
 from .._native import ffi, lib
 from ..backend import registry as backend
 from ..errors import ArgumentError, GgufError, NativeError, QuantizeError, UnsupportedError
-from ..gguf.file_kind import MODEL, PROJECTOR, kind_of
 from ..gguf.gguf import Gguf
 from ..gguf.shards import check_other, open_all, paths_of
 from ..gguf.types import dequantize_array, row_bytes
 from ..log import capture_logs, drain, with_log
+from ..model.file_kind import MODEL, PROJECTOR, kind_of
 from .quantize_params import ftype_name, ftype_of, ftypes, quantize_params
 
 if TYPE_CHECKING:
