@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BusyError, ForkError
-from . import shutdown as _life
+from . import shutdown
 from .frames import is_inside, is_running
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 END: Any = object()
 
 
-class Exclusive:
+class CallLock:
     """Lets one thread at a time in, and tells the others so instead of making them wait.
 
     llama.cpp's contexts and samplers are for one thread at a time.  A program that uses one from
@@ -46,7 +46,7 @@ class Exclusive:
         self.holders = {}
         self.ended = False
         self._name = name
-        self._generation = _life.generation
+        self._generation = shutdown.generation
         # By a call that is over, the one that comes in its place.
         self._claims: dict[FrameType, FrameType] = {}
 
@@ -67,7 +67,7 @@ class Exclusive:
         """Let others in; called by who is inside."""
         self.holders.clear()
         if self.ended:
-            _life.leave(self._name)
+            shutdown.leave(self._name)
 
     def check(self) -> None:
         """Raise BusyError if somebody is inside."""
@@ -84,9 +84,9 @@ class Exclusive:
     def _succeed(self, frame: FrameType) -> BusyError | ForkError | None:
         """Take the place of a call that is over; return why that is not possible."""
         if self.ended:
-            _life.leave(self._name)
-        if self._generation < _life.ours:  # one of the parent's threads was inside
-            return _life.of_parent(self._name)
+            shutdown.leave(self._name)
+        if self._generation < shutdown.ours:  # one of the parent's threads was inside
+            return shutdown.of_parent(self._name)
         first = last = self.holders.get(0, frame)
         claimed = []
         while last is not frame:
@@ -116,16 +116,16 @@ class Exclusive:
         )
 
 
-class Together:
-    """Holds several `Exclusive` as one: all of them or none."""
+class CallLocks:
+    """Holds several `CallLock` as one: all of them or none."""
 
     __slots__ = ("_held", "first", "others")
 
-    def __init__(self, first: Exclusive, *others: Exclusive) -> None:
-        self.first: Exclusive = first
-        self.others: tuple[Exclusive, ...] = others
+    def __init__(self, first: CallLock, *others: CallLock) -> None:
+        self.first: CallLock = first
+        self.others: tuple[CallLock, ...] = others
         """For the next to come; changed only by who holds ``first``."""
-        self._held: tuple[Exclusive, ...] = ()
+        self._held: tuple[CallLock, ...] = ()
 
     def __enter__(self) -> None:
         self.enter(sys._getframe(1))
@@ -153,56 +153,56 @@ class Together:
             if one.ended:
                 one.leave()
 
-    def _release(self, others: tuple[Exclusive, ...], frame: FrameType) -> None:
+    def _release(self, others: tuple[CallLock, ...], frame: FrameType) -> None:
         for one in (*others, self.first):
             if one.holders.get(0) is frame:
                 one.holders.clear()
 
 
-class Ending:
+class ExitGuard:
     """What the exit of the interpreter needs of an object that one thread at a time may use."""
 
-    __slots__ = ("_cancel", "_exclusive", "in_use")
+    __slots__ = ("_cancel", "_lock", "in_use")
 
     in_use: Callable[[], bool]
     """Tells whether its memory is used otherwise: then it stays."""
 
     def __init__(
         self,
-        exclusive: Exclusive,
+        lock: CallLock,
         cancel: Callable[[], object] | None = None,
         in_use: Callable[[], bool] = bool,
     ) -> None:
         """Describe one.
 
         Args:
-            exclusive: Who is inside.  Only a weak reference to it is kept.
+            lock: Who is inside.  Only a weak reference to it is kept.
             cancel: Makes a call that is running return soon.
             in_use: See the attribute.
         """
-        self._exclusive = weakref.ref(exclusive)
+        self._lock = weakref.ref(lock)
         self._cancel, self.in_use = cancel, in_use
 
     def stop(self) -> None:
         """Stop what is running, and let nobody in or go on."""
-        exclusive = self._exclusive()
-        if exclusive is not None:
-            exclusive.ended = True
+        lock = self._lock()
+        if lock is not None:
+            lock.ended = True
         if self._cancel is not None:
             self._cancel()
 
     def wait(self) -> bool:
         """Keep everybody out for ever; return whether who was inside has come out in time."""
-        exclusive = self._exclusive()
-        if exclusive is None:
+        lock = self._lock()
+        if lock is None:
             return True
-        deadline = time.monotonic() + _life.EXIT_SECONDS
-        while exclusive.holders.setdefault(0, END) is not END:
-            holder = exclusive.holders.get(0)
+        deadline = time.monotonic() + shutdown.EXIT_SECONDS
+        while lock.holders.setdefault(0, END) is not END:
+            holder = lock.holders.get(0)
             if holder is not None and holder is not END and not is_running(holder):
-                exclusive.holders[0] = END
+                lock.holders[0] = END
             elif time.monotonic() > deadline:
                 return False
             else:
-                time.sleep(_life.EXIT_POLL)
+                time.sleep(shutdown.EXIT_POLL)
         return True

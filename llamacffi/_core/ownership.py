@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._native import ffi, lib
 from ..errors import ClosedError
-from . import shutdown as _life
-from .locks import Ending
+from . import shutdown
+from .locks import ExitGuard
 from .unique import Unique
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def own(made: Made, *keep: object) -> Any:
     if not _registered:
         _register()
     # Outside of all cycles; what C calls when the owner goes is C too.
-    _life.owned[weakref.ref(owner, _life.owned.pop)] = (*keep, *made[0]), made[1]
-    if _life.ending:
-        _life.end_daemon()
+    shutdown.owned[weakref.ref(owner, shutdown.owned.pop)] = (*keep, *made[0]), made[1]
+    if shutdown.ending:
+        shutdown.end_daemon()
     return owner
 
 
@@ -107,52 +107,52 @@ def _register() -> None:
 
 def live_objects() -> int:
     """Count the C objects that are owned and not freed; for the leak tests."""
-    return len(_life.owned)
+    return len(shutdown.owned)
 
 
 def _end() -> None:
     """Take all objects away from their users, wait until no call is running, and free them."""
-    _life.begin_end()
+    shutdown.begin_end()
     lib.llamacffi_guard_exit()
     if _is_quiet() and _free_all():
         for function in _afterwards:
             function()
     else:
-        _life.abandon()
+        shutdown.abandon()
 
 
 def _is_quiet() -> bool:
     """Wait until no other thread is in a call of C; return whether that has become so in time."""
     if len(sys._current_frames()) == 1:
         return True
-    for keep, _ptr in list(_life.owned.values()):
+    for keep, _ptr in list(shutdown.owned.values()):
         for one in keep:
-            if isinstance(one, Ending):
+            if isinstance(one, ExitGuard):
                 one.stop()
-    deadline, quiet = time.monotonic() + _life.EXIT_SECONDS, 0
+    deadline, quiet = time.monotonic() + shutdown.EXIT_SECONDS, 0
     # A thread may have a pointer already, but not have called yet: let each of them run.
-    while quiet < _life.EXIT_POLLS + len(sys._current_frames()):
+    while quiet < shutdown.EXIT_POLLS + len(sys._current_frames()):
         if time.monotonic() > deadline:
             return False
-        time.sleep(_life.EXIT_POLL)
+        time.sleep(shutdown.EXIT_POLL)
         quiet = 0 if lib.llamacffi_n_calls() > 0 else quiet + 1
     return True
 
 
 def _free_all() -> bool:
     """Free all objects, the last first; return whether nobody was inside."""
-    while _life.owned:
+    while shutdown.owned:
         # Without its weak reference, which would want to take it out again.
-        keep, ptr = made = _life.owned.popitem()[1]
-        endings = [one for one in keep if isinstance(one, Ending)]
+        keep, ptr = made = shutdown.owned.popitem()[1]
+        endings = [one for one in keep if isinstance(one, ExitGuard)]
         for ending in endings:
             ending.stop()
         if not all(ending.wait() for ending in endings):
-            _life.leave_alone(made)
+            shutdown.leave_alone(made)
             return False  # the call that runs stands on the rest too
         if any(ending.in_use() for ending in endings):
-            _life.leave_alone(made)
-        elif not any(one is _life.ABANDONED for one in keep):
+            shutdown.leave_alone(made)
+        elif not any(one is shutdown.ABANDONED for one in keep):
             ffi.release(ptr)
     return True
 
@@ -187,7 +187,7 @@ class Handle(Pointer):
     def __init__(self, owner: Any) -> None:
         """Take an owner; see `own`.  Who has a parent says so when it is whole, by `_join`."""
         self._owner: Any = owner
-        self._generation = _life.generation
+        self._generation = shutdown.generation
         self._children: set[weakref.ref[Handle]] = set()
 
     def _join(self, parent: Handle) -> None:
@@ -212,20 +212,20 @@ class Handle(Pointer):
         owner = self._owner
         if owner is None:
             raise ClosedError(f"the {type(self).__name__} is closed")
-        if self._generation != _life.generation:
+        if self._generation != shutdown.generation:
             self._refuse()
         return owner
 
     def _refuse(self) -> NoReturn:
         name = type(self).__name__
-        if not _life.ending or self._generation < _life.ours:
-            raise _life.of_parent(name)
-        _life.leave(name)
+        if not shutdown.ending or self._generation < shutdown.ours:
+            raise shutdown.of_parent(name)
+        shutdown.leave(name)
 
     @property
     def closed(self) -> bool:
         """Whether `close` has been called, or the interpreter exits."""
-        return self._owner is None or (_life.ending and self._generation != _life.generation)
+        return self._owner is None or (shutdown.ending and self._generation != shutdown.generation)
 
     def _adopt(self, child: Handle) -> None:
         """Close ``child`` too when this is closed, and before."""

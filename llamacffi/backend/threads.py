@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._core.hints import hinting
-from .._core.locks import Ending, Exclusive
+from .._core.locks import CallLock, ExitGuard
 from .._core.ownership import Handle, make, own
 from .._core.params import enum_number, fill
 from .._core.values import checked_indices
@@ -54,13 +54,13 @@ class Threadpool(Handle):
     _why = "it stands for threads of this process"
     _instead = "make another Threadpool with the same arguments"
 
-    __slots__ = ("_flags", "cpus", "exclusive", "n_threads", "placement")
+    __slots__ = ("_flags", "cpus", "lock", "n_threads", "placement")
 
     n_threads: int
     """How many threads compute, with the one that calls."""
     cpus: frozenset[int] | None
     """The processors that they may run on; None if that was not chosen."""
-    exclusive: Exclusive
+    lock: CallLock
     """Held while a graph runs, and by `pause` and `resume`."""
     placement: Placement | None
     """What the thread that calls takes on; None if neither processors nor priority were chosen."""
@@ -106,11 +106,11 @@ class Threadpool(Handle):
         backend.load()
         struct = _struct(params, self.cpus)
         self.n_threads = struct.n_threads
-        self.exclusive = Exclusive("Threadpool")
+        self.lock = CallLock("Threadpool")
         # Weak, for they belong to the contexts: see `attached_to`.
         self._flags: weakref.WeakSet[Any] = weakref.WeakSet()
         cancel = functools.partial(_cancel, self._flags)
-        ending = Ending(self.exclusive, cancel)
+        ending = ExitGuard(self.lock, cancel)
         self.placement = None
         if self.cpus is None and struct.prio == lib.GGML_SCHED_PRIO_NORMAL:
             owner = _start(struct, ending)
@@ -135,7 +135,7 @@ class Threadpool(Handle):
         """
         ptr = self.ptr
         # A thread that saw the pause before its part of a graph would keep the others waiting.
-        with self.exclusive:
+        with self.lock:
             lib.ggml_threadpool_pause(ptr)
 
     def resume(self) -> None:
@@ -147,7 +147,7 @@ class Threadpool(Handle):
         Source: ``ggml_threadpool_resume``.
         """
         ptr = self.ptr
-        with self.exclusive:
+        with self.lock:
             lib.ggml_threadpool_resume(ptr)
 
     def close(self) -> None:
@@ -157,7 +157,7 @@ class Threadpool(Handle):
         it is done.
         """
         super().close()
-        self.exclusive.sweep()
+        self.lock.sweep()
 
     def attached_to(self, abort_flag: Any) -> None:
         """Remember what stops a graph, for an exit of the interpreter while one runs."""
@@ -241,7 +241,7 @@ def _cpu_numbers(cpus: Iterable[int]) -> frozenset[int]:
     return numbers
 
 
-def _start(struct: Any, ending: Ending) -> Any:
+def _start(struct: Any, ending: ExitGuard) -> Any:
     """Start the threads of a pool and return an owning pointer to it."""
     try:
         made = make(lib.ggml_threadpool_free, (ending,), lib.ggml_threadpool_new, struct)
@@ -253,7 +253,7 @@ def _start(struct: Any, ending: Ending) -> Any:
 
 
 def _start_placed(
-    struct: Any, cpus: frozenset[int] | None, ending: Ending
+    struct: Any, cpus: frozenset[int] | None, ending: ExitGuard
 ) -> tuple[Any, Placement]:
     """Do that with processors or a priority, in a thread that is not needed afterwards."""
     if not hasattr(os, "sched_setaffinity"):

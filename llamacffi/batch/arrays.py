@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._core.locks import Exclusive
+from .._core.locks import CallLock
 from .._core.ownership import Pointer
 from .._core.values import integer
 from .._native import ffi
@@ -37,7 +37,7 @@ class BatchArrays(Pointer):
     _instead = "make another Batch, and add() the same"
 
     __slots__ = (
-        *("_content", "_embd", "_first_pos", "_first_token", "_exclusive", "_logits", "_n_seq_id"),
+        *("_content", "_embd", "_first_pos", "_first_token", "_lock", "_logits", "_n_seq_id"),
         *("_n_rows", "_pos", "_rows", "_sections", "_single"),
         *("_seq_id", "_struct", "_token", "_value", "is_coupled", "n_embd"),
         *("_n_seq_id_max", "_outputs", "_seq_id_max", "_token_range"),
@@ -76,7 +76,7 @@ class BatchArrays(Pointer):
         self._sections = None  # made for the first that needs it
         self._rows = np.zeros(capacity, np.uintp)  # a pointer for each row of _seq_id
         self._n_rows = 0  # those that are set: memory that is not used is not touched
-        self._exclusive: Exclusive = Exclusive("Batch")  # held while C reads the arrays
+        self._lock: CallLock = CallLock("Batch")  # held while C reads the arrays
         self._content = ""
         self._struct = ffi.new("struct llama_batch *")
         self._value = self._struct[0]  # the same memory, as C's functions take it

@@ -193,7 +193,7 @@ class Batch(BatchArrays):
             raise ArgumentError(f"pos={pos} and seq_id={seq_id} are not in 0 to {INT32_MAX}")
         if not -INT32_MAX <= token <= INT32_MAX:  # the vocabulary is looked at later
             raise ArgumentError(f"token={token} is not in 0 to {INT32_MAX}")
-        if self._single != seq_id or self._exclusive.holders:
+        if self._single != seq_id or self._lock.holders:
             self.clear()
             self._n_seq_id[0], self._seq_id[0, 0], self._logits[0] = 1, seq_id, 1
             self._seq_id_max, self._n_seq_id_max, self._outputs = seq_id, 1, b"\1"
@@ -254,7 +254,7 @@ class Batch(BatchArrays):
 
         Source: ``llama_decode``, ``llama_encode``; with embeddings ``llama_process``.
         """
-        with self._exclusive:
+        with self._lock:
             filled = None if self._content is TOKENS else self._with_embeddings(context)
             code: int
             if attempt is not None:
@@ -335,4 +335,4 @@ class Batch(BatchArrays):
         return fill(context, tokens, rows, sections[:n], self.seq_ids, self.outputs())
 
     def _check_free(self) -> None:
-        self._exclusive.check()
+        self._lock.check()

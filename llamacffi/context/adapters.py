@@ -10,7 +10,7 @@ from .._native import ffi
 from ..errors import AdapterError
 from ..log import with_log
 from .base import ContextBase
-from .reserve import NO_VECTOR, Applied
+from .reserve import NO_VECTOR, ActiveAdapters
 
 if TYPE_CHECKING:
     from ..adapter.adapter import Adapter
@@ -40,7 +40,7 @@ class Adapters(ContextBase):
         Source: ``llama_set_adapters_lora``.
         """
         self.ptr  # noqa: B018  raises if closed
-        return self._applied.adapters
+        return self._active.adapters
 
     @adapters.setter
     def adapters(self, adapters: Mapping[Adapter, float] | None) -> None:
@@ -51,8 +51,8 @@ class Adapters(ContextBase):
             self._checked(adapter): number("scale", scale) for adapter, scale in chosen.items()
         }
         owners = [adapter.ptr for adapter in scales]
-        applied, ptr = self._applied, self.ptr
-        with self.exclusive:
+        applied, ptr = self._active, self.ptr
+        with self.lock:
             applied.use_adapters(ptr, scales, owners)
 
     @property
@@ -70,11 +70,11 @@ class Adapters(ContextBase):
         Source: ``llama_set_adapter_cvec``.
         """
         self.ptr  # noqa: B018  raises if closed
-        return self._applied.vector
+        return self._active.vector
 
     @control_vector.setter
     def control_vector(self, vector: ControlVector | None) -> None:
-        applied, ptr = self._applied, self.ptr
+        applied, ptr = self._active, self.ptr
         args: tuple[Any, ...] = NO_VECTOR
         if vector is not None:
             from ..adapter.control_vector import (
@@ -87,7 +87,7 @@ class Adapters(ContextBase):
             first, last = vector.layers[0], vector.layers[-1]
             # All layers: what C is not given keeps the numbers of the vector before.
             args = ffi.from_buffer("float[]", rows), rows.size, rows.shape[1], first, last
-        with self.exclusive:
+        with self.lock:
             if not applied.use_vector(ptr, vector, args):
                 raise with_log(AdapterError(f"llama.cpp cannot use {vector!r}"))
 
@@ -98,7 +98,7 @@ class Adapters(ContextBase):
         until it is done.
         """
         super().close()
-        self._applied = Applied()  # C may still point into the other, which its finalizer has
+        self._active = ActiveAdapters()  # C may still point into the other, which its finalizer has
 
     def _checked(self, adapter: Adapter) -> Adapter:
         """Return an adapter that this context can use."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._core.locks import Exclusive
+from .._core.locks import CallLock
 from .._core.ownership import Handle
 from .._native import lib
 from .compat import n_rs_seq
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from ..model.model import Model
     from ..sampling.chain import SamplerChain
     from ..vocab.vocab import Vocab
-    from .bookkeeping import Lineage
+    from .bookkeeping import Bookkeeping
     from .contention import Contention
     from .perf_types import ContextPerf
     from .pools import Computing
-    from .reserve import Applied
+    from .reserve import ActiveAdapters
     from .snapshot_room import Mark
 
 
@@ -37,7 +37,8 @@ class ContextBase(Handle):
 
     __slots__ = (
         "_abort",
-        "_applied",
+        "_active",
+        "_bookkeeping",
         "_chain_owners",
         "_chains",
         "_computing",
@@ -50,7 +51,6 @@ class ContextBase(Handle):
         "_graph",
         "_has",
         "_has_logits",
-        "_lineage",
         "_memoryless",
         "_n_outputs_max",
         "_n_positions",
@@ -64,8 +64,8 @@ class ContextBase(Handle):
         "_special",
         "_turning",
         "_vocab",
-        "exclusive",
         "kv_unified",
+        "lock",
         "model",
     )
 
@@ -73,13 +73,13 @@ class ContextBase(Handle):
     """The model that it computes with."""
     kv_unified: bool
     """Whether all sequences share one buffer."""
-    exclusive: Exclusive
+    lock: CallLock
     """Held during each call: a context is for one thread at a time."""
     # What to hold while C computes, one token or several; None after `close`.
     _computing: tuple[Computing, Computing] | None
     _vocab: Vocab
     _exports: Exports
-    _lineage: Lineage
+    _bookkeeping: Bookkeeping
     # Whether it reads embeddings beside tokens: a draft model's, from the state of its target.
     _drafts: bool
     # Which tokens of the last batch have an output, a byte each; None before the first batch.
@@ -109,7 +109,7 @@ class ContextBase(Handle):
     # Who sees its graphs.
     _observer: Observer | None
     # To be held while C computes: the lock of the context whose memory or weights it uses.
-    _other_context: Exclusive | None
+    _other_context: CallLock | None
     # Whether its threads have the processors that they need.
     _contention: Contention
     # What of the counters does not count.
@@ -123,7 +123,7 @@ class ContextBase(Handle):
     # What C has of them, as long as it has it.
     _chain_owners: dict[int, Any]
     # The adapters and the control vector in use.
-    _applied: Applied
+    _active: ActiveAdapters
     # What of each sequence is kept on its device: who has asked for it last.
     _snapshots: dict[int, Mark]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 END = 2**31 - 1
 
 
-class Lineage:
+class Bookkeeping:
     """Which sequences share tokens, which recurrent ones can be taken back, and which were moved.
 
     A token that several sequences share has one position for all of them: to move it in one moves

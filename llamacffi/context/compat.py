@@ -19,6 +19,6 @@ def is_draft(params: Any) -> bool:
     return hasattr(params, "ctx_type") and params.ctx_type == lib.LLAMA_CONTEXT_TYPE_MTP
 
 
-def asked(params: Any, name: str) -> int:
+def param_or_zero(params: Any, name: str) -> int:
     """Return a number of the parameters; 0 where there is no such parameter."""
     return int(getattr(params, name, 0))

@@ -83,7 +83,7 @@ class Computation(Threads):
             embeddings = self._embeddings
             self._outputs = b"\1" * n if embeddings else batch.outputs()
             self._has = self._has_logits, embeddings
-            self._lineage.decoded(batch)
+            self._bookkeeping.decoded(batch)
         drain()
 
     def encode(self, batch: Batch) -> None:
@@ -142,7 +142,7 @@ class Computation(Threads):
         Source: ``llama_synchronize``.
         """
         ptr = self.ptr
-        with self.exclusive:
+        with self.lock:
             lib.llama_synchronize(ptr)
 
     @property
@@ -163,7 +163,7 @@ class Computation(Threads):
         causal, ptr = flag("causal", causal), self.ptr
         if causal and self._memoryless:
             raise UnsupportedError(f"{self.model!r} has no memory: {SEES_ALL}")
-        with self.exclusive:
+        with self.lock:
             lib.llama_set_causal_attn(ptr, causal)
 
     @property
@@ -192,7 +192,7 @@ class Computation(Threads):
                 f"pooling by mean needs n_ubatch={self.n_ubatch} to be a multiple of n_seq_max="
                 f"{n_seq_max}: create the Context so"
             )
-        with self.exclusive:
+        with self.lock:
             if embeddings and not self._embeddings:
                 graph = describe(ptr, self._n_outputs_max, embeddings=True, keep=False)
                 check_widths(ptr, graph, self.model)
@@ -320,8 +320,8 @@ class Computation(Threads):
         before, self._outputs = self._outputs, None
         causal = encode and lib.llama_get_causal_attn(ptr)
         try:
-            if not self._applied.planned:
-                self._applied.plan(ptr)
+            if not self._active.planned:
+                self._active.plan(ptr)
             if self._observer is not None:
                 self._observer.begin(ptr, batch.starts())
             if self._other_context is None:
@@ -330,10 +330,10 @@ class Computation(Threads):
                 with self._other_context:
                     code = batch.submit(ptr, encode, attempt)
         except NativeError:
-            self._applied.plan_anew(ptr)
+            self._active.plan_anew(ptr)
             if encode:  # llama.cpp has switched it off for the encoder
                 lib.llama_set_causal_attn(ptr, causal)
-            roll_back(ptr, batch, self._lineage)
+            roll_back(ptr, batch, self._bookkeeping)
             if self._observer is not None:
                 self._observer.finish()
             raise
@@ -348,13 +348,13 @@ class Computation(Threads):
             stopped, error = self._observer.finish()
         if code or stopped:
             if self._observer is not None and self._observer.torn:
-                take_back(ptr, self._observer.before, self._lineage)
+                take_back(ptr, self._observer.before, self._bookkeeping)
             self._fail(ptr, batch, code or ABORTED, error, encode)
         self._computed(ptr)
 
     def _interrupted(self, batch: Batch) -> None:
         """Note that C may have computed a batch: an interrupt came when it returned, or before."""
-        self._lineage.interrupted(batch)
+        self._bookkeeping.interrupted(batch)
         if self._observer is not None and self._observer.finish()[0]:
             lib.llamacffi_abort_set(self._abort, False)
 
@@ -364,8 +364,8 @@ class Computation(Threads):
         """Raise what a computation that did not succeed stands for."""
         lib.llamacffi_abort_set(self._abort, False)
         if code < -1:
-            self._applied.plan_anew(ptr)
-        pos_max = ends(ptr, batch) if code in UNCHANGED else settle(ptr, batch, self._lineage)
+            self._active.plan_anew(ptr)
+        pos_max = ends(ptr, batch) if code in UNCHANGED else settle(ptr, batch, self._bookkeeping)
         function = "llama_encode" if encode else "llama_decode"
         why = why_rejected(ptr, batch, pos_max) if code == REJECTED else ""
         failure: DecodeError = with_log(decode_error(code, pos_max, function, why))

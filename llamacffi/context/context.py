@@ -6,15 +6,15 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .._core.locks import Ending, Exclusive
+from .._core.locks import CallLock, ExitGuard
 from .._core.ownership import make, own
 from .._core.views import Exports
 from .._native import ffi, lib
 from ..errors import ArgumentError, ContextError, ForkError, NativeError, UnsupportedError
 from ..log import drain, recent, with_log
 from .adapters import Adapters
-from .bookkeeping import Lineage
-from .compat import asked, is_draft, n_rs_seq
+from .bookkeeping import Bookkeeping
+from .compat import is_draft, n_rs_seq, param_or_zero
 from .computation import SEES_ALL
 from .contention import Contention
 from .graph import check_widths, describe
@@ -23,7 +23,7 @@ from .memory import Memory
 from .params import SHARING, ContextRequest, architecture
 from .perf import Performance
 from .pools import Computing, Pools, own_pools
-from .reserve import Applied
+from .reserve import ActiveAdapters
 from .snapshot import Snapshots
 from .state import States
 
@@ -91,26 +91,26 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         struct, vocab, model_ptr = request.struct, model.vocab, model.ptr
         self._abort, self._observer = request.abort, request.observer
         threads = own_pools(struct.n_threads, struct.n_threads_batch)
-        self.exclusive: Exclusive = Exclusive("Context")
-        pools = Pools(self.exclusive)
+        self.lock: CallLock = CallLock("Context")
+        pools = Pools(self.lock)
         self._computing = Computing(pools, 0), Computing(pools, 1)
         cancel = functools.partial(lib.llamacffi_abort_set, self._abort, True)
         self._exports = exports = Exports()
-        ending = Ending(self.exclusive, cancel, lambda: bool(exports.live))
-        self._params, self._applied, self._snapshots = struct, Applied(), {}
+        ending = ExitGuard(self.lock, cancel, lambda: bool(exports.live))
+        self._params, self._active, self._snapshots = struct, ActiveAdapters(), {}
         self._chains, self._chain_owners = {}, {}
         # C reads the flag, the pools, the model's weights, the adapters, the samplers and what the
         # parameters point to until the context is freed.
-        keep = ending, model_ptr, self._abort, pools.pointers, self._applied, request.keep
+        keep = ending, model_ptr, self._abort, pools.pointers, self._active, request.keep
         with given(request.chains, vocab, struct, self._chain_owners):
             ptr = own(_create(model_ptr, struct, (*keep, self._chain_owners)))
         super().__init__(ptr)
         other = request.other
-        self._other_context = None if other is None else other.exclusive
+        self._other_context = None if other is None else other.lock
         pools.attach(ptr, threads, self._abort, own=True)
         self.model = model
         self.kv_unified: bool = bool(struct.kv_unified)
-        self._lineage = Lineage(
+        self._bookkeeping = Bookkeeping(
             struct.n_seq_max,
             recurrent=lib.llama_model_is_recurrent(model_ptr),
             rolls_back=n_rs_seq(ptr) > 0,
@@ -147,8 +147,8 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         self._embeddings = bool(struct.embeddings)
         n_batch = lib.llama_n_batch(ptr)
         self._sizes = n_batch, len(self._vocab), lib.llama_n_seq_max(ptr)
-        self._n_outputs_max = asked(struct, "n_outputs_max") or n_batch
-        n_kept = asked(struct, "n_rs_seq")
+        self._n_outputs_max = param_or_zero(struct, "n_outputs_max") or n_batch
+        n_kept = param_or_zero(struct, "n_rs_seq")
         if n_kept and not n_rs_seq(ptr):
             raise UnsupportedError(
                 f"{model!r} has no recurrent state to go back to: leave out n_rs_seq"
@@ -167,7 +167,7 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         self._has_logits, self._n_positions = graph.has_logits, graph.n_positions
         if looks:
             check_widths(ptr, graph, model)
-        limited = asked(struct, "n_outputs_max") or self._n_positions or self._embeddings
+        limited = param_or_zero(struct, "n_outputs_max") or self._n_positions or self._embeddings
         self._special = bool(encodes or limited or self._drafts)
 
     def __repr__(self) -> str:
@@ -204,7 +204,7 @@ def _create(model: Any, struct: Any, keep: tuple[object, ...]) -> Made:
         raise with_log(ContextError(f"cannot create a context: {error}")) from error
     if made[1] == ffi.NULL:
         hint = ""
-        n_outputs_max = asked(struct, "n_outputs_max")
+        n_outputs_max = param_or_zero(struct, "n_outputs_max")
         if struct.embeddings and (n_outputs_max or struct.n_ubatch % struct.n_seq_max):
             hint = (
                 "; pooling by mean needs an n_ubatch that is a multiple of n_seq_max, and no "

@@ -24,7 +24,7 @@ def identity(context: ContextBase) -> dict[str, Any]:
     sequences and their lengths are for `fits_surely` only.
     """
     ptr, model = context.ptr, context.model
-    applied = context._applied
+    applied = context._active
     return {
         "llama.cpp": ffi.string(lib.ggml_commit()).decode(),
         "model": model._identity,

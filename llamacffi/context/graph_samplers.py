@@ -74,10 +74,10 @@ class BackendSampling(Outputs, Threads):
         if chain is not None:
             self._check_samples()
             _check_free(chain)
-        with self.exclusive:
+        with self.lock:
             self._settle_outputs(ptr)
             if chain is not None:
-                with chain._exclusive:
+                with chain._lock:
                     chain._settle_for(self._vocab)
                     _enter(chain, len(self._vocab))
                     self._replace(ptr, seq_id, None)
@@ -99,7 +99,7 @@ class BackendSampling(Outputs, Threads):
         Source: ``llama_get_sampled_token_ith``.
         """
         i = index(i, "i")
-        with self.exclusive:
+        with self.lock:
             ptr = self.ptr
             self.check_output(i)
             token: int = lib.llama_get_sampled_token_ith(ptr, i)
@@ -165,7 +165,7 @@ class BackendSampling(Outputs, Threads):
         import numpy as np
 
         i = index(i, "i")
-        with self.exclusive:
+        with self.lock:
             ptr = self.ptr
             self.check_output(i)
             if not self._chains or lib.llama_get_sampled_logits_ith(ptr, i) == ffi.NULL:
@@ -193,7 +193,7 @@ class BackendSampling(Outputs, Threads):
 
     def _replace(self, ptr: Any, seq_id: int, chain: SamplerChain | None) -> None:
         """Set the chain of a sequence; who calls holds the context, and the chain."""
-        self._applied.planned = False
+        self._active.planned = False
         if chain is None:
             # In this order: whoever is interrupted leaves what C has kept, and to be removed again.
             lib.llama_set_sampler(ptr, seq_id, ffi.NULL)
@@ -223,7 +223,7 @@ class BackendSampling(Outputs, Threads):
 
     def _hold_chains(self) -> None:
         """Let nobody else use the chains while C computes."""
-        self._pools.hold([chain._exclusive for chain in self._chains.values()])
+        self._pools.hold([chain._lock for chain in self._chains.values()])
 
     def _drop(self, chain: ChainBase) -> None:
         """Let go of a chain that is being closed."""
@@ -273,10 +273,10 @@ def given(
         struct.samplers, struct.n_samplers = ffi.NULL, 0
 
 
-# Functions of their own: of a generator that has a lock, `Exclusive` cannot tell that it is over.
+# Functions of their own: of a generator that has a lock, `CallLock` cannot tell that it is over.
 def _give(chain: SamplerChain, vocab: Vocab, entered: list[SamplerChain]) -> Any:
     """Get a chain ready for a context that is about to be created; return what that gets."""
-    with chain._exclusive:
+    with chain._lock:
         chain._settle_for(vocab)
         _enter(chain, len(vocab))
         chain._attached = _gone  # until it is in the context
@@ -285,7 +285,7 @@ def _give(chain: SamplerChain, vocab: Vocab, entered: list[SamplerChain]) -> Any
 
 
 def _take_back(chain: SamplerChain) -> None:
-    with chain._exclusive:
+    with chain._lock:
         chain._leave_graph()
 
 

@@ -9,7 +9,7 @@ from .._core.values import flag, integer
 from .._native import ffi, lib
 from ..errors import ArgumentError, UnsupportedError
 from .bookkeeping import END
-from .sequences import HeldMemory
+from .sequences import LockedMemory
 
 if TYPE_CHECKING:
     from .context import Context
@@ -65,8 +65,8 @@ class Memory(Pointer):
 
         Source: ``llama_memory_can_shift``, ``llamacffi_try_turning``.
         """
-        with self._context.exclusive:
-            return HeldMemory(self._context).why_not_shift() is None
+        with self._context.lock:
+            return LockedMemory(self._context).why_not_shift() is None
 
     def clear(self, *, data: bool = True) -> None:
         """Forget all sequences.
@@ -77,10 +77,10 @@ class Memory(Pointer):
         Source: ``llama_memory_clear``.
         """
         overwrite = flag("data", data)
-        with self._context.exclusive:
-            memory = HeldMemory(self._context)
+        with self._context.lock:
+            memory = LockedMemory(self._context)
             lib.llama_memory_clear(memory.ptr, overwrite)
-            self._context._lineage.cleared()
+            self._context._bookkeeping.cleared()
 
     def remove(self, seq_id: int = -1, p0: int | None = None, p1: int | None = None) -> bool:
         """Forget the tokens of a sequence at positions ``p0`` to ``p1``.
@@ -105,8 +105,8 @@ class Memory(Pointer):
         Source: ``llama_memory_seq_rm``.
         """
         every = integer("seq_id", seq_id) == -1
-        with self._context.exclusive:
-            memory = HeldMemory(self._context)
+        with self._context.lock:
+            memory = LockedMemory(self._context)
             start, end = _range(p0, p1)
             seq_ids = range(memory.n_seq_max) if every else [memory.check(seq_id)]
             found = [one for one in seq_ids if memory.has(one, start, end)]
@@ -119,8 +119,8 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_keep``.
         """
-        with self._context.exclusive:
-            memory = HeldMemory(self._context)
+        with self._context.lock:
+            memory = LockedMemory(self._context)
             memory.check(seq_id)
             lib.llama_memory_seq_keep(memory.ptr, seq_id)
             for other in range(memory.n_seq_max):  # those with buffers of their own are still there
@@ -141,8 +141,8 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_cp``.
         """
-        with self._context.exclusive:
-            memory = HeldMemory(self._context)
+        with self._context.lock:
+            memory = LockedMemory(self._context)
             start, end = _range(p0, p1)
             memory.check(source, "source")
             memory.check(target, "target")
@@ -161,8 +161,8 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_rm``, ``llama_memory_seq_cp``.
         """
-        with self._context.exclusive:
-            memory = HeldMemory(self._context)
+        with self._context.lock:
+            memory = LockedMemory(self._context)
             memory.check(source, "source")
             memory.check(target, "target")
             if source == target:
@@ -186,8 +186,8 @@ class Memory(Pointer):
         Source: ``llama_memory_seq_add``.
         """
         delta = integer("delta", delta)
-        with self._context.exclusive:
-            memory = HeldMemory(self._context)
+        with self._context.lock:
+            memory = LockedMemory(self._context)
             found = memory.movable(seq_id, *_range(p0, p1))
             if found is None or not delta:
                 return
@@ -207,8 +207,8 @@ class Memory(Pointer):
         Raises:
             UnsupportedError: As for `shift`, or the tokens cannot be removed.
         """
-        with self._context.exclusive:
-            memory = HeldMemory(self._context)
+        with self._context.lock:
+            memory = LockedMemory(self._context)
             start, end = _range(p0, p1)
             found = memory.movable(seq_id, end, END)
             if not memory.has(seq_id, start, end):
@@ -237,8 +237,8 @@ class Memory(Pointer):
         """
         if integer("d", d) < 1:
             raise ArgumentError(f"d={d} must be at least 1")
-        with self._context.exclusive:
-            memory = HeldMemory(self._context)
+        with self._context.lock:
+            memory = LockedMemory(self._context)
             found = memory.movable(seq_id, *_range(p0, p1))
             if found is None or d == 1:
                 return
@@ -260,8 +260,8 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_pos_min``.
         """
-        with self._context.exclusive:
-            memory = HeldMemory(self._context)
+        with self._context.lock:
+            memory = LockedMemory(self._context)
             return _position(memory.pos_min(memory.check(seq_id)))
 
     def pos_max(self, seq_id: int = 0) -> int | None:
@@ -269,14 +269,14 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_pos_max``.
         """
-        with self._context.exclusive:
-            memory = HeldMemory(self._context)
+        with self._context.lock:
+            memory = LockedMemory(self._context)
             return _position(memory.pos_max(memory.check(seq_id)))
 
     def next_pos(self, seq_id: int = 0) -> int:
         """Return the position of the next token of a sequence: that after `pos_max`, or 0."""
-        with self._context.exclusive:
-            memory = HeldMemory(self._context)
+        with self._context.lock:
+            memory = LockedMemory(self._context)
             return memory.pos_max(memory.check(seq_id)) + 1
 
 

@@ -55,7 +55,7 @@ class Outputs(ContextBase):
         Source: ``llama_get_logits_ith``.
         """
         array = _array((len(self._vocab),), out)
-        with self.exclusive:
+        with self.lock:
             ptr = self.ptr
             ffi.memmove(array, self._logits_ptr(ptr, i), array.nbytes)
         return array
@@ -67,7 +67,7 @@ class Outputs(ContextBase):
 
         Source: ``llama_get_logits_ith``.
         """
-        with self.exclusive:
+        with self.lock:
             ptr = self.ptr
             n_vocab = len(self._vocab)
             return float_view(self._logits_ptr(ptr, i), (n_vocab,), ptr, self._exports)
@@ -89,7 +89,7 @@ class Outputs(ContextBase):
 
         Source: ``llama_get_logits``.
         """
-        with self.exclusive:
+        with self.lock:
             ptr = self.ptr
             self._logits_ptr(ptr, -1)
             for i in range(-self.n_outputs, 0) if self._chains else ():
@@ -116,7 +116,7 @@ class Outputs(ContextBase):
         Source: ``llama_get_embeddings_ith``.
         """
         array = _array((lib.llama_model_n_embd_out(self.model.ptr),), out)
-        with self.exclusive:
+        with self.lock:
             ptr = self.ptr
             ffi.memmove(array, self._embeddings_ptr(ptr, i), array.nbytes)
         return array
@@ -128,7 +128,7 @@ class Outputs(ContextBase):
 
         Source: ``llama_get_embeddings_ith``.
         """
-        with self.exclusive:
+        with self.lock:
             ptr = self.ptr
             width = lib.llama_model_n_embd_out(self.model.ptr)
             return float_view(self._embeddings_ptr(ptr, i), (width,), ptr, self._exports)
@@ -149,7 +149,7 @@ class Outputs(ContextBase):
 
         Source: ``llama_get_embeddings``.
         """
-        with self.exclusive:
+        with self.lock:
             ptr = self.ptr
             self._embeddings_ptr(ptr, -1)
             array = _array((self.n_outputs, lib.llama_model_n_embd_out(self.model.ptr)), out)
@@ -177,7 +177,7 @@ class Outputs(ContextBase):
         import numpy as np
 
         seq_id, model = index(seq_id, "seq_id"), self.model.ptr
-        with self.exclusive:
+        with self.lock:
             ptr = self.ptr
             self._check_embeddings(pooled=True)
             if not 0 <= seq_id < lib.llama_n_seq_max(ptr):

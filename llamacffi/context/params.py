@@ -15,7 +15,7 @@ from ..backend.threads import check_computing
 from ..errors import ArgumentError, UnsupportedError
 from ..model.weights import CAN_LIST, is_elsewhere, places, tensors, weight_shapes
 from .base import ContextBase
-from .compat import asked, is_draft
+from .compat import is_draft, param_or_zero
 from .graph_samplers import check_chains
 from .memory_size import check_memory
 
@@ -108,7 +108,7 @@ class ContextRequest:
         model._check_weights()
         check_model(struct, model, {name for name in params if params[name] is not None})
         check_sharing(self.other, struct, model)
-        self.n_outputs_max = asked(struct, "n_outputs_max")
+        self.n_outputs_max = param_or_zero(struct, "n_outputs_max")
         check_memory(struct, model)
         if chains is not None:
             self.chains = check_chains(chains, struct.n_seq_max)
@@ -188,7 +188,7 @@ def _check_outputs(struct: Any) -> None:
     """Check that each sequence can have an output: llama.cpp makes room for that at once."""
     n_seq_max = struct.n_seq_max
     for name in ("n_ctx", "n_batch", "n_outputs_max"):
-        value = asked(struct, name)
+        value = param_or_zero(struct, name)
         if (value or name == "n_batch") and value < n_seq_max:
             raise ArgumentError(
                 f"{name}={value} is less than n_seq_max={n_seq_max}: each sequence needs a place"
@@ -231,7 +231,7 @@ def check_model(struct: Any, model: Model, given: set[str]) -> None:
     else:
         _check_trunk(model)
     encodes = lib.llama_model_has_encoder(ptr)
-    if encodes and asked(struct, "n_outputs_max"):
+    if encodes and param_or_zero(struct, "n_outputs_max"):
         raise UnsupportedError("an encoder has an output for each token: leave out n_outputs_max")
     pooled = struct.pooling_type not in (
         lib.LLAMA_POOLING_TYPE_UNSPECIFIED,

@@ -31,14 +31,14 @@ class Performance(Computation):
         ptr = self.ptr
         if self._params.no_perf:
             raise ContextError("nothing was measured: create the Context with no_perf=False")
-        with self.exclusive:
+        with self.lock:
             counted = _counters(ptr)
             return counted if self._perf_offset is None else _minus(counted, self._perf_offset)
 
     def reset_perf(self) -> None:
         """Count from zero.  Source: ``llama_perf_context_reset``."""
         ptr = self.ptr
-        with self.exclusive:
+        with self.lock:
             lib.llama_synchronize(ptr)  # what is computed until now does not count
             lib.llama_perf_context_reset(ptr)
             self._perf_offset = None
@@ -59,7 +59,7 @@ class Performance(Computation):
             raise UnsupportedError("a draft model computes nothing without its target")
         ptr = self.ptr
         memory = lib.llama_get_memory(ptr)
-        with self.exclusive:
+        with self.lock:
             if self._encoded is not None or any(
                 lib.llama_memory_seq_pos_max(memory, i) >= 0
                 for i in range(0 if self._memoryless else lib.llama_n_seq_max(ptr))
@@ -69,10 +69,10 @@ class Performance(Computation):
         try:
             self._compute_any()
         finally:
-            with self.exclusive:
+            with self.lock:
                 self._outputs, self._encoded = None, None
                 lib.llama_memory_clear(memory, True)
-                self._lineage.cleared()
+                self._bookkeeping.cleared()
                 skipped = _minus(_counters(ptr), before)
                 if self._perf_offset is not None:
                     skipped = _plus(skipped, self._perf_offset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .._core.locks import Exclusive, Together
+from .._core.locks import CallLock, CallLocks
 from .._core.values import integer
 from .._native import lib
 from ..backend.threads import Placement, Threadpool, check_computing
@@ -71,7 +71,7 @@ class Threads(ContextBase):
             if not isinstance(one, Threadpool):
                 raise TypeError(f"a pool must be a Threadpool, not {one!r}")
         ptr = self.ptr
-        with self.exclusive:
+        with self.lock:
             _check_sizes((self.n_threads, self.n_threads_batch), pools)
             self._pools.attach(ptr, pools, self._abort, own=False)
 
@@ -84,7 +84,7 @@ class Threads(ContextBase):
         Source: ``llama_attach_threadpool``.
         """
         ptr = self.ptr
-        with self.exclusive:
+        with self.lock:
             if not self._pools.own:
                 pools = own_pools(self.n_threads, self.n_threads_batch)
                 self._pools.attach(ptr, pools, self._abort, own=True)
@@ -104,7 +104,7 @@ class Threads(ContextBase):
         """
         super().close()
         self._computing = None  # the threads too: only what C points into still has them
-        self.exclusive.sweep()
+        self.lock.sweep()
 
     @property
     def _pools(self) -> Pools:
@@ -121,7 +121,7 @@ class Threads(ContextBase):
         for name, n in zip(NAMES, numbers, strict=True):
             check_computing(name, n)
         ptr, pools = self.ptr, self._pools
-        with self.exclusive:
+        with self.lock:
             if not pools.own:
                 _check_sizes(numbers, pools.attached)
             elif numbers != tuple(pool.n_threads for pool in pools.attached):
@@ -174,8 +174,8 @@ class Pools:
     alone: bool
     """Whether nobody else can use what the context computes with."""
 
-    def __init__(self, exclusive: Exclusive) -> None:
-        self.locks: Together = Together(exclusive)
+    def __init__(self, lock: CallLock) -> None:
+        self.locks: CallLocks = CallLocks(lock)
         # Those that C may have, until the context is freed.
         self.held: dict[Threadpool, Any] = {}
         # Their pointers, for what the context points into.  Without the pools: the lock of one may
@@ -183,7 +183,7 @@ class Pools:
         self.pointers: set[Any] = set()
         self.left: bool = False  # whether some of them are no longer attached
         self.placed: bool = False  # whether some of them move the thread that computes
-        self.others: tuple[Exclusive, ...] = ()  # what else C uses while it computes
+        self.others: tuple[CallLock, ...] = ()  # what else C uses while it computes
         # Whether C has those that are attached; if not, it may have others that are held.
         self._settled: bool = True
 
@@ -220,7 +220,7 @@ class Pools:
         self.pointers.intersection_update(self.held.values())
         self._survey()
 
-    def hold(self, others: Iterable[Exclusive]) -> None:
+    def hold(self, others: Iterable[CallLock]) -> None:
         """Hold the locks of what else C uses while it computes; the caller holds the context."""
         self.others = tuple(others)
         self._survey()
@@ -228,7 +228,7 @@ class Pools:
     def _survey(self) -> None:
         self.left = not self._settled or len(self.held) > len(set(self.attached))
         self.placed = any(pool.placement for pool in self.held)
-        self.locks.others = (*(pool.exclusive for pool in self.held), *self.others)
+        self.locks.others = (*(pool.lock for pool in self.held), *self.others)
         # Then the lock of the context is enough.
         self.alone = self.own and not (self.left or self.placed or self.others)
 

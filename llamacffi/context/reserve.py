@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NO_VECTOR = ffi.NULL, 0, 0, 0, 0
 
 
-class Applied:
+class ActiveAdapters:
     """What a context computes with; C points to the adapters until it is given others."""
 
     __slots__ = ("_adapters", "_held", "_vector", "planned", "told")

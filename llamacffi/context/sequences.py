@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .._core.values import integer
 from .._native import ffi, lib
 from ..errors import ArgumentError, UnsupportedError
-from .bookkeeping import END, Lineage
+from .bookkeeping import END, Bookkeeping
 from .compat import is_draft
 from .turning import why_not
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .context import Context
 
 
-class HeldMemory:
-    """The memory of a context for one call; the caller holds ``context.exclusive``.
+class LockedMemory:
+    """The memory of a context for one call; the caller holds ``context.lock``.
 
     Ranges of positions have both ends here: 0, and ``END`` for an open one.
     """
@@ -27,7 +27,7 @@ class HeldMemory:
         if self.ptr == ffi.NULL:
             raise UnsupportedError("this model has no memory: it sees one batch at a time")
         self.n_seq_max: int = lib.llama_n_seq_max(self.context)
-        self.lineage: Lineage = context._lineage
+        self.bookkeeping: Bookkeeping = context._bookkeeping
         self.unified: bool = context.kv_unified
         model = lib.llama_get_model(self.context)
         self.n_swa: int = lib.llama_model_n_swa(model)
@@ -94,7 +94,7 @@ class HeldMemory:
         if not start and end > last:
             return True
         if self.has_state:
-            return end > last and self.lineage.can_undo(seq_id, last - start + 1)
+            return end > last and self.bookkeeping.can_undo(seq_id, last - start + 1)
         return end <= last or self.window_holds(seq_id, start)
 
     def remove(self, seq_id: int, start: int, end: int) -> bool:
@@ -106,9 +106,9 @@ class HeldMemory:
         if to_end:
             if self.pos_max(seq_id) >= start:  # the cells of another context: nothing happens
                 return False
-            self.lineage.removed(seq_id, start)
+            self.bookkeeping.removed(seq_id, start)
         else:
-            self.lineage.tokens.removed(seq_id, start, end)
+            self.bookkeeping.tokens.removed(seq_id, start, end)
         return True
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
@@ -123,12 +123,12 @@ class HeldMemory:
         p0, p1 = (-1, -1) if whole else (start, end)
         lib.llama_memory_seq_cp(self.ptr, source, target, p0, p1)
         if self.unified or self.has_state:
-            self.lineage.copied(source, target, min(end, last + 1))
-        self.lineage.tokens.copied(source, target, start, end)
+            self.bookkeeping.copied(source, target, min(end, last + 1))
+        self.bookkeeping.tokens.copied(source, target, start, end)
 
     def check_state(self, source: int) -> None:
         """Raise unless the state of a recurrent sequence is where the sequence ends."""
-        if self.lineage.is_rolled_back(source):
+        if self.bookkeeping.is_rolled_back(source):
             raise UnsupportedError(
                 f"the end of sequence {source} was removed, and its state goes back only with the "
                 "next batch: decode a token before it is copied"
@@ -145,11 +145,11 @@ class HeldMemory:
         most = min(end - 1, last)
         if least > most:
             return None
-        if self.lineage.shared_until(number) > least:
+        if self.bookkeeping.shared_until(number) > least:
             raise UnsupportedError(
                 f"sequence {number} may share tokens at positions {least} to "
-                f"{self.lineage.shared_until(number) - 1} with others, in which they would move "
-                "too: remove those sequences, or move only what comes after"
+                f"{self.bookkeeping.shared_until(number) - 1} with others, in which they would "
+                "move too: remove those sequences, or move only what comes after"
             )
         return least, most
 
@@ -159,8 +159,8 @@ class HeldMemory:
         lib.llama_memory_seq_add(self.ptr, seq_id, start, end, delta)
         if delta and start <= last < end and self.pos_max(seq_id) == last:
             raise UnsupportedError("this memory is that of ctx_other: move the tokens there")
-        self.lineage.moved(seq_id)
-        self.lineage.tokens.moved(seq_id, start, end, delta)
+        self.bookkeeping.moved(seq_id)
+        self.bookkeeping.tokens.moved(seq_id, start, end, delta)
 
     def _check_part(self, source: int, end: int, last: int) -> None:
         """Raise UnsupportedError where llama.cpp would assert, copy all, or leave a hole."""

@@ -88,7 +88,7 @@ class Snapshots(Remembering):
                 check_room(ptr, seq_id, _flags(partial), self._snapshots.get(seq_id), mark)
             self._snapshots[seq_id] = mark  # from here on the one before is not valid
             snapshot = Snapshot(seq_id, partial, end, mark)
-            snapshot._tokens = self._lineage.tokens.kept(seq_id)
+            snapshot._tokens = self._bookkeeping.tokens.kept(seq_id)
             if snapshot.end is not None:
                 snapshot._meta = _keep(ptr, seq_id, _flags(partial))
             return snapshot
@@ -140,7 +140,7 @@ class Snapshots(Remembering):
             replace(ptr, put, there, target, partial=snapshot.partial, copy_first=bool(shared))
             self._forget_outputs(target, snapshot.end if snapshot.partial else None)
             if not snapshot.partial:
-                self._lineage.tokens.restored(target, snapshot._tokens)
+                self._bookkeeping.tokens.restored(target, snapshot._tokens)
 
 
 def _flags(partial: bool) -> int:

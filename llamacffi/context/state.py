@@ -215,14 +215,14 @@ class States(Remembering):
                 raise StateError(f"{name} does not fit this context: {reasons}")
             if seq_id is None:
                 self._check_architecture(bytes(saved.data[:ARCHITECTURE_BYTES]), name)
-            shared = seq_id is not None and self._lineage.shared_until(seq_id) > 0
+            shared = seq_id is not None and self._bookkeeping.shared_until(seq_id) > 0
             copy_first = not fits_surely(ptr, saved, seq_id)
             # A position that there is not may be one that no removal of a sequence finds.
             copy_all = shared or not saved.is_own
             try:
                 load(ptr, saved, seq_id, copy_first=copy_first, copy_all=copy_all)
             except StateError:
-                self._lineage.put_back()
+                self._bookkeeping.put_back()
                 raise
             self._forget_outputs(seq_id, saved.end if saved.partial else None, saved.tokens)
 

@@ -66,11 +66,11 @@ class Remembering(Threads):
         """Do what is left to be done; the context is held."""
         # What was moved or copied is so only for the next decode, and would be saved as it was.
         try:
-            if not self._applied.planned:
-                self._applied.plan(ptr)
+            if not self._active.planned:
+                self._active.plan(ptr)
             lib.llamacffi_memory_update(ptr, self._abort)
         except NativeError as error:
-            self._applied.plan_anew(ptr)
+            self._active.plan_anew(ptr)
             if not loading:
                 raise StateError(f"the memory cannot be brought up to date: {error}") from error
 
@@ -86,14 +86,14 @@ class Remembering(Threads):
         """
         self._outputs = None  # they are not those of what is in memory now
         if seq_id is not None and end is not None:
-            self._lineage.removed(seq_id, end + 1)
+            self._bookkeeping.removed(seq_id, end + 1)
         else:
-            self._lineage.loaded(seq_id)
+            self._bookkeeping.loaded(seq_id)
             there = ends(self.ptr, seq_id)
             if len(there) == 1:  # else nobody knows of which sequence they are
                 number, last = there.popitem()
                 if last < len(tokens) and all(0 <= one < self._sizes[1] for one in tokens):
-                    self._lineage.tokens.put(number, tokens[: last + 1])
+                    self._bookkeeping.tokens.put(number, tokens[: last + 1])
 
 
 class Held:

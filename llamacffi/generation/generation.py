@@ -12,7 +12,7 @@ from .._core.unique import Unique
 from .._core.values import check_object, flag, integer
 from .._native import lib
 from ..context.context import Context
-from ..context.sequences import HeldMemory
+from ..context.sequences import LockedMemory
 from ..errors import ArgumentError, BusyError, UnsupportedError
 from ..sampling.chain import SamplerChain
 from .loop import FinishReason, Logprobs, Loop, Token
@@ -71,8 +71,8 @@ class ContextShift:
                 "a recurrent model cannot forget a part of a sequence; its state needs no more "
                 "room for a longer one: raise n_ctx"
             )
-        with context.exclusive:
-            reason = HeldMemory(context).why_not_shift()
+        with context.lock:
+            reason = LockedMemory(context).why_not_shift()
         if reason is not None:
             raise UnsupportedError(
                 f"the positions of this context cannot be moved: {reason}; or raise n_ctx"

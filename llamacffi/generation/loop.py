@@ -188,7 +188,7 @@ class Loop:
                 n = self.encode_prompt()
             else:
                 # Penalties look at the whole text, of which earlier turns are a part.
-                earlier = self.context._lineage.tokens.before(self.seq_id, self.pos)
+                earlier = self.context._bookkeeping.tokens.before(self.seq_id, self.pos)
                 chain.accept_prompt([*earlier, *self.prompt])
                 n = self.decode_prompt()
         except BaseException:  # also if interrupted

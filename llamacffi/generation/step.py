@@ -39,7 +39,7 @@ class Step:
 
     def look(self) -> None:
         """Take the memory of the sequence for what the next token continues."""
-        self._version = self._context._lineage.versions[self._seq_id]
+        self._version = self._context._bookkeeping.versions[self._seq_id]
 
     def __call__(self, token: int, pos: int) -> int:
         """Decode a token that the chain has chosen, and choose the next.
@@ -55,8 +55,8 @@ class Step:
         # What `Batch.set_one` does after the first time; that the values fit is known here.
         batch._first_token[0], batch._first_pos[0] = token, pos
         batch._token_range = token, token
-        ptr, outer, inner = context.ptr, context.exclusive, chain._exclusive
-        # As `Exclusive.enter` does, but here.
+        ptr, outer, inner = context.ptr, context.lock, chain._lock
+        # As `CallLock.enter` does, but here.
         if outer.holders.setdefault(0, here()) is not here():
             outer.enter(here())
         try:
@@ -69,11 +69,11 @@ class Step:
         finally:
             outer.leave()
         if chosen is None:
-            if context._lineage.versions[self._seq_id] != self._version:
+            if context._bookkeeping.versions[self._seq_id] != self._version:
                 raise changed(self._seq_id)
             context.decode(batch)
             return chain.sample(context)
-        context._lineage.tokens.one(self._seq_id, pos, token)
+        context._bookkeeping.tokens.one(self._seq_id, pos, token)
         drain()
         if chosen < 0:
             raise chain._failure(chosen)
@@ -86,7 +86,7 @@ class Step:
             What `llamacffi_chain_sample` does; None if the long way has to be taken.
         """
         context, chain = self._context, self._chain
-        computing, lineage = context._computing, context._lineage
+        computing, bookkeeping = context._computing, context._bookkeeping
         owner = chain._owner  # and keeps it alive
         if (
             computing is None
@@ -99,10 +99,10 @@ class Step:
             or context._chains
             or context._exports.live
             or context._abort.requested
-            or not context._applied.planned
-            or lineage.watches
-            or lineage.turning
-            or lineage.versions[self._seq_id] != self._version
+            or not context._active.planned
+            or bookkeeping.watches
+            or bookkeeping.turning
+            or bookkeeping.versions[self._seq_id] != self._version
             or owner is None
             or chain._attached is not None
             or chain._prepared() is not context._vocab
@@ -112,7 +112,7 @@ class Step:
         try:
             code = lib.llama_decode(ptr, self._batch._value)
         except NativeError:
-            roll_back(ptr, self._batch, lineage)
+            roll_back(ptr, self._batch, bookkeeping)
             raise
         if code:
             context._fail(ptr, self._batch, code, None, False)

@@ -74,7 +74,7 @@ class Candidates(Pointer):
         check_object("context", context, "Context")
         self = cls.__new__(cls)
         self._own(len(context._vocab))
-        with context.exclusive:
+        with context.lock:
             ptr = context.ptr
             context.check_scores(i)
             n = lib.llamacffi_candidates(ptr, i, self._struct.data)

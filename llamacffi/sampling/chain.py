@@ -129,7 +129,7 @@ class SamplerChain(ChainBase):
 
         Source: ``llama_sampler_name``, ``llama_sampler_chain_get``, ``llama_sampler_chain_n``.
         """
-        with self._exclusive:
+        with self._lock:
             owner = self._ready()  # held as long as its parts are looked at
             return [ffi.string(lib.llama_sampler_name(one)).decode() for one in parts_of(owner)]
 
@@ -141,7 +141,7 @@ class SamplerChain(ChainBase):
 
         Source: ``llama_sampler_get_seed``.
         """
-        with self._exclusive:
+        with self._lock:
             seed: int = lib.llama_sampler_get_seed(self._ready())
         return None if seed == lib.LLAMA_DEFAULT_SEED else seed
 
@@ -168,7 +168,7 @@ class SamplerChain(ChainBase):
             raise TypeError(f"context must be a Context, not {context!r}") from None
         if self._prepared() is not vocab:
             self._prepare(context)
-        with self._exclusive, context.exclusive:
+        with self._lock, context.lock:
             _owner, ptr = self._ready(), context.ptr
             context.check_scores(i)
             token: int = lib.llamacffi_chain_sample(self._struct, ptr, i)
@@ -192,7 +192,7 @@ class SamplerChain(ChainBase):
         """
         if not isinstance(candidates, Candidates):
             raise TypeError(f"candidates must be Candidates, not {candidates!r}")
-        with self._exclusive:
+        with self._lock:
             _owner, array = self._ready(), candidates.ptr
             # The caller may have changed scores since they were sorted.
             array.selected, array.sorted = -1, False
@@ -210,7 +210,7 @@ class SamplerChain(ChainBase):
         Source: ``llamacffi_chain_accept``, as ``llama_sampler_accept``.
         """
         token = self._check_token(token)
-        with self._exclusive:
+        with self._lock:
             _owner = self._ready()
             code: int = lib.llamacffi_chain_accept(self._struct, token)
         if code < 0:
@@ -229,7 +229,7 @@ class SamplerChain(ChainBase):
         """
         ids = [self._check_token(token) for token in elements("tokens", tokens, "integers")]
         array = ffi.new("int32_t[]", ids)
-        with self._exclusive:
+        with self._lock:
             _owner = self._ready()
             lib.llamacffi_chain_accept_prompt(self._struct, array, len(ids))
         self._raise_stored()
@@ -239,7 +239,7 @@ class SamplerChain(ChainBase):
 
         Source: ``llama_sampler_reset``.
         """
-        with self._exclusive:
+        with self._lock:
             if self._owner is not None or self._closed:  # nothing to forget before the first use
                 lib.llama_sampler_reset(self._ready())
         self._raise_stored()
@@ -254,7 +254,7 @@ class SamplerChain(ChainBase):
 
         Source: ``llama_sampler_clone``.
         """
-        with self._exclusive:
+        with self._lock:
             other = self._new(self._samplers)
             if self._owner is not None or self._closed or not self._lacks_vocab():
                 other._take_clone(self)
@@ -275,7 +275,7 @@ class SamplerChain(ChainBase):
             return
         if source._samplers != self._samplers:
             raise ArgumentError(f"{source!r} has other samplers than {self!r}")
-        with self._exclusive, source._exclusive:
+        with self._lock, source._lock:
             self._copy(source)
 
     def with_seed(self, seed: int | None) -> Self:
@@ -293,7 +293,7 @@ class SamplerChain(ChainBase):
 
         Source: ``llama_perf_sampler``.
         """
-        with self._exclusive:
+        with self._lock:
             data = lib.llama_perf_sampler(self._ready())
             spent = data.t_sample_ms + self._struct.t_sample_us / 1000
             n = data.n_sample + self._struct.n_sample
@@ -301,7 +301,7 @@ class SamplerChain(ChainBase):
 
     def reset_perf(self) -> None:
         """Count from zero.  Source: ``llama_perf_sampler_reset``."""
-        with self._exclusive:
+        with self._lock:
             lib.llama_perf_sampler_reset(self._ready())
             self._struct.t_sample_us, self._struct.n_sample = 0, 0
 

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .._core.locks import Ending, Exclusive
+from .._core.locks import CallLock, ExitGuard
 from .._core.ownership import Handle, make, own
 from .._core.text import new_uncleared
 from .._core.tokens import token_id
@@ -28,7 +28,7 @@ from .candidates import problem
 from .custom import PythonSampler
 from .grammar import Grammar, grammar_failure
 from .plan import plan_of
-from .python import Room, Running
+from .python import CandidateBuffer, ChainedRunner
 from .samplers import AdaptiveP, Sampler, Unsorted
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ class ChainBase(Handle):
     __slots__ = (
         "_attached",
         "_closed",
-        "_exclusive",
         "_grammar_first",
         "_handles",
+        "_lock",
         "_needy",
         "_no_perf",
         "_plan",
@@ -72,7 +72,7 @@ class ChainBase(Handle):
         self._closed = False
         self._samplers, self._plan = samplers, plan_of(samplers)
         self._grammar_first, self._no_perf = grammar_first, no_perf
-        self._exclusive = Exclusive("SamplerChain")
+        self._lock = CallLock("SamplerChain")
         self._needy = any(one.needs_vocab for one in samplers)
         self._vocab = vocab
         # The context that samples with it in its graph.
@@ -83,7 +83,7 @@ class ChainBase(Handle):
         self._prepared: Callable[[], Vocab | None] = _nobody
         self._struct = ffi.new("struct llamacffi_chain *")
         self._room: Any = None
-        self._runs: list[Running] = []
+        self._runs: list[ChainedRunner] = []
         # What leads C to those; as long as the chain in C.
         self._handles: list[Any] = []
 
@@ -97,7 +97,7 @@ class ChainBase(Handle):
         """
         gone = self._attached is not None and self._attached() is None
         if gone or (self._owner is None and not self._closed):
-            with self._exclusive:
+            with self._lock:
                 return self._ready()
         return self._held()
 
@@ -131,7 +131,7 @@ class ChainBase(Handle):
                 context._drop(self)
         self._closed = True
         super().close()
-        self._exclusive.sweep()
+        self._lock.sweep()
 
     def __enter__(self) -> Self:
         return super().__enter__() if self._closed else self  # which raises; or lacks a vocabulary
@@ -153,7 +153,7 @@ class ChainBase(Handle):
         chain = self._own(handles, lib.llama_sampler_chain_init, params)
         for sampler in self._plan:
             if isinstance(sampler, PythonSampler):
-                handle, made = Running(sampler.runner(self._vocab)).make()
+                handle, made = ChainedRunner(sampler.runner(self._vocab)).make()
                 handles.append(handle)
             else:
                 made = _made(sampler, self._vocab)
@@ -162,7 +162,7 @@ class ChainBase(Handle):
 
     def _own(self, handles: list[Any], function: Callable[..., Any], *args: object) -> Any:
         """Have C make a chain, and return its owner."""
-        keep: tuple[Any, ...] = Ending(self._exclusive), handles
+        keep: tuple[Any, ...] = ExitGuard(self._lock), handles
         if self._vocab is not None and self._needy:
             # They may point into the vocabulary, which is the model's: it closes them first.
             keep = (*keep, self._vocab.model.ptr)
@@ -192,12 +192,12 @@ class ChainBase(Handle):
         check_object("context", context, "Context")
         if not any(one.selects for one in self._samplers):
             raise ArgumentError(f"{self!r} chooses no token: end it with Greedy() or Dist()")
-        with self._exclusive:
+        with self._lock:
             self._settle_for(context._vocab)
             n = len(context._vocab)
             self._prepared = _nobody  # the room is about to move
             if self._runs:
-                self._room = Room(n)
+                self._room = CandidateBuffer(n)
                 data = self._room.data
                 for run in self._runs:
                     run.room = self._room

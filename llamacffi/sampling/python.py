@@ -1,8 +1,9 @@
 """Samplers in Python, as C sees them: the callbacks, and what runs behind them.
 
-C holds a ``struct llama_sampler`` whose ``ctx`` leads to a `Running`.  Who owns the chain keeps
-that, and C has nothing to free.  An exception cannot go through C: it is stored, the candidates are
-left so that any sampler can work with them, and `SamplerChain` raises it when the call is over.
+C holds a ``struct llama_sampler`` whose ``ctx`` leads to a `ChainedRunner`.  Who owns the chain
+keeps that, and C has nothing to free.  An exception cannot go through C: it is stored, the
+candidates are left so that any sampler can work with them, and `SamplerChain` raises it when the
+call is over.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Runner:
         raise NotImplementedError
 
 
-class Room:
+class CandidateBuffer:
     """Memory for the candidates of one chain, which C fills and numpy looks into."""
 
     __slots__ = ("array", "base", "data", "size")
@@ -62,7 +63,7 @@ class Room:
         return bool(offset >= 0 and offset + struct.size * self.array.itemsize <= self.array.nbytes)
 
 
-class Running:
+class ChainedRunner:
     """A `Runner` in a chain."""
 
     __slots__ = ("c_name", "chain", "clones", "error", "room", "runner")
@@ -75,7 +76,7 @@ class Running:
         self.clones: list[Any] = []
         self.chain: Any = None
         """The ``struct llamacffi_chain`` that it is in."""
-        self.room: Room | None = None
+        self.room: CandidateBuffer | None = None
         """The memory for the candidates of that chain."""
 
     def make(self) -> tuple[Any, Any]:
@@ -104,7 +105,7 @@ class Running:
             return
         # C's own memory, which arrays that somebody keeps would outlive: the runner gets a copy.
         n, original = struct.size, struct.data
-        copy = Room(n)
+        copy = CandidateBuffer(n)
         ffi.memmove(copy.data, original, n * copy.array.itemsize)
         struct.data = copy.data
         try:
@@ -127,11 +128,11 @@ class Running:
             raise problem(code)
 
 
-def running(sampler: Any) -> Running | None:
+def running(sampler: Any) -> ChainedRunner | None:
     """Return what runs behind a ``struct llama_sampler *``, if that is in Python."""
     if sampler.iface != _interface():
         return None
-    found: Running = ffi.from_handle(sampler.ctx)
+    found: ChainedRunner = ffi.from_handle(sampler.ctx)
     return found
 
 
@@ -152,7 +153,7 @@ def _callback(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def interrupted(_type: Any, error: BaseException, traceback: Any) -> None:
         # Raised before the `try`: by the handler of a signal.
-        Running.fail(ffi.from_handle(traceback.tb_frame.f_locals["sampler"].ctx), error)
+        ChainedRunner.fail(ffi.from_handle(traceback.tb_frame.f_locals["sampler"].ctx), error)
 
     ffi.def_extern(name=function.__name__, onerror=interrupted)(function)
     return function
@@ -167,7 +168,7 @@ def llamacffi_on_sampler_name(sampler: Any) -> Any:
 @_callback
 def llamacffi_on_sampler_accept(sampler: Any, token: int) -> None:
     """Pass on a token."""
-    one: Running = ffi.from_handle(sampler.ctx)
+    one: ChainedRunner = ffi.from_handle(sampler.ctx)
     try:
         one.runner.accept(token)
     except BaseException as error:  # KeyboardInterrupt too must come out of the call
@@ -177,7 +178,7 @@ def llamacffi_on_sampler_accept(sampler: Any, token: int) -> None:
 @_callback
 def llamacffi_on_sampler_apply(sampler: Any, candidates: Any) -> None:
     """Let it work on the candidates."""
-    one: Running = ffi.from_handle(sampler.ctx)
+    one: ChainedRunner = ffi.from_handle(sampler.ctx)
     try:
         if one.error is None:
             one.apply(candidates)
@@ -192,7 +193,7 @@ def llamacffi_on_sampler_apply(sampler: Any, candidates: Any) -> None:
 @_callback
 def llamacffi_on_sampler_reset(sampler: Any) -> None:
     """Begin anew."""
-    one: Running = ffi.from_handle(sampler.ctx)
+    one: ChainedRunner = ffi.from_handle(sampler.ctx)
     try:
         one.runner.reset()
     except BaseException as error:
@@ -202,12 +203,12 @@ def llamacffi_on_sampler_reset(sampler: Any) -> None:
 @_callback
 def llamacffi_on_sampler_clone(sampler: Any) -> Any:
     """Return a sampler in the same state; one that does nothing if that fails."""
-    one: Running = ffi.from_handle(sampler.ctx)
+    one: ChainedRunner = ffi.from_handle(sampler.ctx)
     try:
-        other = Running(one.runner.clone())
+        other = ChainedRunner(one.runner.clone())
     except BaseException as error:
         one.fail(error)
-        other = Running(one.runner)
+        other = ChainedRunner(one.runner)
     handle, pointer = other.make()
     one.clones.append(handle)
     return pointer

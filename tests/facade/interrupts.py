@@ -5,7 +5,7 @@ python -m tests.facade.interrupts MODEL LORA (interrupt|close) KIND N SEED [OPER
 An interrupt is Ctrl-C: all objects can be used on.  A close is that of one of the objects, as the
 handler of a signal or another thread would do it: only a `LlamaError` may come of it.
 
-KIND is line or opcode: at what.  opcode:_exclusive.py is only in the files whose names end so.
+KIND is line or opcode: at what.  opcode:locks.py is only in the files whose names end so.
 
 N is at how many places of each operation, chosen at random; 0 is all of them.
 """

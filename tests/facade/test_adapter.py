@@ -406,7 +406,7 @@ def test_use_from_two_threads_is_refused(llama, context, write):
                 setattr(context, name, value)
             caught.append(info.value)
 
-    with context.exclusive:
+    with context.lock:
         thread = threading.Thread(target=set_it)
         thread.start()
         thread.join()

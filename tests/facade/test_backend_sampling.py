@@ -385,8 +385,8 @@ def test_two_threads(make, chain):
     batch = Batch(1)
     batch.set_one(7, 0)
     for lock, calls in (
-        (context.exclusive, (lambda: context.set_sampler(0, None), context.sampled_token)),
-        (one._exclusive, (lambda: context.decode(batch), lambda: one.accept(1), one.reset)),
+        (context.lock, (lambda: context.set_sampler(0, None), context.sampled_token)),
+        (one._lock, (lambda: context.decode(batch), lambda: one.accept(1), one.reset)),
     ):
         errors.clear()
         with lock:

@@ -247,7 +247,7 @@ def test_every_method_is_for_one_thread(random_context):
         except BaseException as error:
             errors.append(error)
 
-    with context.exclusive, pooled.exclusive:
+    with context.lock, pooled.lock:
         for call in calls:
             thread = threading.Thread(target=use, args=(call,))
             thread.start()

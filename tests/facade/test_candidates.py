@@ -88,7 +88,7 @@ def test_a_busy_context(context):
         except BusyError as error:
             errors.append(error)
 
-    with context.exclusive:
+    with context.lock:
         thread = threading.Thread(target=read)
         thread.start()
         thread.join()

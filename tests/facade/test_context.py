@@ -324,7 +324,7 @@ def test_cancel_from_another_thread(new_context):
 
     def cancel() -> None:
         while not over.is_set():
-            if context.exclusive.holders:  # the computation runs
+            if context.lock.holders:  # the computation runs
                 context.cancel()
                 return
 
@@ -373,7 +373,7 @@ def test_a_second_thread_is_told_so(context):
         context.memory.pos_min,
         lambda: context.memory.copy(0, 0),
     ]
-    with context.exclusive:
+    with context.lock:
         for call in calls:
             thread = threading.Thread(target=use, args=(call,))
             thread.start()

@@ -139,7 +139,7 @@ def test_one_of_both_computes(random_context, target):
         except BusyError as error:
             errors.append(error)
 
-    with target.exclusive:
+    with target.lock:
         thread = threading.Thread(target=decode)
         thread.start()
         thread.join()

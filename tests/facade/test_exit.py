@@ -134,8 +134,8 @@ def test_daemon_threads_end_where_they_are(quiet):
 def test_a_call_that_does_not_end(quiet):
     """Nothing is freed under it, and the process ends all the same."""
     quiet("""
-        from llamacffi._core import shutdown as _life
-        _life.EXIT_SECONDS = 0.3
+        from llamacffi._core import shutdown
+        shutdown.EXIT_SECONDS = 0.3
         asleep = threading.Event()
 
         def sleep(candidates):
@@ -185,11 +185,11 @@ def test_the_exit_takes_no_time(run_python, demo_path):
         context = Context(Model(sys.argv[1]), n_ctx=64, n_threads=1)
         threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
         import atexit
-        from llamacffi._core import locks as _exclusive
+        from llamacffi._core import locks as _lock
         from llamacffi._core import ownership as _handle
         atexit.unregister(_handle._end)
         slept = []
-        for module in (_handle, _exclusive):
+        for module in (_handle, _lock):
             module.time = types.SimpleNamespace(monotonic=time.monotonic, sleep=slept.append)
         _handle._end()
         print(sum(slept))

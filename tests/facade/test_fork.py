@@ -153,8 +153,9 @@ def test_the_child_ends_in_any_way(quiet):
 def test_a_fork_while_other_threads_are_inside(quiet):
     """They hold the locks of contexts, of the log and of llama.cpp; the child has none of them."""
     quiet("""
-        from llamacffi._core import shutdown as _life
-        _life.EXIT_SECONDS = 10_000  # it has none of the calls to wait for
+        from llamacffi._core import shutdown
+        from llamacffi.backend import registry
+        shutdown.EXIT_SECONDS = 10_000  # it has none of the calls to wait for
         made = build(*sys.argv[1:])
         stop, errors = threading.Event(), []
         del made["view"]
@@ -194,7 +195,7 @@ def test_a_fork_while_other_threads_are_inside(quiet):
             made.clear()
             gc.collect()
             lib.llamacffi_planning_stop()
-            with backend._lock:
+            with registry._lock:
                 pass
 
         try:
@@ -266,12 +267,12 @@ def test_the_log_after_a_fork_while_others_log(run_python):
 
 
 def test_what_it_advises_depends_on_the_devices(monkeypatch):
-    from llamacffi._core import shutdown as _life
+    from llamacffi._core import shutdown
 
-    assert not _life.has_gpu() or "spawn" in str(_life.of_parent("Model"))
+    assert not shutdown.has_gpu() or "spawn" in str(shutdown.of_parent("Model"))
     for gpu, advice in ((False, "make a new one in the child"), (True, "not even by new objects")):
-        monkeypatch.setattr(_life, "has_gpu", lambda gpu=gpu: gpu)
-        error = str(_life.of_parent("Model"))
+        monkeypatch.setattr(shutdown, "has_gpu", lambda gpu=gpu: gpu)
+        error = str(shutdown.of_parent("Model"))
         assert error.startswith("this Model belongs to the parent process; ")
         assert advice in error
         assert "'spawn'" in error

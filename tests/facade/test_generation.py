@@ -468,7 +468,7 @@ def test_the_context_is_used_meanwhile(context, chain):
     generation = run(context, chain)
     next(generation)
     with (
-        context.exclusive,
+        context.lock,
         pytest.raises(BusyError, match="this thread is using this Context already"),
     ):
         next(generation)
@@ -494,7 +494,7 @@ def test_what_may_change_between_two_tokens(new_context, chain, change):
             assert context.embeddings().any()
             context.set_embeddings(False)
         if change == "pool":
-            with pool.exclusive, pytest.raises(BusyError):  # another context computes with it
+            with pool.lock, pytest.raises(BusyError):  # another context computes with it
                 next(generation)
     assert found == PATH[:10]
 

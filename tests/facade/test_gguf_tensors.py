@@ -50,7 +50,7 @@ def quantized(numbers, type_):
     return quantize_array(numbers, type_, imatrix=imatrix)
 
 
-def asked(dtype):
+def param_or_zero(dtype):
     """Return the type to ask for: float64 without asking is taken for an accident."""
     return "f64" if dtype == "float64" else None
 
@@ -58,7 +58,7 @@ def asked(dtype):
 @pytest.mark.parametrize("dtype", PLAIN.values())
 def test_plain_arrays_are_themselves(gguf, dtype):
     array = np.arange(24).reshape(2, 3, 4).astype(dtype)
-    tensor = gguf.add_tensor("t", array, type=asked(dtype))
+    tensor = gguf.add_tensor("t", array, type=param_or_zero(dtype))
     assert np.shares_memory(tensor.data, array)
     with again(gguf) as read:
         tensor = read.tensors["t"]
@@ -413,7 +413,7 @@ def test_any_tensors_there_and_back(described, alignment):
     with Gguf.new() as gguf:
         gguf["general.alignment"] = alignment
         for name, array in arrays.items():
-            gguf.add_tensor(name, array, type=asked(array.dtype))
+            gguf.add_tensor(name, array, type=param_or_zero(array.dtype))
         with again(gguf) as read:
             assert list(read.tensors) == list(arrays)
             for name, array in arrays.items():

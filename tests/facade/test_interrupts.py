@@ -27,7 +27,7 @@ from llamacffi import (
     TopK,
     UnsupportedError,
 )
-from llamacffi._core.locks import Exclusive, Together
+from llamacffi._core.locks import CallLock, CallLocks
 from llamacffi._core.ownership import live_objects
 from tests.conftest import ROOT
 from tests.facade import interrupts, loras, operations
@@ -49,7 +49,7 @@ PERTURBED = {**os.environ, "MALLOC_PERTURB_": "165"}
     [
         ("interrupt", "line", 15),
         ("interrupt", "opcode", 15),
-        ("interrupt", "opcode:_exclusive.py", 10),
+        ("interrupt", "opcode:locks.py", 10),
         ("close", "line", 12),
     ],
 )
@@ -149,24 +149,24 @@ def test_a_slice_of_the_soak():
     assert "interrupted: " in result.stdout
 
 
-def entered(exclusive):
+def entered(lock):
     """Hold a lock in a call that is over, as when it is interrupted before it can let go."""
-    exclusive.__enter__()
+    lock.__enter__()
 
 
 def test_a_lock_is_free_when_the_call_is_over():
-    exclusive = Exclusive("thing")
+    lock = CallLock("thing")
     for _ in range(3):
-        entered(exclusive)
-        exclusive.check()
-        with exclusive:
+        entered(lock)
+        lock.check()
+        with lock:
             pass
-    with exclusive:
+    with lock:
         with pytest.raises(BusyError, match="this thread is using this thing already"):
-            exclusive.check()
+            lock.check()
         with pytest.raises(BusyError, match="this thread is using"):
-            entered(exclusive)
-    entered(exclusive)
+            entered(lock)
+    entered(lock)
 
 
 def test_a_call_that_is_over_keeps_no_context(model):
@@ -175,7 +175,7 @@ def test_a_call_that_is_over_keeps_no_context(model):
     def interrupt_and_drop():
         context = Context(model, n_ctx=32, n_threads=1)
         for pool in context._pools.attached:
-            pool.exclusive.enter(sys._getframe())
+            pool.lock.enter(sys._getframe())
 
     before = live_objects()
     interrupt_and_drop()
@@ -184,11 +184,11 @@ def test_a_call_that_is_over_keeps_no_context(model):
 
 
 def test_another_thread_takes_over_too():
-    exclusive, results = Exclusive("thing"), []
+    lock, results = CallLock("thing"), []
 
     def work():
         try:
-            with exclusive:
+            with lock:
                 results.append("in")
         except BusyError as error:
             results.append(str(error))
@@ -199,14 +199,14 @@ def test_another_thread_takes_over_too():
         thread.join()
         return results.pop()
 
-    with exclusive:
+    with lock:
         assert run().startswith("another thread is using this thing")
-    entered(exclusive)
+    entered(lock)
     assert run() == "in"
-    thread = threading.Thread(target=entered, args=(exclusive,))
+    thread = threading.Thread(target=entered, args=(lock,))
     thread.start()
     thread.join()
-    with exclusive:  # of a thread that is gone
+    with lock:  # of a thread that is gone
         pass
 
 
@@ -215,17 +215,17 @@ def test_one_of_many_takes_over():
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        exclusive, inside, most, n_in = Exclusive("thing"), [], [], []
+        lock, inside, most, n_in = CallLock("thing"), [], [], []
 
         def work():
             for _ in range(300):
                 try:
-                    with exclusive:
+                    with lock:
                         inside.append(1)
                         most.append(len(inside))
                         inside.pop()
                         n_in.append(1)
-                    entered(exclusive)
+                    entered(lock)
                 except BusyError:
                     pass
 
@@ -236,56 +236,56 @@ def test_one_of_many_takes_over():
             thread.join()
         assert set(most) == {1}
         assert len(n_in) > 10
-        with exclusive:
+        with lock:
             pass
     finally:
         sys.setswitchinterval(switch)
 
 
 def test_several_locks_are_held_or_none():
-    one, two, three = (Exclusive(name) for name in ("one", "two", "three"))
+    one, two, three = (CallLock(name) for name in ("one", "two", "three"))
     entered(two)
-    with Together(one, two):
+    with CallLocks(one, two):
         assert len(one.holders) == len(two.holders) == 1
     with three, pytest.raises(BusyError, match="three already"):
-        entered(Together(one, two, three))
+        entered(CallLocks(one, two, three))
     assert not one.holders
     assert not two.holders
 
 
 def test_a_generator_that_waits_is_not_over():
-    exclusive = Exclusive("thing")
+    lock = CallLock("thing")
 
     def generator():
-        with exclusive:
+        with lock:
             yield
 
     waiting = generator()
     next(waiting)
     with pytest.raises(BusyError):
-        entered(exclusive)
+        entered(lock)
     waiting.close()
-    entered(exclusive)
+    entered(lock)
 
 
 def test_a_batch_that_nobody_reads_any_more():
     batch = Batch(4)
-    entered(batch._exclusive)
+    entered(batch._lock)
     batch.add([1, 2])
     batch.set_one(3, 0)
     assert batch.tokens.tolist() == [3]
 
 
 def test_a_chain_is_free_when_its_context_is_interrupted(model, monkeypatch):
-    chain, entered, enter = SamplerChain(TopK(4), Dist(1)), [], Exclusive.enter
+    chain, entered, enter = SamplerChain(TopK(4), Dist(1)), [], CallLock.enter
 
     def interrupted(self, frame):
         enter(self, frame)
-        if self is chain._exclusive and not entered:
+        if self is chain._lock and not entered:
             entered.append(self)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Exclusive, "enter", interrupted)
+    monkeypatch.setattr(CallLock, "enter", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Context(model, n_ctx=32, n_threads=1, samplers={0: chain})
     assert chain.names == ["top-k", "dist"]
@@ -317,7 +317,7 @@ def test_what_c_did_not_get_changes_nothing(new_context):
     context.decode(batch)
     batch.set_one(4, 3)
     want = context.logits().copy()
-    with batch._exclusive, pytest.raises(BusyError):  # as while another thread decodes it
+    with batch._lock, pytest.raises(BusyError):  # as while another thread decodes it
         context.decode(batch)
     assert (context.logits() == want).all()
     assert context.memory.pos_max(0) == 2

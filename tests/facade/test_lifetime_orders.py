@@ -237,7 +237,7 @@ def test_handlers_of_the_exit(quiet):
     """)
 
 
-PLAIN = {"close", "closed", "exclusive", "computing"}  # for all of them
+PLAIN = {"close", "closed", "lock", "computing"}  # for all of them
 # What is known without C.
 KNOWN = {
     Model: {"path", "without_weights", "vocab", "architecture", "metadata", "recommended_sampling"},

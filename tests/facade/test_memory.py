@@ -146,7 +146,7 @@ class MemoryMachine(RuleBasedStateMachine):
     @invariant()
     def tokens_are_known(self):
         for seq_id, found in self.expected.items():
-            known = self.context._lineage.tokens
+            known = self.context._bookkeeping.tokens
             assert known.before(seq_id, N_CTX) == [token for _pos, token in sorted(found)]
 
     def positions(self, seq_id):

@@ -284,13 +284,13 @@ def test_a_chain_is_for_one_thread(context, chain):
             except BusyError as error:
                 errors.append(str(error))
 
-    with one._exclusive:
+    with one._lock:
         thread = threading.Thread(target=use)
         thread.start()
         thread.join()
     assert len(errors) == 4
     errors.clear()
-    with context.exclusive:
+    with context.lock:
         thread = threading.Thread(target=use)
         thread.start()
         thread.join()

@@ -444,7 +444,7 @@ def test_one_thread_at_a_time(context, chain):
             except BusyError:
                 errors.append(call)
 
-    with one._exclusive:
+    with one._lock:
         thread = threading.Thread(target=use)
         thread.start()
         thread.join()

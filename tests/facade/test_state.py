@@ -336,7 +336,7 @@ def test_use_from_two_threads_is_refused(context, tmp_path):
                 use()
             errors.append(info.value)
 
-    with context.exclusive:
+    with context.lock:
         thread = threading.Thread(target=try_all)
         thread.start()
         thread.join()

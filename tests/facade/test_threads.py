@@ -330,9 +330,9 @@ def wait_for(condition):
 EXIT = """
 import sys, threading, time
 from llamacffi import *
-from llamacffi._core import shutdown as _life
+from llamacffi._core import shutdown
 
-_life.EXIT_SECONDS = 10_000
+shutdown.EXIT_SECONDS = 10_000
 model = Model(sys.argv[1])
 early = Threadpool(2)
 context = Context(model, n_ctx=1024, n_ubatch=8, n_threads=2)

@@ -1,4 +1,4 @@
-"""Running the tools of a build."""
+"""ChainedRunner the tools of a build."""
 
 from __future__ import annotations
 

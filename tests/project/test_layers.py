@@ -94,15 +94,16 @@ def test_modules_fit_in_the_head(root, package):
 
 
 def test_no_generator_holds_an_object(root):
-    """An `Exclusive` cannot tell whether a generator that was interrupted is over or waits."""
+    """A `CallLock` cannot tell whether a generator that was interrupted is over or waits."""
     held = [
         f"{path.name}:{inner.lineno}"
-        for path in modules(root).values()
+        for name, path in modules(root).items()
+        if not name.startswith(("gguf", "log", "backend.registry"))  # an RLock, which waits
         for function in ast.walk(ast.parse(path.read_text()))
         if isinstance(function, ast.FunctionDef)
         and any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(function))
         for inner in ast.walk(function)
         if isinstance(inner, ast.With)
-        and any("exclusive" in ast.unparse(item.context_expr) for item in inner.items)
+        and any("lock" in ast.unparse(item.context_expr) for item in inner.items)
     ]
     assert not held

@@ -256,7 +256,7 @@ def compute(model: Model, pool: Threadpool) -> Context:
     context.reset_perf()
     context.synchronize()
     context.cancel()
-    with context.computing(1), context.exclusive:
+    with context.computing(1), context.lock:
         assert_type(context.model, Model)
     return context
 

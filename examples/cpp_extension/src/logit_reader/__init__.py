@@ -20,5 +20,5 @@ if THERE != _reader.BUILT:
 def entropy(context: Context, i: int = -1) -> float:
     """Return the entropy of what comes after token ``i`` of the last batch, in nats."""
     _held = context.ptr  # until this returns, closing it in another thread frees nothing
-    with context.exclusive:  # and nobody computes, which could move the logits
+    with context.lock:  # and nobody computes, which could move the logits
         return _reader.entropy(context.address, i)
