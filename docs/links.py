@@ -1,8 +1,8 @@
 """Links in the documentation: a name in backticks leads to its place in the reference.
 
-mkdocs calls `on_page_markdown` for pages, and griffe calls `Links` for docstrings.  A name on a
-page that the reference does not have is an error of ``mkdocs build --strict``.  The names of C lead
-to the reference of the raw layer: on pages as ``lib.llama_decode`` or ``llama_decode()``.
+mkdocs calls `on_page_markdown` for each page, and griffe calls `Links` for the docstrings.  A link
+to a missing entry fails ``mkdocs build --strict``.  Names of C functions lead to the reference of
+the raw layer; pages write them as ``lib.llama_decode`` or ``llama_decode()``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FENCES = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(?<![`\[])`([A-Za-z]\w*(?:\.\w+)?)(\(\))?`(?![`\]])")
 # ``llama_decode`` in a docstring.
 C_CODE = re.compile(r"(?<!`)``([a-z]\w*)``(?!`)")
-# The lines that make a block of code in a docstring.
+# What starts a block of code in a docstring.
 LITERAL = re.compile(r"^::\n\n|::(?=\n\n)", re.MULTILINE)
 
 
 def public_names() -> tuple[dict[str, str], dict[str, str]]:
-    """Return the names of the package, and its modules, each with where they are."""
+    """Return the module that defines each public name, and the path of each public module."""
     tables = {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
@@ -43,7 +43,7 @@ NAMES, MODULES = public_names()
 
 
 def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
-    """Link the names on a page; code and headings stay as they are, and so do generated pages."""
+    """Link the names on a page, except in code, headings and generated pages."""
     if page.file.generated_by:
         return markdown
 
@@ -71,14 +71,15 @@ def _outside_headings(text: str, link: Callable[[re.Match[str]], str]) -> str:
 
 
 class Links(griffe.Extension):
-    """Links the names in docstrings, as far as the reference has them."""
+    """Links the names in docstrings that have an entry in the reference."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        """Change the docstrings of a package that was read."""
+        """Add links to the docstrings of a package that griffe has read."""
         if pkg.name != PACKAGE.name:
             return
+        functions = _functions(pkg)
         classes: dict[str, Any] = {}
-        owners: dict[str, list[str]] = {}  # the public classes that have the members of a class
+        owners: dict[str, list[str]] = {}  # class -> the public classes that have its members
         for name, home in NAMES.items():
             found = pkg[home][name]
             if found.is_class:
@@ -90,7 +91,24 @@ class Links(griffe.Extension):
                 if one.docstring:
                     own = owners.get(one.path) or owners.get(getattr(one.parent, "path", ""), [])
                     members = own[0] if len(own) == 1 else None
-                    one.docstring.value = _linked(one.docstring.value, classes, members, module)
+                    place = functions.get(module.path, {})
+                    one.docstring.value = _linked(one.docstring.value, classes, members, place)
+
+
+def _functions(pkg: Any) -> dict[str, dict[str, str]]:
+    """Return the functions that the reference has in public modules, by their own modules.
+
+    A public module may import a function from the module that defines it.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for door, home in MODULES.items():
+        for name, member in pkg[home].members.items():
+            path = member.target_path if member.is_alias else member.path
+            module = path.rpartition(".")[0]
+            if path.startswith(f"{pkg.name}.") and _is_shown(name) and member.is_function:
+                found.setdefault(module, {})[name] = f"{pkg.name}.{door}.{name}"
+                found.setdefault(pkg[home].path, {})[name] = f"{pkg.name}.{door}.{name}"
+    return found
 
 
 def _modules(module: Any) -> Iterator[Any]:
@@ -107,8 +125,15 @@ def _objects(parent: Any) -> Iterator[Any]:
             yield from _objects(child)
 
 
-def _linked(text: str, classes: dict[str, Any], own: str | None, module: Any) -> str:
-    """Return a docstring as Markdown, with links."""
+def _linked(text: str, classes: dict[str, Any], own: str | None, functions: dict[str, str]) -> str:
+    """Return a docstring as Markdown, with links.
+
+    Args:
+        text: The docstring.
+        classes: The members of each public class.
+        own: The class that the docstring is of.
+        functions: The public functions of its module, with their places in the reference.
+    """
 
     def link(match: re.Match[str]) -> str:
         name, call = match[1], match[2] or ""
@@ -116,10 +141,10 @@ def _linked(text: str, classes: dict[str, Any], own: str | None, module: Any) ->
         target = None
         if own is not None and name in classes[own] and _is_shown(name):
             target = f"llamacffi.{own}.{name}"
-        elif first in classes and (not rest or (rest in classes[first] and _is_shown(rest))):
+        elif name in NAMES or (rest in classes.get(first, ()) and _is_shown(rest)):
             target = f"llamacffi.{name}"
-        elif (name in NAMES and name not in classes) or _in_module(name, module):
-            target = f"llamacffi.{name if name in NAMES else f'{module.name}.{name}'}"
+        else:
+            target = functions.get(name)
         return match[0] if target is None else f"[`{name}{call}`][{target}]"
 
     def link_c(match: re.Match[str]) -> str:
@@ -131,14 +156,3 @@ def _linked(text: str, classes: dict[str, Any], own: str | None, module: Any) ->
 
 def _is_shown(name: str) -> bool:
     return not name.startswith("_")
-
-
-def _in_module(name: str, module: Any) -> bool:
-    """Return whether a name is a function of a public module, which the reference has."""
-    return (
-        module.name in MODULES
-        and name in module.members
-        and not module[name].is_alias
-        and module[name].is_function
-        and _is_shown(name)
-    )

@@ -1,4 +1,7 @@
-"""Models in several files, to split and to merge: the public door to `gguf.shards`."""
+"""Models split into several files: split one, and merge the files again.
+
+The first file holds all metadata; llama.cpp finds the others by their names.
+"""
 
 from .gguf.shards import merge, split
 

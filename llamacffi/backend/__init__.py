@@ -1,4 +1,4 @@
-"""Backends: the devices that compute, and what they, and this llama.cpp, can do."""
+"""Backends: load them once, and list their devices and features."""
 
 from .cores import physical_cores
 from .device_types import BufferType, Device, DeviceMemory

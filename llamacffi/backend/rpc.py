@@ -1,24 +1,4 @@
-"""Devices of other machines, through llama.cpp's RPC backend.
-
-A server lends its devices: `RpcServer` starts one here, `add_server` makes those of one anywhere
-known.  Models use them as they use a GPU.
-
-The protocol has no authentication and no encryption, and a server trusts its clients with its
-memory.  Whoever can reach the port can read what other clients have left on the devices, fill the
-memory and the ``cache_dir``, end the process, and with a message of the right shape take it over,
-with all that its user may do.  Whoever can reach the cable reads prompts, answers and weights, and
-can change them.  A server is trusted likewise by its clients.  So servers listen at 127.0.0.1
-unless they are told otherwise; let them listen elsewhere only in a network that is yours alone, and
-lead other connections through a tunnel, as of ``ssh -L``.
-
-A server serves one client at a time, a process being one client.  If it ends while a model is on
-it, llama.cpp ends this process too (SIGABRT): the connection belongs to a thread of its own, whose
-failures nobody can catch.  So a server that this process has started and uses stays until it is
-closed, or until the process ends; one of elsewhere must outlive the models on it.
-
-``python -I -m llamacffi.rpc`` starts a server from the command line (``-I`` keeps Python from
-running files of the current directory); ``--help`` tells more.
-"""
+"""RPC servers and their devices; `llamacffi.rpc` describes both for users."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Models in several files: to split one, and to merge them again.
-
-The first file of such a model has all metadata; llama.cpp finds the others by their names.
-"""
+"""Splitting a model into several files, and merging them."""
 
 from __future__ import annotations
 

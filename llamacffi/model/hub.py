@@ -1,8 +1,4 @@
-"""Models from the Hugging Face hub: which files of a repository are one model, and where they are.
-
-It needs the extra ``hf`` (``pip install 'llamacffi[hf]'``).  The settings of ``huggingface_hub``
-hold: ``HF_TOKEN``, ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_HUB_DISABLE_PROGRESS_BARS``.
-"""
+"""Models from the Hugging Face hub: which files of a repository make up one model."""
 
 from __future__ import annotations
 
