@@ -82,7 +82,7 @@ def check(args: argparse.Namespace) -> int:
 
 def diff(args: argparse.Namespace) -> int:
     """Compare two llama.cpp; exits with 0 if nothing changed, 1 if nothing broke, 2 if it did."""
-    from ffigen.sides import compare_sides, read_side
+    from ffigen.follow.sides import compare_sides, read_side
 
     here = project()
     old, new = (read_side(name, here, tell) for name in (args.old, args.new))
@@ -97,7 +97,8 @@ def diff(args: argparse.Namespace) -> int:
 
 def history(args: argparse.Namespace) -> int:
     """Generate the binding of versions of the past, and compile it."""
-    from ffigen.history import ALL, describe, prove, record, resolve
+    from ffigen.follow.history import ALL, describe, prove, record, resolve
+    from ffigen.follow.versions import HISTORY
 
     here = project()
     build = resolve(ROOT, args.build)
@@ -107,17 +108,16 @@ def history(args: argparse.Namespace) -> int:
         whole = number in build
         proofs.append(prove(here, number, tell, whole=whole))
         print(describe(proofs[-1], whole=whole), flush=True)
-    if ALL in names:
-        for path in record(here, proofs):
-            print(f"wrote {path}")
+    if ALL in names and record(here, proofs):
+        print(f"wrote {HISTORY}")
     return 0
 
 
 def bump(args: argparse.Namespace) -> int:
     """Follow llama.cpp to a version; what fails leaves the tree as it was."""
-    from ffigen.bump import TESTS, BumpError, Plan
-    from ffigen.bump import bump as follow
-    from ffigen.versions import available_versions
+    from ffigen.follow.bump import TESTS, BumpError, Plan
+    from ffigen.follow.bump import bump as follow
+    from ffigen.follow.versions import available_versions
 
     here = project()
     number = available_versions(ROOT)[0] if args.version == "newest" else args.version

@@ -40,7 +40,6 @@ class Project:
         self.native = root / "native"
         self.templates = self.headers / "templates"
         self.lock = self.headers / "api.lock"
-        self.since = self.headers / "since.lock"
 
     @cached_property
     def surface(self) -> dict[str, Any]:

@@ -28,8 +28,6 @@ from ffigen.api import (
     declare,
 )
 from ffigen.names import py_class, py_member
-from ffigen.render import OWN_HEADER
-from ffigen.since import Since
 from ffigen.typing import Annotations, parameter_name
 
 from .params import Params
@@ -51,7 +49,6 @@ class Facts:
     """What `ffigen.layout.measure` found."""
     names: Mapping[str, str] = field(default_factory=dict)
     """The Python names of headers/surface.toml."""
-    since: Since = field(default_factory=Since)
     uses: Mapping[str, Collection[str]] = field(default_factory=dict)
     """The names of the facade that call a function."""
     late: Mapping[str, str] = field(default_factory=dict)
@@ -90,10 +87,8 @@ class Reference:
             places=self.places,
             py_signature=self.py_signature,
             rows=rows,
-            since=self.since,
         )
         self.environment.filters.update(
-            brief=brief,
             py_class=lambda name: py_class(name, facts.names),
             py_member=py_member,
         )
@@ -129,12 +124,6 @@ class Reference:
             counts[0] = len(list(self.facts.api.callbacks))
         return counts
 
-    def since(self, one: Declaration, name: str = "") -> str:
-        """Say since when a declaration, or a part of it, exists; our own are not upstream's."""
-        if one.origin.header in (OWN_HEADER, CALLBACKS):
-            return ""
-        return self.facts.since.of(name or one.name) or ""
-
     def py_signature(self, one: Function) -> str:
         """Return a function as the stub of the compiled module has it."""
         given = [
@@ -147,12 +136,6 @@ class Reference:
         start, end = f"lib.{one.name}(", f" -> {self.annotations.value(one.type.result)}"
         line = f"{start}{', '.join(given)}){end}"
         return line if len(line) <= WIDTH else listed(start, given) + end
-
-
-def brief(since: str) -> str:
-    """Shorten what `Since.of` says, for tables."""
-    first = since.removesuffix(" or earlier")
-    return since if first == since else f"≤\N{NO-BREAK SPACE}{first}"
 
 
 def c_declaration(one: Declaration) -> str:

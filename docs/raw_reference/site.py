@@ -10,7 +10,6 @@ from pathlib import Path
 from ffigen.api import Api, Constant
 from ffigen.layout import measure
 from ffigen.project import Project
-from ffigen.since import read_since
 from ffigen.vendor import ensure_tree
 
 from .pages import Facts, Reference
@@ -54,7 +53,6 @@ def reference(shown: Callable[[str], bool]) -> Reference:
             (PROJECT.headers / "upstream.h").read_text(encoding="utf-8"),
             values,
             PROJECT.surface["names"],
-            read_since(PROJECT.headers / "since.lock"),
             uses(described, shown),
             LATE,
             UNEXPORTED,

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ffigen.fetch import sha256_of
+from ffigen.follow.trial import sources
 from ffigen.preprocess import INCLUDE_DIRS
 from ffigen.project import Project
-from ffigen.trial import sources
 from ffigen.vendor import change_pin
 
 NAME = "tinyllama"

@@ -29,7 +29,6 @@ from ffigen.api import (
     Tag,
     Typedef,
 )
-from ffigen.since import Since
 from tests.project.html_page import Page
 
 UPSTREAM = '#include "b.h"\n#include "a.h"\n'
@@ -90,14 +89,13 @@ VALUES = {"A_MAX": "7", "A_KIND_ONE": "1", "A_KIND_TWO": "2"} | {
     **{f"a_params.{name}": str(4 * i) for i, name in enumerate(("n", "x", "y", "in", "e", "f"))},
     "a_params.data": "24",
 }
-SINCE = Since("1.0", {"f_of_b": "1.1", "a_params.n": "1.2", "A_KIND_TWO": "1.3", "A_MAX": "1.4"})
 
 
 @pytest.fixture
 def miniature() -> Reference:
     """The reference of a small API with planted comments."""
     uses = {"f_of_b": ["Thing", "Thing.do"]}
-    return Reference(Facts(MINIATURE, UPSTREAM, VALUES, since=SINCE, uses=uses))
+    return Reference(Facts(MINIATURE, UPSTREAM, VALUES, uses=uses))
 
 
 def test_pages_are_in_the_order_of_the_umbrella(miniature):
@@ -171,23 +169,6 @@ def test_fields_of_anonymous_unions_and_inner_structs_have_rows(miniature):
     assert found[1:5] == [("x", "float"), ("y", "int"), ("in", "struct"), ("in.deep", "bool")]
     row = Page(miniature.page("a.h")).rows["a_params.in.deep"]
     assert row[-1] == "below"
-
-
-def test_since(miniature):
-    rows = Page(miniature.page("a.h")).rows
-    assert "1.2" in rows["a_params.n"]
-    assert "≤\N{NO-BREAK SPACE}1.0" in rows["a_params.x"]
-    assert "Since 1.0 or earlier." in miniature.page("a.h")
-    assert "1.3" in rows["A_KIND_TWO"]
-    assert "1.4" in rows["A_MAX"]
-    assert "Since 1.1." in miniature.page("b.h")
-    assert "Since" not in miniature.page("llamacffi.h")
-    assert "The oldest of them is 1.0" in miniature.index()
-
-
-def test_without_the_file_nothing_is_said_of_since():
-    made = Reference(Facts(MINIATURE, UPSTREAM, VALUES))
-    assert "Since" not in made.page("a.h") + made.page("b.h") + made.index()
 
 
 def test_users_are_linked(miniature):

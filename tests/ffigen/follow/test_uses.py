@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ffigen.changes import Change, Use
+from ffigen.follow.changes import Change, Use
+from ffigen.follow.uses import mark_uses
 from ffigen.lock import read_lock
 from ffigen.preprocess import GeneratorError
 from ffigen.project import Project
-from ffigen.uses import mark_uses
 
 FACTS = read_lock("""\
 struct llama_thing_params size 8

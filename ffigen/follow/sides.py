@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..lock import Facts, read_lock
+from ..preprocess import GeneratorError
+from ..project import Project
+from ..vendor import commit_of, fetched_tree, read_pin
 from .changes import Change
 from .diff import compare
-from .lock import Facts, read_lock
-from .preprocess import GeneratorError
-from .project import Project
 from .report import Report, Side
 from .uses import mark_uses
-from .vendor import commit_of, fetched_tree, read_pin
 from .versions import is_version, version_tree
 
 # A lock that lies beside libraries says in a comment what they are of.

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from ffigen.bump import WRITTEN, BumpError, Plan, bump, changed_changelog, install
+from ffigen.follow.bump import WRITTEN, BumpError, Plan, bump, changed_changelog, install
+from ffigen.follow.trial import StepError, run_step, sources, telling, trial
+from ffigen.follow.versions import read_history
 from ffigen.preprocess import GeneratorError
-from ffigen.since import read_since
-from ffigen.trial import StepError, run_step, sources, telling, trial
 from ffigen.vendor import read_pin
-from ffigen.versions import read_history
 from tests.timing import HANGS
 
-from .packages import Site, site
+from ..packages import Site, site
 
 __all__ = ["site"]
 
@@ -34,7 +33,7 @@ def planted(text: str) -> dict[str, object]:
 
 
 def test_a_bump(site: Site) -> None:
-    """The pin, the lock, the changelog and since when names exist are what the new version says."""
+    """The pin, the lock and the changelog are what the new version says."""
     archive = site.publish("2.0", B, planted("LLAMA_API int llama_planted(int a);"))
     before = site.files()
     report = bump(site.project, Plan("2.0", whole=False), lambda line: None)
@@ -55,7 +54,6 @@ def test_a_bump(site: Site) -> None:
     )
     assert "function int llama_planted(int a);" in site.project.lock.read_text()
     assert "llama.cpp: none..bbbbbbbbbbbb\n" in (site.root / "CHANGELOG.md").read_text()
-    assert read_since(site.project.since).of("llama_planted") == "2.0"
     assert [(one.action, one.name) for one in report.changes] == [("added", "llama_planted")]
     assert report.level == "compatible"
     assert "# The one llama.cpp that" in (site.root / "vendor" / "llama.toml").read_text()

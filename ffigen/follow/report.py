@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..render import plain_environment
 from .changes import Change, Level, Use, level_of
-from .render import plain_environment
 
 # Values that shifted in so many enumerators next to each other are told in one line.
 SHIFTED_TOGETHER = 3

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffigen.changes import Change, level_of
-from ffigen.diff import compare
+from ffigen.follow.changes import Change, level_of
+from ffigen.follow.diff import compare
+from ffigen.follow.renames import likely_renames, similarity
+from ffigen.follow.report import Report, Side, grouped
 from ffigen.lock import Facts, read_lock
 from ffigen.project import Project
-from ffigen.renames import likely_renames, similarity
-from ffigen.report import Report, Side, grouped
 
 BASE = """\
 struct ctx opaque

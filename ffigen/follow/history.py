@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .compile import CompileError, check_module, failing_parts
-from .lock import Facts, read_lock
-from .project import Project
-from .render import write_if_changed
-from .since import Since, format_since
+from ..compile import CompileError, check_module, failing_parts
+from ..lock import Facts, read_lock
+from ..project import Project
+from ..render import write_if_changed
+from ..vendor import CHECKOUT_VARIABLE, read_pin
 from .trial import build, python, run_step, trial
-from .vendor import CHECKOUT_VARIABLE, read_pin
 from .versions import (
     HISTORY,
     Version,
@@ -121,34 +120,8 @@ def resolve(root: Path, names: Sequence[str]) -> list[str]:
     return sorted(numbers, key=version_key)
 
 
-def record(project: Project, proofs: Sequence[Proof]) -> list[Path]:
-    """Write what was learnt: vendor/history.toml and headers/since.lock; return what changed.
-
-    The proofs must be of all versions, the oldest first.
-    """
+def record(project: Project, proofs: Sequence[Proof]) -> bool:
+    """Add the versions that were proved to vendor/history.toml; tell whether it changed."""
     known = {proof.version.number: proof.version for proof in proofs}
-    pinned = version_key(read_pin(project.root).version)
-    older = [proof for proof in proofs if version_key(proof.version.number) <= pinned]
-    texts = {
-        project.root / HISTORY: format_history(read_history(project.root) | known),
-        project.since: format_since(since_of(older)),
-    }
-    return [path for path, text in texts.items() if write_if_changed(path, text)]
-
-
-def since_of(proofs: Sequence[Proof]) -> Since:
-    """Return in which version each name of the last one appeared, for good."""
-    versions: dict[str, str] = {}
-    names = [(proof.version.number, set(proof.facts.names())) for proof in reversed(proofs)]
-    for name in filter(is_upstream, proofs[-1].facts.names()):
-        for number, there in names:
-            if name not in there:
-                break
-            versions[name] = number
-    first = proofs[0].version.number
-    return Since(first, {name: version for name, version in versions.items() if version != first})
-
-
-def is_upstream(name: str) -> bool:
-    """Tell whether a name is not of headers/llamacffi.h."""
-    return not name.lower().startswith("llamacffi_")
+    text = format_history(read_history(project.root) | known)
+    return write_if_changed(project.root / HISTORY, text)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from .changes import Action, Change, What
-from .lock import (
+from ..lock import (
     ConstantFact,
     EnumeratorFact,
     Facts,
@@ -17,8 +16,9 @@ from .lock import (
     RecordFact,
     TypedefFact,
 )
+from ..signatures import compare_types
+from .changes import Action, Change, What
 from .renames import likely_renames
-from .signatures import compare_types
 
 F = TypeVar("F", ConstantFact, EnumeratorFact, FieldFact, FunctionFact, RecordFact, TypedefFact)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .preprocess import GeneratorError
+from ..preprocess import GeneratorError
 
 # What says where it broke, in the output of compilers, CMake and pytest.
 TELLING = re.compile(r"error[: ]|CMake Error|^(FAILED|ERROR) |^E  |Traceback|undefined reference")

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .fetch import VendorError, download_package, last_words, run, sha256_of, unpack_tree
-from .vendor import Pin, commit_of, read_pin, stamp
+from ..fetch import VendorError, download_package, last_words, run, sha256_of, unpack_tree
+from ..vendor import Pin, commit_of, read_pin, stamp
 
 if sys.version_info >= (3, 11):
     import tomllib

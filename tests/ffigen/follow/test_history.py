@@ -11,13 +11,8 @@ import pytest
 
 from ffigen.compile import CompileError, check_module
 from ffigen.fetch import VendorError
-from ffigen.history import Proof, compile_what_suits, describe, prove, record, resolve, since_of
-from ffigen.lock import read_lock
-from ffigen.preprocess import INCLUDE_DIRS
-from ffigen.project import Project
-from ffigen.since import read_since
-from ffigen.vendor import read_pin
-from ffigen.versions import (
+from ffigen.follow.history import compile_what_suits, describe, prove, record, resolve
+from ffigen.follow.versions import (
     Version,
     available_versions,
     fetch_version,
@@ -25,8 +20,11 @@ from ffigen.versions import (
     read_history,
     version_key,
 )
+from ffigen.preprocess import INCLUDE_DIRS
+from ffigen.project import Project
+from ffigen.vendor import read_pin
 
-from .packages import Change, Site, site
+from ..packages import Change, Site, site
 
 __all__ = ["site"]
 
@@ -35,24 +33,6 @@ B, C = "b" * 40, "c" * 40
 
 def silent(line: str) -> None:
     """Tell nobody."""
-
-
-def proof(number: str, *functions: str) -> Proof:
-    text = "".join(f"function void {name}(void);\n" for name in functions)
-    return Proof(Version(number, B, C), read_lock(text), {})
-
-
-def test_since_when_a_name_exists_for_good() -> None:
-    """One that was gone in between exists since it came back; our own have no since."""
-    since = since_of(
-        [
-            proof("0.9", "llama_a", "llama_b"),
-            proof("0.10", "llama_a", "llama_c"),
-            proof("0.11", "llama_a", "llama_b", "llama_c", "llama_d", "llamacffi_e"),
-        ]
-    )
-    assert since.first == "0.9"
-    assert since.versions == {"llama_b": "0.11", "llama_c": "0.10", "llama_d": "0.11"}
 
 
 def test_versions_are_numbers() -> None:
@@ -67,15 +47,6 @@ def test_the_history_of_this_project(root: Path) -> None:
     assert known[pin.version] == Version(pin.version, pin.commit, pin.sha256)
     assert all(len(one.commit) == 40 and len(one.sha256) == 64 for one in known.values())
     assert format_history(known) == (root / "vendor" / "history.toml").read_text()
-
-
-def test_since_knows_the_names_of_the_pinned_headers(root: Path) -> None:
-    since = read_since(root / "headers" / "since.lock")
-    names = set(Project(root).pinned.names())
-    assert since.first == "0.3.16"
-    assert set(since.versions) <= names
-    assert since.of("llama_decode") == "0.3.16 or earlier"
-    assert since.of("llama_process") == "0.3.36"
 
 
 # --- Versions of the package ----------------------------------------------------------------------
@@ -139,10 +110,9 @@ def test_a_version_is_proved_and_recorded(site: Site) -> None:
     assert describe(one, whole=False).endswith("enumerators; compiles, without graph")
     first = prove(site.project, "1.0", silent)
     assert first.without == {}
-    changed = record(site.project, [first, one])
-    assert {path.name for path in changed} >= {"history.toml"}
+    assert record(site.project, [first, one])
+    assert not record(site.project, [first, one])  # it is written there already
     assert list(read_history(site.root)) == ["1.0", "2.0"]
-    assert read_since(site.project.since).first == "1.0"
 
 
 def test_the_command_line(site: Site) -> None:

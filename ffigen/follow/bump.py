@@ -9,17 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .compile import check_module
-from .fetch import VendorError
-from .history import is_upstream
-from .lock import Facts
-from .preprocess import GeneratorError
-from .project import Project
+from ..compile import check_module
+from ..fetch import VendorError
+from ..preprocess import GeneratorError
+from ..project import Project
+from ..vendor import adopt, change_pin
 from .report import Report, Side
 from .sides import Source, compare_sides, read_side, read_tree
-from .since import Since, format_since, read_since
 from .trial import StepError, build, python, run_step, trial
-from .vendor import adopt, change_pin
 from .versions import HISTORY, Version, fetch_version, format_history, read_history
 
 Echo = Callable[[str], None]
@@ -29,7 +26,6 @@ WRITTEN = (
     "vendor/llama.toml",
     HISTORY.as_posix(),
     "headers/api.lock",
-    "headers/since.lock",
     "docs/raw_unsafe.toml",
     "docs/raw_unsafe.md",
     "CHANGELOG.md",
@@ -149,13 +145,10 @@ def own_environ() -> Mapping[str, str]:
 
 
 def describe(copy: Path, old: Source, new: Source, versions: str) -> None:
-    """Write the changelog of the copy, and since when its names exist."""
+    """Write the changelog of the copy."""
     changelog = copy / "CHANGELOG.md"
     text = changelog.read_text(encoding="utf-8")
     write(changelog, changed_changelog(text, old.side.commit, new.side.commit, versions))
-    project = Project(copy)
-    since = since_with(read_since(project.since), old.facts, new)
-    write(project.since, format_since(since))
 
 
 def changed_changelog(text: str, old: str, new: str, versions: str) -> str:
@@ -179,18 +172,6 @@ def changed_changelog(text: str, old: str, new: str, versions: str) -> str:
     else:
         section = f"\nllama.cpp: {old[:12]}..{new[:12]}{versions}\n{section}"
     return text[: heading.end()] + section + text[end:]
-
-
-def since_with(since: Since, old: Facts, new: Source) -> Since:
-    """Return since when the names of ``new`` exist: those that were not there before, since now."""
-    number = new.side.label
-    versions = dict(since.versions)
-    there = set(old.names())
-    come = [name for name in new.facts.names() if is_upstream(name) and name not in there]
-    versions |= dict.fromkeys(come, number)
-    names = set(new.facts.names())
-    first = since.first or number
-    return Since(first, {name: one for name, one in versions.items() if name in names})
 
 
 def write(path: Path, text: str) -> None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .api import Enum, Enumerator, Origin
+from ..api import Enum, Enumerator, Origin
+from ..lock import Facts
+from ..names import py_class, py_member
+from ..preprocess import GeneratorError
 from .changes import Change, Use
-from .lock import Facts
-from .names import py_class, py_member
-from .preprocess import GeneratorError
 
 # Where our code is, and what it is called in a report.
 PLACES = {
