@@ -10,7 +10,7 @@ PY := .venv/bin/python
 .PHONY: build reference test asan lint fuzz fuzz-files soak history bump docs bench demo clean
 
 SOURCES := pyproject.toml CMakeLists.txt build_ffi.py vendor/llama.toml llamacffi/_native/layout.py \
-  $(wildcard cmake/* ffigen/*.py headers/* headers/*/* native/*)
+  $(wildcard cmake/* ffigen/*.py headers/* headers/*/* native/* native/*/*)
 
 build: .venv/.installed
 

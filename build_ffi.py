@@ -151,7 +151,7 @@ def exports(args: argparse.Namespace) -> int:
     from ffigen.exports import late_functions
 
     api = project().api(llama_cpp(args), args.without)
-    unexported, late = late_functions(api, args.libraries, args.nm, render.OWN_HEADER)
+    unexported, late = late_functions(api, args.libraries, args.nm)
     text = render.render(
         "exports.py.j2", api, HEADERS / "templates", unexported=unexported, late=late
     )

@@ -13,10 +13,12 @@ configure_file(cmake/llamacffi-config.cmake.in "${LLAMACFFI_INTEROP}/llamacffi-c
 write_basic_package_version_file("${LLAMACFFI_INTEROP}/llamacffi-config-version.cmake"
   VERSION "${SKBUILD_PROJECT_VERSION}" COMPATIBILITY SameMinorVersion)
 
-install(FILES ${LLAMACFFI_PUBLIC_HEADERS} headers/llamacffi.h "${LLAMACFFI_INTEROP}/llamacffi-build.h"
-  DESTINATION llamacffi/include COMPONENT llamacffi)
-# A module of CFFI's that includes our types needs all that declares them.
-install(FILES headers/upstream.h DESTINATION llamacffi/include RENAME llamacffi-all.h
+install(FILES ${LLAMACFFI_PUBLIC_HEADERS} "${LLAMACFFI_GENERATED}/llamacffi.h"
+  "${LLAMACFFI_INTEROP}/llamacffi-build.h" DESTINATION llamacffi/include COMPONENT llamacffi)
+install(DIRECTORY headers/llamacffi DESTINATION llamacffi/include COMPONENT llamacffi)
+# For CFFI modules that include our types: all headers that declare them.
+install(FILES cmake/llamacffi-all.h DESTINATION llamacffi/include COMPONENT llamacffi)
+install(FILES headers/upstream.h DESTINATION llamacffi/include RENAME llamacffi-upstream.h
   COMPONENT llamacffi)
 install(FILES "${LLAMACFFI_INTEROP}/llamacffi-config.cmake"
   "${LLAMACFFI_INTEROP}/llamacffi-config-version.cmake"

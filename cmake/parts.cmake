@@ -1,5 +1,5 @@
-# The parts of native/ that are over llama.cpp's C++.  Each compiles with the pinned llama.cpp, or the build
-# fails; those that do not compile with another one are left out, and what they do is UnsupportedError.
+# The parts of native/ that use llama.cpp's C++, in native/internals/.  All must compile with the pinned
+# llama.cpp.  Of another one, those that do not compile are left out, and using them raises UnsupportedError.
 
 set(LLAMACFFI_WITHOUT "")
 if(NOT LLAMACFFI_PINNED)
@@ -9,9 +9,10 @@ if(NOT LLAMACFFI_PINNED)
     OUTPUT_VARIABLE LLAMACFFI_WITHOUT
     COMMAND_ERROR_IS_FATAL ANY)
 endif()
-set(LLAMACFFI_PARTS graph model pending quantize room turning)
-list(REMOVE_ITEM LLAMACFFI_PARTS ${LLAMACFFI_WITHOUT})
-list(TRANSFORM LLAMACFFI_PARTS REPLACE "(.+)" "native/\\1.cpp")
+file(GLOB LLAMACFFI_PARTS CONFIGURE_DEPENDS native/internals/*.cpp)
+foreach(part ${LLAMACFFI_WITHOUT})
+  list(REMOVE_ITEM LLAMACFFI_PARTS "${CMAKE_SOURCE_DIR}/native/internals/${part}.cpp")
+endforeach()
 list(TRANSFORM LLAMACFFI_WITHOUT REPLACE "(.+)" "--without=\\1" OUTPUT_VARIABLE LLAMACFFI_WITHOUT_OPTIONS)
 list(TRANSFORM LLAMACFFI_WITHOUT TOUPPER OUTPUT_VARIABLE LLAMACFFI_WITHOUT_MACROS)
 list(TRANSFORM LLAMACFFI_WITHOUT_MACROS PREPEND "LLAMACFFI_WITHOUT_")

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+# The folder of headers/ with our own C API.
+OWN = "llamacffi"
+
 
 @dataclass(frozen=True, slots=True)
 class Name:
@@ -97,6 +100,11 @@ class Origin:
     header: str
     line: int
     doc: str = ""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it stands in headers/llamacffi/, and not in a header of llama.cpp."""
+        return self.header.startswith(f"{OWN}/")
 
 
 @dataclass(frozen=True, slots=True)

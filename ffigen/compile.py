@@ -15,7 +15,7 @@ from pathlib import Path
 from .preprocess import GeneratorError, compiler_command, include_paths
 from .project import Project, macros_without
 
-# The parts of native/ see llama.cpp's own headers, too.
+# What native/internals/ includes beside the public headers.
 PRIVATE_DIRS = ("src", "ggml/src")
 # What CMake says to the compiler beside the directories; any value will do here.
 BUILD_MACROS = (
@@ -37,7 +37,7 @@ def failing_parts(project: Project, tree: Path) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="llamacffi-") as scratch:
         out = Path(scratch)
         generate_into(project, tree, out, ())
-        sources = [project.native / f"{part}.cpp" for part in project.parts]
+        sources = [project.internals / f"{part}.cpp" for part in project.parts]
         for source, errors in compile_all(project, tree, out, sources, ()):
             if errors:
                 failed[source.stem] = errors.splitlines()[0]
@@ -54,7 +54,8 @@ def check_module(project: Project, tree: Path, without: Collection[str] = ()) ->
     with tempfile.TemporaryDirectory(prefix="llamacffi-") as scratch:
         out = Path(scratch)
         generate_into(project, tree, out, without)
-        native = [one for one in sorted(project.native.glob("*.c*")) if one.stem not in without]
+        internals = [one for one in project.internals.glob("*.cpp") if one.stem not in without]
+        native = sorted([*project.native.glob("*.c*"), *internals])
         sources = [out / "_llama.c", out / "guards.cpp", *native]
         compiled = compile_all(project, tree, out, sources, without)
     if failed := [f"{one.name} does not compile:\n{errors}" for one, errors in compiled if errors]:
@@ -85,7 +86,7 @@ def compile_errors(
     """Compile one file; return the lines that say what is wrong, empty if nothing is."""
     include = [project.headers, project.native, out, *include_paths(tree)]
     include.append(Path(sysconfig.get_path("include")))
-    if source.parent == project.native:
+    if source.parent == project.internals:
         include += [tree / directory for directory in PRIVATE_DIRS]
     macros = [*macros_without(without), *(f'{name}=""' for name in BUILD_MACROS)]
     language = [*compiler_command()] if source.suffix == ".c" else [*cxx_command(), "-std=c++17"]

@@ -18,9 +18,7 @@ def exported(library: Path, nm: str) -> set[str]:
     return {line.split(" ", 1)[0].split("@", 1)[0] for line in result.stdout.splitlines()}
 
 
-def late_functions(
-    api: Api, libraries: list[Path], nm: str, own_header: str
-) -> tuple[list[str], dict[str, str]]:
+def late_functions(api: Api, libraries: list[Path], nm: str) -> tuple[list[str], dict[str, str]]:
     """Sort the functions that the core libraries do not export.
 
     Returns:
@@ -37,7 +35,7 @@ def late_functions(
     unexported: list[str] = []
     late: dict[str, str] = {}
     for function in api.functions:
-        if function.name in core or function.origin.header == own_header:
+        if function.name in core or function.origin.is_own:
             continue
         if function.name in backends:
             late[function.name] = backends[function.name]

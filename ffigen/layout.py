@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from .api import Api, Field, Struct, flat_fields
-from .preprocess import PreprocessError, compiler_command, include_paths
+from .preprocess import PreprocessError, bound_headers, compiler_command, include_paths
 from .render import render
 
 
@@ -18,7 +18,11 @@ def measure(api: Api, headers: Path, llama_cpp: Path) -> dict[str, str]:
         For ``struct X`` its size, for ``X.field`` its offset, for the name of an enumerator or
         constant its value as C would write it.
     """
-    probe = render("probe.c.j2", api, headers / "templates", structs=layouts(api))
+    probe = render(
+        *("probe.c.j2", api, headers / "templates"),
+        structs=layouts(api),
+        headers=bound_headers(headers),
+    )
     with tempfile.TemporaryDirectory(prefix="llamacffi-") as directory:
         source, program = Path(directory, "probe.c"), Path(directory, "probe")
         source.write_text(probe, encoding="utf-8")

@@ -51,7 +51,7 @@ from .nodes import (
     unknown,
     value_type,
 )
-from .preprocess import Comment, Macro, Source, find_comments
+from .preprocess import Comment, Macro, Source, find_comments, header_name
 
 
 def read_api(
@@ -372,7 +372,7 @@ class Reader:
         if path not in self.notes:
             text = path.read_text(encoding="utf-8", errors="replace")
             self.notes[path] = Notes(find_comments(text))
-        return Origin(path.name, line, self.notes[path].at(line))
+        return Origin(header_name(path), line, self.notes[path].at(line))
 
 
 class Notes:

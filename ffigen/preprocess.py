@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
+from .api import OWN
+
 # Where the public headers lie in a llama.cpp tree, and the one that shows that it is such a tree.
 INCLUDE_DIRS = ("include", "ggml/include", "tools/mtmd")
 LANDMARK = "include/llama.h"
@@ -61,13 +63,28 @@ class Source:
     """What else the preprocessor was told."""
 
 
+def own_headers(headers: Path) -> list[str]:
+    """Return the headers of our own C API, one for each part of native/, as C includes them."""
+    return [f"{OWN}/{path.name}" for path in sorted((headers / OWN).glob("*.h"))]
+
+
+def includes(names: Sequence[str]) -> str:
+    """Write the C that includes headers."""
+    return "".join(f'#include "{name}"\n' for name in names)
+
+
+def bound_headers(headers: Path) -> str:
+    """Write the C that includes every header that is bound: llama.cpp's, and our own."""
+    return includes(["upstream.h", *own_headers(headers)])
+
+
 def include_paths(llama_cpp: Path) -> tuple[Path, ...]:
     """Return the directories of a llama.cpp tree that hold public headers."""
     return tuple(llama_cpp / directory for directory in INCLUDE_DIRS)
 
 
 def preprocess(headers: Path, llama_cpp: Path, defined: Sequence[str] = ()) -> Source:
-    """Run the C preprocessor over ``headers/upstream.h``.
+    """Run the C preprocessor over llama.cpp's public headers and our own.
 
     Args:
         headers: The project's ``headers/`` directory.
@@ -83,7 +100,7 @@ def preprocess(headers: Path, llama_cpp: Path, defined: Sequence[str] = ()) -> S
     libc = headers / "libc"
     flags = [f"-D{name}" for name in defined]
     text = run_preprocessor(
-        headers / "upstream.h",
+        bound_headers(headers),
         ["-dD", "-nostdinc", *flags, "-include", str(libc / "attributes.h")],
         [libc, headers, *include_paths(llama_cpp)],
     )
@@ -164,13 +181,18 @@ def unknown_attribute(line: str, where: Path, number: int) -> PreprocessError:
     )
 
 
-def run_preprocessor(source: Path, flags: list[str], include: list[Path]) -> str:
-    """Return what ``cc -E`` prints for ``source``."""
+def run_preprocessor(source: str, flags: list[str], include: list[Path]) -> str:
+    """Return what ``cc -E`` prints for ``source``, which is C."""
     compiler = compiler_command()
-    command = [*compiler, "-E", *flags, *(f"-I{path}" for path in include), str(source)]
+    command = [*compiler, "-E", *flags, *(f"-I{path}" for path in include), "-xc", "-"]
     try:
         result = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", check=False
+            command,
+            input=source,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
         )
     except FileNotFoundError as error:
         raise PreprocessError(
@@ -191,6 +213,11 @@ def located_lines(text: str) -> Iterator[tuple[str, Path, int]]:
         else:
             number += 1
         yield line, where, number
+
+
+def header_name(path: Path) -> str:
+    """Return what a header is called: one of our own as C includes it, and else its file name."""
+    return f"{OWN}/{path.name}" if path.parent.name == OWN else path.name
 
 
 def marker_path(name: str) -> Path:
@@ -220,9 +247,9 @@ def expand(
             *("-E", "-P", "-nostdinc", "-include", str(headers / "libc" / "attributes.h")),
             *(f"-I{path}" for path in (headers / "libc", headers, *include_paths(llama_cpp))),
             *flags,
-            *("-include", str(headers / "upstream.h"), "-xc", "-"),
+            *("-xc", "-"),
         ],
-        input=probe,
+        input=bound_headers(headers) + probe,
         capture_output=True,
         encoding="utf-8",
         errors="replace",

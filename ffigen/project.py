@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from .api import Api
 from .layout import measure
 from .lock import Facts, read_lock
 from .parse import read_api
-from .preprocess import Source, preprocess
+from .preprocess import GeneratorError, Source, preprocess
 from .render import generate, render
 from .signatures import compare_types
 
@@ -38,6 +39,7 @@ class Project:
         self.root = root
         self.headers = root / "headers"
         self.native = root / "native"
+        self.internals = self.native / "internals"
         self.templates = self.headers / "templates"
         self.lock = self.headers / "api.lock"
 
@@ -48,11 +50,16 @@ class Project:
         surface: dict[str, Any] = tomllib.loads(text)
         return surface
 
-    @property
+    @cached_property
     def parts(self) -> dict[str, str]:
-        """The parts of native/ that a llama.cpp may not compile with, and what they are for."""
-        parts: dict[str, str] = self.surface["parts"]
-        return parts
+        """The parts of native/ that use llama.cpp's C++, each with what it is for.
+
+        They may not compile against another llama.cpp than the pinned one.
+
+        Raises:
+            GeneratorError: A file does not say what it is for.
+        """
+        return {path.stem: purpose_of(path) for path in sorted(self.internals.glob("*.cpp"))}
 
     @cached_property
     def pinned(self) -> Facts:
@@ -115,11 +122,24 @@ class Project:
                     yield Missing(one.name, reason)
 
 
+PURPOSE = re.compile(r"^// Without this file, llamacffi cannot (.+)\.$", re.MULTILINE)
+
+
+def purpose_of(part: Path) -> str:
+    """Return what a part of native/ is for, as its first lines say."""
+    found = PURPOSE.search(part.read_text(encoding="utf-8"))
+    if not found:
+        raise GeneratorError(
+            f"{part} must say what it is for: // Without this file, llamacffi cannot ..."
+        )
+    return found[1]
+
+
 @lru_cache(maxsize=4)  # a comparison asks for both of its sides several times
 def _read_once(source: Source, headers: Path, tree: Path, omit: tuple[tuple[str, str], ...]) -> Api:
     return read_api(source, headers, tree, dict(omit))
 
 
 def macros_without(parts: Collection[str]) -> list[str]:
-    """Return the macros that leave parts out of headers/llamacffi.h."""
+    """Return the macros that leave parts out of the headers in headers/llamacffi/."""
     return [f"LLAMACFFI_WITHOUT_{part.upper()}" for part in sorted(parts)]

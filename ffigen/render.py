@@ -16,10 +16,8 @@ from . import api as model
 from .api import Api
 from .lock import Facts
 from .names import py_class, py_member
-from .preprocess import GeneratorError
+from .preprocess import GeneratorError, includes, own_headers
 from .typing import Annotations, docstring, parameter_name
-
-OWN_HEADER = "llamacffi.h"
 
 # What cdef and the recompiler raise for C that CFFI cannot express.
 CFFI_ERRORS = (
@@ -107,9 +105,7 @@ def guarded(api: Api) -> list[model.Function]:
 
     C++ cannot pass on the arguments of a variadic function, and CFFI calls those through libffi.
     """
-    return [
-        one for one in api.functions if not one.type.variadic and one.origin.header != OWN_HEADER
-    ]
+    return [one for one in api.functions if not one.type.variadic and not one.origin.is_own]
 
 
 def module_source(api: Api, headers: Path) -> str:
@@ -207,6 +203,9 @@ def generate(
         out / "_llama.c": module_source(api, headers),
         out / "guards.cpp": render(
             "guards.cpp.j2", api, templates, guarded=guarded(api), digest=digest
+        ),
+        out / "llamacffi.h": render(
+            "llamacffi.h.j2", api, templates, headers=includes(own_headers(headers))
         ),
         out / "has.h": render("has.h.j2", api, templates, missing=missing),
         package / "_llama.pyi": render("_llama.pyi.j2", api, templates, names),

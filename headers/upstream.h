@@ -1,4 +1,5 @@
-/* Every public header that llamacffi binds, in the order in which it is read.  Older trees lack some. */
+/* Every public header of llama.cpp, ggml and mtmd that llamacffi binds, in the order in which they are
+ * read.  Older trees lack some. */
 #include "ggml.h"
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
@@ -21,4 +22,3 @@
 #if __has_include("mtmd-helper.h")
 #include "mtmd-helper.h"
 #endif
-#include "llamacffi.h"

@@ -5,7 +5,8 @@
 #include "grammar.hpp"
 
 #include "guard.hpp"
-#include "llamacffi.h"
+#include "llamacffi/grammar.h"
+#include "llamacffi/sampling.h"
 
 #include <algorithm>
 #include <cmath>

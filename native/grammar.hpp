@@ -2,7 +2,7 @@
 #pragma once
 
 #include "llama.h"
-#include "llamacffi.h"
+#include "llamacffi/grammar.h"
 #include "pattern.hpp"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // Which libraries there are in this process, and what they were built from.
 #include "guard.hpp"
 #include "has.h" // generated
-#include "llamacffi.h"
+#include "llamacffi/libraries.h"
 
 #include "ggml-backend.h"
 #include "ggml.h"

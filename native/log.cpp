@@ -1,6 +1,6 @@
 // The log ring: llama.cpp writes lines from any thread, Python reads them when it gets to it.
 #include "compat.hpp"
-#include "llamacffi.h"
+#include "llamacffi/log.h"
 #include "native.hpp"
 
 #include "ggml.h"

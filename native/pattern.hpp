@@ -1,7 +1,7 @@
 // Regular expressions that are searched in a text which is still growing, each byte once.
 #pragma once
 
-#include "llamacffi.h"
+#include "llamacffi/grammar.h"
 
 #include <cstdint>
 #include <cstddef>

@@ -8,7 +8,7 @@
 #include "guard.hpp"
 #include "has.h" // generated
 #include "llama.h"
-#include "llamacffi.h"
+#include "llamacffi/planning.h"
 
 #include <stdexcept>
 

@@ -3,7 +3,7 @@
 #include "grammar.hpp"
 #include "guard.hpp"
 #include "llama.h"
-#include "llamacffi.h"
+#include "llamacffi/sampling.h"
 
 #include <cmath>
 #include <cstdlib>

@@ -1,6 +1,6 @@
 // Tokens from texts and texts from tokens, on stacks that suffice, one or many at once.
 #include "guard.hpp"
-#include "llamacffi.h"
+#include "llamacffi/tokenize.h"
 #include "stack.hpp"
 #include "tokenizer.hpp"
 

@@ -1,7 +1,7 @@
 #include "tokenizer.hpp"
 
 #include "compat.hpp"
-#include "llamacffi.h"
+#include "llamacffi/tokenize.h"
 #include "stack.hpp"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // What a file says of its vocabulary, looked at before llama.cpp reads it: with some it would not come to an
 // end, overflow the stack, or end the process.
 #include "guard.hpp"
-#include "llamacffi.h"
+#include "llamacffi/vocabulary.h"
 
 #include "gguf.h"
 

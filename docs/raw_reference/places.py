@@ -13,6 +13,7 @@ from ffigen.parse import tags_of
 
 DIRECTORY = "headers"
 CALLBACKS = "callbacks.h"
+OWN_PAGE = "llamacffi.h"
 INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 WORD = re.compile(r"([A-Za-z_]\w*)")
 ADDRESS = re.compile(r"(https?://[^\s<>\"')\]]*[^\s<>\"')\].,;:])")
@@ -56,7 +57,7 @@ class Places:
         names = {one.name for one in api.functions}
         homes = mentions(api)
         for one in api.declarations:
-            page = one.origin.header or homes[one.name]
+            page = page_of(one) or homes[one.name]
             match one:
                 case Struct() | Enum():
                     anchor = one.c_name.replace(" ", "_") if one.name in names else one.name
@@ -92,12 +93,17 @@ class Places:
         ]
 
 
+def page_of(one: Declaration) -> str:
+    """Return the page that describes a declaration; empty if no header declares it."""
+    return OWN_PAGE if one.origin.is_own else one.origin.header
+
+
 def mentions(api: Api) -> dict[str, str]:
     """Return the header that first mentions each tag: the home of what no header declares."""
     homes: dict[str, str] = {}
     for one in api.declarations:
         for tag in tags_of(one):
-            homes.setdefault(tag.name, one.origin.header)
+            homes.setdefault(tag.name, page_of(one))
     return homes
 
 

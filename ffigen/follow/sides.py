@@ -95,5 +95,5 @@ def compare_sides(old: Source, new: Source, project: Project, *, uses: bool = Tr
 
 
 def is_ours(change: Change) -> bool:
-    """Tell whether a change is of headers/llamacffi.h, which a lock has too."""
+    """Tell whether a change is of headers/llamacffi/, which a lock has too."""
     return change.name.lower().startswith("llamacffi_")

@@ -163,7 +163,7 @@ def test_generate_twice(build, llama_cpp, tmp_path):
     assert first.returncode == 0, first.stderr
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert {f"wrote {path}" for path in files} == set(first.stdout.splitlines())
-    assert len(files) == 10
+    assert len(files) == 11
     second = build("generate", "--out", out, "--llama-cpp", llama_cpp)
     assert (second.returncode, second.stdout) == (0, "")
     assert {path: path.stat().st_mtime_ns for path in files} == files

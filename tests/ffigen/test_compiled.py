@@ -18,7 +18,7 @@ import pytest
 
 from ffigen.layout import measure
 from ffigen.parse import read_api
-from ffigen.preprocess import include_paths, preprocess
+from ffigen.preprocess import bound_headers, include_paths, preprocess
 from ffigen.render import render
 
 HEADER = r"""
@@ -112,7 +112,6 @@ int variadic(const char *format, ...);
 """
 
 SOURCE = r"""
-#include "upstream.h"
 #include <stdarg.h>
 int same_name(enum same_name a) { return a + 1; }
 int same_name_2(struct same_name_2 *a) { return a->b; }
@@ -218,7 +217,7 @@ def expected(directory) -> dict[str, str]:
 def module(directory, headers, api) -> ModuleType:
     builder = cffi.FFI()
     builder.cdef(without_our_functions(api, headers))
-    builder.set_source("mini", SOURCE)
+    builder.set_source("mini", bound_headers(headers) + SOURCE)
     builder.emit_c_code(str(directory / "mini.c"))
     python = sysconfig.get_path("include")
     include = [f"-I{path}" for path in (python, headers, *include_paths(directory / "tree"))]
@@ -233,7 +232,7 @@ def module(directory, headers, api) -> ModuleType:
 
 
 def without_our_functions(api, headers) -> str:
-    """Write the cdef; llamacffi.h is always read, but native/ is not linked here."""
+    """Write the cdef; our own headers are always read, but native/ is not linked here."""
     kept = tuple(one for one in api.declarations if not one.name.startswith("llamacffi_"))
     return render("cdef.h.j2", type(api)(kept), headers / "templates")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import llamacffi
+from ffigen.preprocess import own_headers
 from llamacffi import constants, enums, ffi, lib
 from llamacffi._generated.omitted import OMITTED, UNGUARDED
 
@@ -40,7 +41,7 @@ def read_header(path: Path) -> str:
 @pytest.fixture(scope="module")
 def texts(root, llama_cpp) -> dict[str, str]:
     umbrella = (root / "headers" / "upstream.h").read_text(encoding="utf-8")
-    names = re.findall(r'#include "(.*)"', umbrella)
+    names = [*re.findall(r'#include "(.*)"', umbrella), *own_headers(root / "headers")]
     folders = [llama_cpp / "include", llama_cpp / "ggml" / "include", llama_cpp / "tools" / "mtmd"]
     found = {}
     for name in names:

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from ffigen.preprocess import bound_headers
 from llamacffi import ffi, lib
 
 
@@ -47,7 +48,7 @@ def enumerators() -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory, root, llama_cpp) -> dict[str, int]:
-    lines = ['#include "upstream.h"', "#include <stdio.h>", "int main(void) {"]
+    lines = [bound_headers(root / "headers"), "#include <stdio.h>", "int main(void) {"]
     for name, fields in records().items():
         lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
         lines.append(f'printf("align {name} %zu\\n", _Alignof({name}));')

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from ffigen.parse import read_api
 from ffigen.preprocess import (
     Comment,
     PreprocessError,
+    bound_headers,
     find_comments,
     located_lines,
+    own_headers,
     preprocess,
     read_define,
 )
@@ -32,7 +35,20 @@ def test_only_public_headers_are_read(llama_cpp, headers):
     names = [path.name for path in preprocess(headers, llama_cpp).headers]
     lines = (headers / "upstream.h").read_text(encoding="utf-8").splitlines()
     included = [line.split('"')[1] for line in lines if line.startswith("#include")]
-    assert sorted(names) == sorted([*included, "upstream.h"])
+    own = [path.name for path in (headers / "llamacffi").iterdir()]
+    assert sorted(names) == sorted([*included, *own, "upstream.h"])
+
+
+def test_our_own_headers_come_last_and_in_order(llama_cpp, headers):
+    """No list says so: a new part is found by its file."""
+    named = own_headers(headers)
+    assert named == sorted(f"llamacffi/{path.name}" for path in (headers / "llamacffi").iterdir())
+    assert bound_headers(headers).splitlines() == [
+        f'#include "{name}"' for name in ["upstream.h", *named]
+    ]
+    functions = read_api(preprocess(headers, llama_cpp), headers, llama_cpp).functions
+    seen = list(dict.fromkeys(one.origin.header for one in functions if one.origin.is_own))
+    assert sorted(seen) == named
 
 
 def test_a_macro_that_is_defined_again_has_its_last_value(plant, headers, tmp_path):
@@ -44,7 +60,6 @@ def test_a_macro_that_is_defined_again_has_its_last_value(plant, headers, tmp_pa
 @pytest.mark.parametrize("name", ["a b", "été ✓", "it's"])
 def test_any_path_will_do(read, headers, plant, tmp_path, name):
     from ffigen.layout import measure
-    from ffigen.parse import read_api
 
     tree = plant(tmp_path / name, "// doc\nint f(int a);\n#define A 5")
     api = read_api(preprocess(headers, tree), headers, tree)
@@ -54,7 +69,6 @@ def test_any_path_will_do(read, headers, plant, tmp_path, name):
 
 
 def test_windows_line_ends(plant, headers, tmp_path):
-    from ffigen.parse import read_api
 
     text = (
         '// one\r\n// two\r\nDEPRECATED(int f(int a,\r\n    int b),\r\n  "use g");\r\n'
@@ -70,7 +84,6 @@ def test_windows_line_ends(plant, headers, tmp_path):
 
 def test_bytes_that_are_no_utf8_are_replaced(plant, headers, tmp_path):
     from ffigen.layout import measure
-    from ffigen.parse import read_api
 
     tree = plant(tmp_path, b'// caf\xe9\n#define A "\xe9"\nint f(void);')
     api = read_api(preprocess(headers, tree), headers, tree)

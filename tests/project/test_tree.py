@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from ffigen.project import Project
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -64,13 +66,19 @@ def test_make_has_its_verbs(root):
         assert re.search(rf"^{verb}:", makefile, re.MULTILINE), verb
 
 
-def test_the_build_knows_the_parts_that_may_be_left_out(root):
-    """They stand in cmake/parts.cmake, in surface.toml, in native/ and in our header alike."""
-    parts = set(tomllib.loads((root / "headers" / "surface.toml").read_text())["parts"])
-    listed = re.search(r"set\(LLAMACFFI_PARTS ([\w ]+)\)", (root / "cmake/parts.cmake").read_text())
-    assert listed is not None
-    assert set(listed[1].split()) == parts
-    assert all((root / "native" / f"{part}.cpp").exists() for part in parts)
-    header = (root / "headers" / "llamacffi.h").read_text()
-    guarded = re.findall(r"#ifndef LLAMACFFI_WITHOUT_(\w+)", header)
-    assert sorted(guarded) == sorted(part.upper() for part in parts)
+def test_every_part_has_one_name(root):
+    """What native/ has for Python is declared in a header of the same name, and found by that."""
+    sources = {path.stem: path for path in (root / "native").rglob("*.cpp")}
+    names = {path.stem for path in (root / "headers" / "llamacffi").glob("*.h")}
+    assert names <= set(sources)
+    for name in names:
+        assert f'#include "llamacffi/{name}.h"' in sources[name].read_text(), name
+
+
+def test_every_part_that_uses_internals_can_be_left_out(root):
+    parts = {path.stem for path in (root / "native" / "internals").glob("*.cpp")}
+    assert set(Project(root).parts) == parts
+    assert len(parts) > 4
+    for name in parts:
+        header = (root / "headers" / "llamacffi" / f"{name}.h").read_text()
+        assert re.findall(r"#ifndef LLAMACFFI_WITHOUT_(\w+)", header) == [name.upper()]

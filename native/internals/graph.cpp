@@ -1,10 +1,11 @@
-// What only the graph of a context shows.
+// The graph of a context, which llama.h does not expose.
+// Without this file, llamacffi cannot inspect the graph of a context.
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "guard.hpp"
 #include "llama-ext.h"    // llama_graph_reserve: exported, but not in llama.h yet
 #include "llama-memory.h" // of which kind a memory is
-#include "llamacffi.h"
+#include "llamacffi/graph.h"
 #include "native.hpp"
 #include "planning.hpp"
 

@@ -1,9 +1,10 @@
-// Quantization that can be watched and stopped, by what llama.cpp logs meanwhile.
+// Quantization that reports progress and can be stopped, by means of what llama.cpp logs meanwhile.
+// Without this file, llamacffi cannot quantize with progress.
 #include "ggml.h"
 #include "guard.hpp"
 #include "llama-ext.h" // the type of a file's tensors: exported, but not in llama.h yet
 #include "llama.h"
-#include "llamacffi.h"
+#include "llamacffi/quantize.h"
 #include "native.hpp"
 
 #include <stdexcept>

@@ -1,9 +1,10 @@
-// Whether there is room for what llama.cpp allocates where a failure would end the process.
+// Whether there is enough memory for what llama.cpp allocates where a failure would end the process.
+// Without this file, llamacffi cannot check whether there is room for a snapshot.
 #include "ggml-cpp.h"
 #include "guard.hpp"
 #include "llama-io.h"     // how a memory is written
 #include "llama-memory.h" // its functions are virtual
-#include "llamacffi.h"
+#include "llamacffi/room.h"
 
 #include <cstdlib>
 #include <map>

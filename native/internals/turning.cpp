@@ -1,9 +1,10 @@
-// Whether keys can be turned to other positions: tried, since no backend tells.
+// Whether cached keys can be shifted to other positions (rotated): tried out, since no backend tells.
+// Without this file, llamacffi cannot check whether cached keys can be shifted.
 #include "ggml-cpp.h"
 #include "guard.hpp"
 #include "llama-context.h" // what rotary positions are computed with
 #include "llama-model.h"   // the shapes of the layers
-#include "llamacffi.h"
+#include "llamacffi/turning.h"
 #include "native.hpp"
 
 #include <algorithm>

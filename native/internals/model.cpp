@@ -1,9 +1,10 @@
-// What a model consists of, which no function of llama.h tells.
+// The devices and tensors of a model, which llama.h does not expose.
+// Without this file, llamacffi cannot list the devices and tensors of a model.
 #include "ggml-backend-impl.h" // whether a buffer can be read
 #include "guard.hpp"
 #include "llama-ext.h"   // the devices: exported, but not in llama.h yet
 #include "llama-model.h" // the tensors: exported, for upstream's own tests
-#include "llamacffi.h"
+#include "llamacffi/model.h"
 
 #include <exception>
 #include <regex>

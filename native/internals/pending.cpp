@@ -1,7 +1,9 @@
-// Work that llama.cpp puts off until the next decode.
+// Work that llama.cpp defers to the next decode.
+// Without this file, llamacffi cannot apply updates that a memory defers to the next decode.
 #include "guard.hpp"
 #include "llama-context.h" // the functions are exported, but only as members
-#include "llamacffi.h"
+#include "llamacffi/abort.h"
+#include "llamacffi/pending.h"
 #include "planning.hpp"
 
 void llamacffi_reserve(llama_context *context) {

@@ -1,0 +1,3 @@
+/* Every header that llamacffi binds: llama.cpp's, and its own. */
+#include "llamacffi-upstream.h"
+#include "llamacffi.h"
