@@ -10,12 +10,14 @@ that it fits the libraries that came with it.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from ._native import __version__ as __version__
 from ._native import ffi as ffi
 
+TYPE_CHECKING = False  # `typing` costs more than the rest of the Python that is imported here
 if TYPE_CHECKING:
+    from typing import Any
+
     from . import backend as backend
     from . import demo as demo
     from . import gguf as gguf

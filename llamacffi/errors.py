@@ -1,31 +1,31 @@
-"""Exceptions, and the one place where C return codes become them.
+"""Exceptions, and the one place where C return codes become exceptions.
 
-Each is a `LlamaError` and the builtin that fits, so that code which knows neither llama.cpp nor
+Each is a `LlamaError` and also the builtin exception that fits, so that code which knows nothing of
 this package catches the right ones::
 
     LlamaError
-    ├── ArgumentError (ValueError)          a value that C must not see
+    ├── ArgumentError (ValueError)          a value that must not reach C
     ├── ClosedError (ValueError)            the object was closed
     ├── ForkError (RuntimeError)            the object belongs to the parent process
-    ├── BusyError (RuntimeError)            two threads used one object at once
+    ├── BusyError (RuntimeError)            two threads used one object at the same time
     ├── NativeError (RuntimeError)          llama.cpp threw, or one of its assertions failed
     ├── LoadError (OSError)                 a file could not be loaded
     │   ├── ModelNotFoundError (FileNotFoundError)
     │   └── LibraryNotFoundError (FileNotFoundError)
-    ├── ContextError (RuntimeError)         a context could not be made, or lacks something
-    ├── TokenizeError (ValueError)          text that the vocabulary cannot take
+    ├── ContextError (RuntimeError)         a context could not be created, or lacks something
+    ├── TokenizeError (ValueError)          text that the vocabulary cannot tokenize
     ├── AdapterError (ValueError)           an adapter or control vector that does not fit
-    ├── StateError (ValueError)             a saved state that does not fit, or is damaged
-    ├── GrammarError (ValueError)           a grammar that cannot be parsed, or was left
-    ├── GgufError (ValueError)              data that is no GGUF, or cannot be put into one
+    ├── StateError (ValueError)             a saved state that does not fit or is damaged
+    ├── GrammarError (ValueError)           a grammar that cannot be parsed or was violated
+    ├── GgufError (ValueError)              invalid GGUF data, or a value that GGUF cannot store
     ├── QuantizeError (RuntimeError)        a model could not be quantized
-    ├── UnsupportedError (RuntimeError)     this model or llama.cpp cannot do that
-    ├── BackendUnavailableError (RuntimeError)  no backend for what was asked
+    ├── UnsupportedError (RuntimeError)     not possible with this model or this llama.cpp
+    ├── BackendUnavailableError (RuntimeError)  the requested backend or device is missing
     ├── DependencyError (ImportError)       an optional package is not installed
     └── DecodeError (RuntimeError)          decoding failed; finished micro-batches stay
         ├── InvalidBatchError (ValueError)      memory unchanged
         ├── ContextFullError                    memory unchanged: free a slot and retry
-        └── AbortedError                        told to stop; finished micro-batches stay
+        └── AbortedError                        cancelled; finished micro-batches stay
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class ClosedError(LlamaError, ValueError):
 
 
 class ForkError(LlamaError, RuntimeError):
-    """The object was made before ``os.fork``; its threads and devices stayed with the parent."""
+    """The object was created before ``os.fork``; its threads and devices stayed in the parent."""
 
 
 class BusyError(LlamaError, RuntimeError):
-    """Another thread is using the object, which is for one thread at a time."""
+    """Another thread is using the object, which only one thread may use at a time."""
 
 
 class NativeError(LlamaError, RuntimeError):
     """llama.cpp threw a C++ exception, or one of its assertions failed.
 
-    The last lines of its log are in the notes of the exception.
+    The notes of the exception have the last lines of its log.
     """
 
     function: str
@@ -76,22 +76,22 @@ class LoadError(LlamaError, OSError):
 
 
 class ModelNotFoundError(LoadError, FileNotFoundError):
-    """There is no file of that name."""
+    """The model file does not exist."""
 
 
 class LibraryNotFoundError(LoadError, FileNotFoundError):
-    """There is no library of that name."""
+    """The library does not exist."""
 
 
 class ContextError(LlamaError, RuntimeError):
-    """A context could not be created, or has not got what was asked for."""
+    """A context could not be created, or does not have what was requested."""
 
 
 class TokenizeError(LlamaError, ValueError):
     """The vocabulary cannot tokenize the text."""
 
     index: int | None
-    """Which text it was, if several were given at once."""
+    """The index of the text, if several were given at once."""
 
     def __init__(self, message: str, index: int | None = None) -> None:
         super().__init__(message)
@@ -106,15 +106,15 @@ class AdapterError(LlamaError, ValueError):
 
 
 class StateError(LlamaError, ValueError):
-    """A saved state is of another model, shape or llama.cpp, or is damaged."""
+    """A saved state comes from another model, shape or llama.cpp, or is damaged."""
 
 
 class GrammarError(LlamaError, ValueError):
-    """A grammar cannot be parsed, or a token was accepted that it does not allow."""
+    """A grammar cannot be parsed, or does not allow a token that was accepted."""
 
 
 class GgufError(LlamaError, ValueError):
-    """Data is no valid GGUF, or a value cannot be stored in one."""
+    """Data is not a valid GGUF, or a value cannot be stored in one."""
 
 
 class QuantizeError(LlamaError, RuntimeError):
@@ -122,11 +122,11 @@ class QuantizeError(LlamaError, RuntimeError):
 
 
 class UnsupportedError(LlamaError, RuntimeError):
-    """This model, or this llama.cpp, cannot do what was asked."""
+    """This model, or this llama.cpp, does not support what was requested."""
 
 
 class BackendUnavailableError(LlamaError, RuntimeError):
-    """No backend is there for what was asked."""
+    """The requested backend or device is not available."""
 
 
 class DependencyError(LlamaError, ImportError):
@@ -134,13 +134,14 @@ class DependencyError(LlamaError, ImportError):
 
 
 class DecodeError(LlamaError, RuntimeError):
-    """Decoding failed.  Micro-batches that were finished stay in memory: `pos_max` tells."""
+    """Decoding failed.  Micro-batches that were finished stay in memory: see `pos_max`."""
 
     code: int
-    """What llama.cpp returned."""
+    """The return code of llama.cpp."""
     pos_max: Mapping[int, int | None]
-    """Where each sequence of the batch ends in memory now: the position of its last token, None if
-    it has none.  To go on, decode what comes after."""
+    """The last position that each sequence of the batch has in memory now; None if it is empty.
+
+    To continue, decode the tokens after it."""
 
     def __init__(
         self, message: str, code: int, pos_max: Mapping[int, int | None] | None = None
@@ -158,7 +159,7 @@ class InvalidBatchError(DecodeError, ValueError):
 
 
 class ContextFullError(DecodeError):
-    """There is no room for the batch; memory is unchanged."""
+    """The memory has no room for the batch; it is unchanged."""
 
 
 class AbortedError(DecodeError):
@@ -169,7 +170,7 @@ class AbortedError(DecodeError):
 DECODE_ERRORS: Mapping[int, tuple[type[DecodeError], str]] = MappingProxyType(
     {
         2: (AbortedError, "decoding was cancelled"),
-        1: (ContextFullError, "no room in memory for the batch: remove a sequence, or raise n_ctx"),
+        1: (ContextFullError, "no room in memory for the batch: remove a sequence or raise n_ctx"),
         -1: (InvalidBatchError, "llama.cpp rejected the batch"),
     }
 )
@@ -181,13 +182,13 @@ def decode_error(
     function: str = "llama_decode",
     why: str = "",
 ) -> DecodeError:
-    """Return the error that a return code of ``llama_decode`` other than 0 stands for.
+    """Return the error for a return code of ``llama_decode`` other than 0.
 
     Args:
-        code: The code.
-        pos_max: Where the sequences of the batch end now.
-        function: The function that returned it, if it is another with the same codes.
-        why: What caused it, and what to do, if that is known.
+        code: The return code.
+        pos_max: The last position that each sequence of the batch has in memory now.
+        function: The function that returned the code, if another one with the same codes.
+        why: The cause and the remedy, if known.
     """
     error, message = DECODE_ERRORS.get(code, (DecodeError, "llama.cpp cannot compute the batch"))
     reason = f": {why}" if why else ""
@@ -198,13 +199,16 @@ def decode_error(
 BATCH_ERRORS: Mapping[int, str] = MappingProxyType(
     {
         -1: "does not fit: create the Context with a larger n_batch",
-        -2: "has another width than the model reads: make the Batch with the n_embd that "
+        -2: "does not have the width that the model reads: create the Batch with the n_embd that "
         "llama.cpp's log names",
-        -3: "is of a sequence that the context does not have: create it with a larger n_seq_max",
+        -3: "belongs to a sequence that the context does not have: create it with a larger "
+        "n_seq_max",
     }
 )
 
 
 def batch_error(code: int, what: str) -> ArgumentError:
-    """Return the error for an entry that ``llama_batch_ext`` refused with a code."""
-    return ArgumentError(f"{what}, {BATCH_ERRORS.get(code, 'was refused')} (llama.cpp said {code})")
+    """Return the error for an entry that ``llama_batch_ext`` refused with this code."""
+    return ArgumentError(
+        f"{what}, {BATCH_ERRORS.get(code, 'was refused')} (llama.cpp returned {code})"
+    )

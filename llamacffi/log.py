@@ -1,18 +1,18 @@
 """llama.cpp's log, forwarded to ``logging.getLogger("llamacffi")``.
 
-llama.cpp logs from any thread, often under its own locks, so no Python runs there: a C callback
-writes the lines to a ring, and `drain` forwards them from Python's side.  The package drains after
-each call that may have logged; users of the raw `lib` may call it too.  Without a handler nothing
-is printed.
+llama.cpp logs from any thread, often while it holds locks, so no Python runs there: a C callback
+writes the lines to a ring, and `drain` forwards them from Python.  The package drains after each
+call that may have logged; users of the raw `lib` can call it too.  Without a handler nothing is
+printed.
 
-There is one log for the whole process: it has the lines of all models, and what is set here is set
-for all.  `set_level` drops lines before they cost anything; levels, handlers and filters of the
-logger work as with any other.  `capture_logs` collects what is logged inside of a ``with``.
+There is one log for the whole process: it has the lines of all models, and settings apply to all
+of them.  `set_level` drops lines before they cost anything; levels, handlers and filters of the
+logger work as usual.  `capture_logs` collects what is logged inside a ``with`` block.
 
-llama.cpp prints a few things itself, past its log and so past this one, to stderr: where a grammar
-cannot be parsed (``llama_sampler_init_grammar``), the progress of training (``ggml_opt_fit``), and
-what is wrong with the weights of a model (``check_tensors``).  They stay there: redirecting the
-descriptors would take away what other threads print.
+llama.cpp bypasses its log and prints a few things to stderr: errors in a grammar
+(``llama_sampler_init_grammar``), the progress of training (``ggml_opt_fit``), and invalid weights
+in a model (``check_tensors``).  This module leaves them there: redirecting the file descriptor
+would also redirect what other threads print.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ._native import ffi, lib
 from .errors import ArgumentError, NativeError
 
 logger: logging.Logger = logging.getLogger("llamacffi")
-logger.addHandler(logging.NullHandler())  # else logging prints warnings on stderr
+logger.addHandler(logging.NullHandler())  # otherwise logging prints warnings to stderr
 
 LEVELS = {
     lib.GGML_LOG_LEVEL_DEBUG: logging.DEBUG,
@@ -40,13 +40,13 @@ LEVELS = {
     lib.GGML_LOG_LEVEL_ERROR: logging.ERROR,
 }
 
-# How many lines of the log an exception carries.
+# The number of log lines that an exception carries.
 NOTE_LINES = 12
 
-_lock = threading.RLock()  # a finalizer may log while this thread has it
+_lock = threading.RLock()  # reentrant: a finalizer may log while this thread holds it
 _next = 0  # the number of the first line that was not forwarded yet
-_level = logging.DEBUG  # what `set_level` has set
-_captures: list[CapturedLog] = []  # those whose ``with`` is not over
+_level = logging.DEBUG  # as set by `set_level`
+_captures: list[CapturedLog] = []  # those whose ``with`` block is running
 
 _Error = TypeVar("_Error", bound=BaseException)
 
@@ -55,27 +55,29 @@ class LogLine(NamedTuple):
     """One line of llama.cpp's log."""
 
     level: int
-    """As `logging` counts: ``logging.DEBUG`` to ``logging.ERROR``."""
+    """The level as in `logging`: ``logging.DEBUG`` to ``logging.ERROR``."""
     text: str
-    """Without its newline."""
+    """The line, without its newline."""
     time: float
     """When it was logged, in seconds since 1970."""
     thread: int
-    """A number for the thread that logged it; equal for lines of one thread."""
+    """A number for the thread that logged it; lines from the same thread have the same number."""
 
 
 class CapturedLog(Sequence[LogLine]):
-    """The lines that `capture_logs` has collected: a sequence, also while more are coming."""
+    """The lines that `capture_logs` has collected so far: a sequence that may still grow."""
 
     def __init__(self, level: int, forward: bool, thread: int | None, start: int) -> None:
         self._lines: list[LogLine] = []
         self._level, self._forward, self._thread, self._start = level, forward, thread, start
         self.n_lost = 0
-        """Lines of all threads that came and went before they could be read, see `drain`."""
+        """The number of lines, from all threads, that were overwritten before they were read.
+
+        See `drain`."""
 
     @property
     def text(self) -> str:
-        """The lines as one text."""
+        """All lines, joined with newlines."""
         return "".join(f"{line.text}\n" for line in self)
 
     def __len__(self) -> int:
@@ -98,7 +100,7 @@ class CapturedLog(Sequence[LogLine]):
             drain()
 
     def _take(self, number: int, line: LogLine) -> bool:
-        """Add a line if it belongs here; tell whether it is not to be forwarded."""
+        """Add a line if it belongs here; return whether to withhold it from the logger."""
         if number < self._start or line.level < self._level:
             return False
         if self._thread is not None and line.thread != self._thread:
@@ -117,22 +119,22 @@ class CapturedLog(Sequence[LogLine]):
 def capture_logs(
     level: int | str = logging.DEBUG, *, forward: bool = True, thread: bool = False
 ) -> Iterator[CapturedLog]:
-    """Collect what llama.cpp logs inside of the ``with``.
+    """Collect what llama.cpp logs inside a ``with`` block.
 
-    It may be nested: each block gets its lines.
+    Blocks can be nested: each one collects its own lines.
 
     Args:
-        level: The lowest level to collect, as `logging` names or counts them; lines of it come also
-            if `set_level` is higher.
+        level: The lowest level to collect, as a name or number of `logging`.  It takes precedence
+            over `set_level`.
         forward: Forward the lines to ``logging.getLogger("llamacffi")`` too.
-        thread: Collect only the lines of the thread that makes the block; else those of all threads
-            of the process.  Work that llama.cpp gives to threads of its own is not this thread's.
+        thread: Collect only the lines logged by the calling thread, instead of all threads in the
+            process.  That excludes the lines of llama.cpp's own worker threads.
 
     Yields:
         The lines, in the order in which they were logged.
 
     Raises:
-        ArgumentError: There is no such level.
+        ArgumentError: The level is unknown.
     """
     number = level_number(level)
     forward, alone = flag("forward", forward), flag("thread", thread)
@@ -146,21 +148,22 @@ def capture_logs(
         yield capture
     finally:
         drain()
-        with _lock:  # which another thread holds as long as it has lines that are not shared out
+        with _lock:  # waits for another thread that is still distributing lines
             _captures.remove(capture)
             _apply_level()
 
 
 def set_level(level: int | str) -> None:
-    """Drop the lines below a level where llama.cpp logs them, which costs next to nothing.
+    """Drop lines below a level at their source, at almost no cost.
 
-    For the whole process.  Above ``"WARNING"``, exceptions cannot say what llama.cpp warned of.
+    This applies to the whole process.  Above ``"WARNING"``, exceptions lose llama.cpp's warnings.
 
     Args:
-        level: As `logging` names or counts them; at first ``"DEBUG"``, and nothing is dropped.
+        level: A name or number of `logging`.  The initial level is ``"DEBUG"``, which keeps all
+            lines.
 
     Raises:
-        ArgumentError: There is no such level.
+        ArgumentError: The level is unknown.
     """
     global _level
     number = level_number(level)
@@ -170,33 +173,33 @@ def set_level(level: int | str) -> None:
 
 
 def get_level() -> int:
-    """Return what `set_level` has set, as `logging` counts."""
+    """Return the level that `set_level` has set, as a number of `logging`."""
     return _level
 
 
 def level_number(level: int | str) -> int:
-    """Return a level as `logging` counts.
+    """Return a level as a number of `logging`.
 
     Raises:
         ArgumentError: `logging` has no level of that name.
-        TypeError: It is neither a number nor a name.
+        TypeError: The level is neither a number nor a name.
     """
     if isinstance(level, str):
         number = logging.getLevelName(level.upper())
         if not isinstance(number, int):
             names = ", ".join(repr(logging.getLevelName(one)) for one in LEVELS.values())
-            raise ArgumentError(f"there is no log level {level!r}; there are {names}")
+            raise ArgumentError(f"level must be one of {names} or a number, not {level!r}")
         return number
     if not isinstance(level, int) or isinstance(level, bool):
-        raise TypeError(f"a log level is a number or a name, not {level!r}")
+        raise TypeError(f"level must be a name or a number of logging, not {level!r}")
     return level
 
 
 def drain() -> None:
     """Forward the lines that llama.cpp has logged since the last call.
 
-    The ring has room for ``lib.LLAMACFFI_LOG_CAPACITY`` lines.  If more were logged, the oldest are
-    lost, and a warning says how many.
+    The ring holds ``lib.LLAMACFFI_LOG_CAPACITY`` lines.  If more were logged, the oldest are lost,
+    and a warning gives their number.
     """
     global _next
     if lib.llamacffi_log_checkpoint() == _next:
@@ -204,21 +207,21 @@ def drain() -> None:
     with _lock:
         first, _next = _next, lib.llamacffi_log_count()
         lines = list(_lines(first, _next))
-        forgotten = _next - first - len(lines)
-        forward = [line for number, line in lines if not _share_out(number, line)]
+        n_lost = _next - first - len(lines)
+        forward = [line for number, line in lines if not _distribute(number, line)]
         for capture in _captures:
-            capture.n_lost += max(0, min(forgotten, first + forgotten - capture._start))
-    # Outside the lock: a handler may well use llama.cpp itself.
-    if forgotten > 0:
-        logger.warning("%d lines of llama.cpp's log were lost", forgotten)
+            capture.n_lost += max(0, min(n_lost, first + n_lost - capture._start))
+    # Outside the lock: a handler may use llama.cpp itself.
+    if n_lost > 0:
+        logger.warning("%d lines of llama.cpp's log were lost", n_lost)
     for line in forward:
         logger.log(line.level, "%s", line.text)
 
 
 def with_log(error: _Error) -> _Error:
-    """Attach the warnings and errors that this thread has logged since its last `drain`; and drain.
+    """Attach the warnings and errors of this thread since its last `drain`, then drain.
 
-    If a `NativeError` is being handled, what it carries is attached too.
+    If a `NativeError` is being handled, its notes are attached too.
 
     Returns:
         ``error``, so that it can be raised in the same statement.
@@ -240,7 +243,7 @@ def _attach(error: BaseException, note: str) -> None:
     if hasattr(error, "add_note"):
         error.add_note(note)
         return
-    # Python 3.10 shows no notes.
+    # Python 3.10 has no notes, so the message gets them too.
     error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]  # as 3.11
     if note not in str(error.args[0]):
         error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
@@ -257,12 +260,12 @@ def recent(level: int) -> list[str]:
 
 
 def native_error(function: str, message: str) -> NativeError:
-    """Make the exception for a failure that the guard caught; called by the compiled module."""
+    """Create the exception for a failure that the guard caught; called by the compiled module."""
     return with_log(NativeError(f"{function}: {message}", function))
 
 
 def _lines(start: int, stop: int) -> Iterator[tuple[int, LogLine]]:
-    """Yield the lines ``start`` to ``stop`` that the ring still has, each with its number."""
+    """Yield those lines from ``start`` to ``stop`` that the ring still has, with their numbers."""
     size = 1024
     text, info = ffi.new("char[]", size), ffi.new("struct llamacffi_log_info *")
     for number in range(max(start, stop - lib.LLAMACFFI_LOG_CAPACITY), stop):
@@ -272,30 +275,30 @@ def _lines(start: int, stop: int) -> Iterator[tuple[int, LogLine]]:
             text = ffi.new("char[]", size)
             length = lib.llamacffi_log_line(number, info, text, size)
         if length >= 0:
-            words = bytes(ffi.buffer(text, min(length, size))).decode(errors="replace")
+            decoded = bytes(ffi.buffer(text, min(length, size))).decode(errors="replace")
             level = LEVELS.get(info.level, logging.INFO)
-            yield number, LogLine(level, words, info.time, info.thread)
+            yield number, LogLine(level, decoded, info.time, info.thread)
 
 
-def _share_out(number: int, line: LogLine) -> bool:
-    """Give a line to the captures; tell whether it ends there."""
-    ends = [capture._take(number, line) for capture in _captures]
-    return any(ends) or line.level < _level
+def _distribute(number: int, line: LogLine) -> bool:
+    """Give a line to the captures; return whether to withhold it from the logger."""
+    withheld = [capture._take(number, line) for capture in _captures]
+    return any(withheld) or line.level < _level
 
 
 def _apply_level() -> None:
-    """Let C drop what neither the logger nor a capture wants; the caller has the lock."""
+    """Let C drop what neither the logger nor a capture wants; the caller holds the lock."""
     lowest = min([_level, *(capture._level for capture in _captures)])
-    wanted = [ours for ours, level in LEVELS.items() if level >= lowest]
+    wanted = [ggml_level for ggml_level, level in LEVELS.items() if level >= lowest]
     lib.llamacffi_log_set_level(min(wanted, default=lib.GGML_LOG_LEVEL_CONT))
 
 
-def _forked() -> None:
-    """Leave the parent's lines to the parent; its threads may have held the lock."""
+def _after_fork() -> None:
+    """Leave the parent's lines to the parent, and make a new lock: its threads may hold the old."""
     global _lock, _next
     _lock, _next = threading.RLock(), lib.llamacffi_log_count()
 
 
 atexit.register(drain)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_after_fork)

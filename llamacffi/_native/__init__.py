@@ -1,12 +1,15 @@
-"""The only import of the compiled module, and the checks that it fits what was loaded with it."""
+"""The only import of the compiled module, and the checks that it fits the libraries it loaded."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
-from .elf import is_whole
+from .elf import is_truncated
+
+TYPE_CHECKING = False  # type checkers know the name; importing `typing` would double the time
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "__version__",
@@ -20,42 +23,47 @@ __all__ = [
 
 _PACKAGE = __package__.rpartition(".")[0]
 
-__version__ = "0.1.0"  # of the Python files, to be compared with the compiled module
+__version__ = "0.1.0"  # of the Python files; compared with that of the compiled module
+
+LINKED = "ggml-base", "ggml", "llama", "mtmd"  # what the module is linked to, in order of need
 
 
 def check_files() -> None:
-    """Look whether a file was cut off while it was installed; loading it would end the process.
+    """Check the files that are loaded next: a truncated one would end the process.
+
+    Backends are loaded later, and checked then.
 
     Raises:
-        ImportError: One was.
+        ImportError: A file is truncated.
     """
-    for directory in sys.modules[_PACKAGE].__path__:  # more than one if it is editable
-        libraries = os.path.join(directory, "lib")
-        for folder, prefix in (directory, "_llama."), (libraries, "lib"):
-            for name in os.listdir(folder) if os.path.isdir(folder) else ():
-                path = os.path.join(folder, name)
-                if name.startswith(prefix) and name.endswith(".so") and not is_whole(path):
-                    raise ImportError(f"{path} is not whole: reinstall llamacffi")
+    for directory in sys.modules[_PACKAGE].__path__:  # more than one if the install is editable
+        names = [
+            *(f"lib/lib{name}.so" for name in LINKED),
+            *(name for name in os.listdir(directory) if name.startswith("_llama.")),
+        ]
+        for path in (os.path.join(directory, name) for name in names if name.endswith(".so")):
+            if os.path.exists(path) and is_truncated(path):
+                raise ImportError(f"{path} is truncated; reinstall llamacffi")
 
 
 _chosen = os.environ.get("LLAMACFFI_LIBRARY_DIR")
 if _chosen:
     from . import chosen_libraries as _chosen_libraries
 
-    _chosen = _chosen_libraries.load(_chosen)
+    _chosen = _chosen_libraries.load(_chosen, LINKED)
 
 check_files()
 try:
     from .. import _llama
     from .._llama import ffi, lib
 except ImportError as error:
-    from .loading import explain
+    from .import_errors import explain
 
     raise ImportError(explain(error, _chosen), name=f"{_PACKAGE}._llama") from error
 
 module_path: str = _llama.__file__ or ""
 library_dir: str = _chosen or os.path.join(os.path.dirname(module_path), "lib")
-"""Where the libraries and backends are."""
+"""The directory of the libraries and backends."""
 
 
 def libraries() -> list[Any]:
@@ -72,28 +80,28 @@ def check_version() -> None:
     """Compare the Python files with the compiled module.
 
     Raises:
-        ImportError: They are of different versions of llamacffi.
+        ImportError: They are from different versions of llamacffi.
     """
-    built = getattr(lib, "llamacffi_built_version", None)  # others may not have it yet
-    version = ffi.string(built()).decode() if built else "another version"
+    built = getattr(lib, "llamacffi_built_version", None)  # older modules do not have it
+    version = ffi.string(built()).decode() if built else "an older version"
     if version != __version__:
         raise ImportError(
-            f"{__file__} is of llamacffi {__version__}, but the compiled module {module_path} of "
-            f"{version}: an upgrade was not finished; reinstall llamacffi"
+            f"{__file__} is from llamacffi {__version__}, but the compiled module {module_path} is "
+            f"from {version}: an upgrade was interrupted; reinstall llamacffi"
         )
 
 
 def check_libraries() -> None:
-    """Compare the llama.cpp that `_llama` was compiled from with the libraries that were loaded.
+    """Compare the llama.cpp that `_llama` was compiled for with the libraries that were loaded.
 
     Raises:
-        ImportError: They differ: structs could be laid out differently, and every call be wrong.
+        ImportError: They differ, so structs may be laid out differently and any call go wrong.
     """
     built, loaded = ffi.string(lib.llamacffi_built_commit()), libraries()
     if _chosen:
         _chosen_libraries.check(_chosen, module_path, loaded, ffi, lib)
     elif any(not one.commit or ffi.string(one.commit) != built for one in loaded):
-        from .loading import mismatch
+        from .import_errors import mismatch
 
         raise ImportError(mismatch(library_dir, built.decode(), loaded, ffi))
 
@@ -102,22 +110,22 @@ def check_generated(digest: str) -> None:
     """Compare the generated Python, which calls this, with the compiled module.
 
     Raises:
-        ImportError: They were made from different declarations.
+        ImportError: They were generated from different declarations.
     """
     if ffi.string(lib.llamacffi_built_cdef()).decode() != digest:
         generated = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_generated")
         raise ImportError(
-            f"{generated} was not made with "
-            f"the compiled module {module_path}: an upgrade was not finished; reinstall llamacffi"
+            f"{generated} does not belong to the compiled module {module_path}: an upgrade was "
+            "interrupted; reinstall llamacffi"
         )
 
 
 check_version()
 check_libraries()
-lib.llamacffi_install()  # in C only: log lines to the ring, failed assertions to the guard
+lib.llamacffi_install()  # log lines go to the ring and failed assertions to the guard, all in C
 public_lib = lib
 if lib.llamacffi_missing(0, ffi.new("struct llamacffi_missing_name *")):
-    # Not the llama.cpp that the package was written for.  Type checkers know what the build has.
+    # Another llama.cpp than the package was written for.  Type checkers see what the build has.
     from .missing import complete
 
     globals()["lib"] = complete(lib, ffi)

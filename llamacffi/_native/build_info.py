@@ -1,4 +1,4 @@
-"""What this build of the package was made from."""
+"""Facts about this build of the package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import _native
 from . import ffi, lib
-from .library import described
+from .library import describe_library
 
 
 @dataclass(frozen=True)
@@ -16,25 +16,27 @@ class BuildInfo:
     """What the package was built from, and the libraries that it uses."""
 
     version: str
-    """Of llamacffi."""
+    """The version of llamacffi."""
     commit: str
-    """Of the llama.cpp whose headers the binding was generated from."""
+    """The commit of the llama.cpp whose headers the binding was generated from."""
     llama_version: str
-    """That llama.cpp's own version; empty if it has none."""
+    """The version of that llama.cpp; empty if it has none."""
     ggml_version: str
     """The version of its ggml."""
     layout: str
-    """A hash of its API: of functions, offsets and values.  Equal for equal APIs."""
+    """A hash of its API: functions, offsets and values.  Equal APIs have equal hashes."""
     library_dir: Path
-    """Where the libraries and backends are."""
+    """The directory of the libraries and backends."""
     library_commit: str | None
-    """Theirs; another only if ``LLAMACFFI_LIBRARY_DIR`` has chosen them.  None if unknown."""
+    """The commit of these libraries; None if unknown.
+
+    It differs from `commit` only if ``LLAMACFFI_LIBRARY_DIR`` chose them."""
 
 
 def build_info() -> BuildInfo:
     """Return what the package was built from.
 
-    Source: ``ggml_commit`` for what is loaded; the rest was noted by the build.
+    Source: ``ggml_commit`` for the loaded libraries; the build recorded the rest.
     """
     return BuildInfo(
         version=_native.__version__,
@@ -43,7 +45,7 @@ def build_info() -> BuildInfo:
         ggml_version=_text(lib.llamacffi_built_ggml_version()),
         layout=_text(lib.llamacffi_built_layout()),
         library_dir=Path(_native.library_dir),
-        library_commit=described(_native.libraries()[0], ffi).commit,
+        library_commit=describe_library(_native.libraries()[0], ffi).commit,
     )
 
 

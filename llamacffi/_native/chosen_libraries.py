@@ -1,7 +1,7 @@
 """Libraries of another build, chosen by ``LLAMACFFI_LIBRARY_DIR``.  Only imported if it is set.
 
-The compiled module needs its libraries by name.  The loader takes what is loaded already under that
-name, so those of the directory are loaded first; and afterwards we look which ones it took.
+The compiled module names the libraries that it needs.  The loader uses any that are loaded already
+under that name, so the chosen ones are loaded first, and afterwards we check which ones it used.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from pathlib import Path
 from typing import Any
 
 from . import layout as _layout
-from .elf import dynamic, is_whole
-from .library import Library, described, same_commit
-from .loading import missing
+from .dynamic_section import read_dynamic_section
+from .elf import is_truncated
+from .import_errors import missing
+from .library import Library, describe_library, same_commit
 
 VARIABLE = "LLAMACFFI_LIBRARY_DIR"
-NAMES = "ggml-base", "ggml", "llama", "mtmd"  # each needs those before it
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 
 
-def load(directory: str) -> str:
-    """Load the libraries of a directory.
+def load(directory: str, names: Sequence[str]) -> str:
+    """Load the libraries in a directory.
+
+    Args:
+        directory: The directory.
+        names: The libraries, each after those that it needs.
 
     Returns:
-        Its absolute path.
+        The absolute path of the directory.
 
     Raises:
-        ImportError: It does not have all of them, or they cannot be loaded in place of ours.
+        ImportError: A library is missing, or cannot be loaded in place of ours.
     """
     path = Path(os.path.abspath(os.path.expanduser(directory)))
-    files = [path / f"lib{name}{SUFFIX}" for name in NAMES]
+    files = [path / f"lib{name}{SUFFIX}" for name in names]
     if absent := [file.name for file in files if not file.is_file()]:
-        found = (
-            sorted(one.name for one in path.glob("*")) if path.is_dir() else ["no such directory"]
-        )
-        raise ImportError(
-            f"{VARIABLE}={directory}: {', '.join(absent)} missing in {path}: "
-            f"{', '.join(found) or 'it is empty'}"
-        )
+        found = ", ".join(sorted(one.name for one in path.glob("*"))) or "nothing"
+        has = f"contains {found}" if path.is_dir() else "is not a directory"
+        raise ImportError(f"{VARIABLE}={directory}: {', '.join(absent)} not found: {path} {has}")
     for file in files:
         _check_file(file)
     for file in files:
@@ -56,23 +56,25 @@ def load(directory: str) -> str:
 
 
 def check(directory: str, module: str, infos: Sequence[Any], ffi: Any, lib: Any) -> None:
-    """Accept the libraries only if what the module was compiled with is true of them.
+    """Accept the libraries only if they have the API that the module was compiled for.
 
     Args:
-        directory: Where they should be from.
-        module: The file of the compiled module; beside it are the package's own facts.
+        directory: The directory that they should be from.
+        module: The file of the compiled module; the package's own ``lib/api.lock`` is beside it.
         infos: The libraries that the module uses.
-        ffi: Of the module.
-        lib: Of the module.
+        ffi: The ``ffi`` of the module.
+        lib: The ``lib`` of the module.
 
     Raises:
-        ImportError: They are not of one build, or their API is another, or nothing tells.
+        ImportError: The libraries come from different builds, or their API differs or is unknown.
     """
-    loaded = [described(info, ffi) for info in infos]
+    loaded = [describe_library(info, ffi) for info in infos]
     _check_files(Path(directory), loaded)
     if len({one.stamp for one in loaded}) > 1:
         listed = "\n".join(f"  {one}" for one in loaded)
-        raise ImportError(f"{VARIABLE}={directory}: the libraries are not of one build:\n{listed}")
+        raise ImportError(
+            f"{VARIABLE}={directory}: the libraries come from different builds:\n{listed}"
+        )
     built, commit = _text(ffi, lib.llamacffi_built_commit()), loaded[0].commit
     if commit and same_commit(built, commit) and not built.endswith("-dirty"):
         return
@@ -82,21 +84,22 @@ def check(directory: str, module: str, infos: Sequence[Any], ffi: Any, lib: Any)
     )
     if lines := _layout.differences(ours, theirs):
         raise ImportError(
-            f"{VARIABLE}={directory}: llama.cpp {commit} has another API than {built}, which "
-            f"llamacffi was compiled with:\n{_layout.shortened(lines)}\n"
-            "compile llamacffi for it (LLAMACFFI_LLAMA_CPP=its sources), or choose libraries "
-            "nearer to that commit"
+            f"{VARIABLE}={directory}: the API of llama.cpp {commit} differs from that of {built}, "
+            f"which llamacffi was compiled for:\n{_layout.shortened(lines)}\n"
+            "compile llamacffi for it (LLAMACFFI_LLAMA_CPP=SOURCES), or choose libraries "
+            f"closer to {built}"
         )
 
 
 def _check_file(file: Path) -> None:
-    if not is_whole(str(file)):
-        raise ImportError(f"{VARIABLE}: {file} is not whole: copy or build it again")
-    names = dynamic(str(file))
-    if names and names.soname != file.name:
+    if is_truncated(str(file)):
+        raise ImportError(f"{VARIABLE}: {file} is truncated; copy or build it again")
+    section = read_dynamic_section(str(file))
+    if section and section.soname != file.name:
+        soname = f"has the SONAME {section.soname}" if section.soname else "has no SONAME"
         raise ImportError(
-            f"{VARIABLE}: {file} calls itself {names.soname or 'nothing'}, and so cannot stand in "
-            f"for {file.name}; build it with -DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON"
+            f"{VARIABLE}: {file} {soname}, so the loader would not use it as {file.name}; build it "
+            "with -DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON"
         )
 
 
@@ -105,35 +108,36 @@ def _check_files(directory: Path, loaded: Sequence[Library]) -> None:
         wanted = directory / f"lib{one.name}{SUFFIX}"
         if not one.path or not _is_same(one.path, wanted):
             raise ImportError(
-                f"{VARIABLE}={directory}: {one.path or 'nothing'} is used in place of {wanted}; "
-                "was it loaded by something else before (LD_PRELOAD, another package)?"
+                f"{VARIABLE}={directory}: {one.path or 'an unknown file'} is used instead of "
+                f"{wanted}; LD_PRELOAD or another package may have loaded it earlier"
             )
 
 
 def _is_same(path: str, wanted: Path) -> bool:
     try:
         return os.path.samefile(path, wanted)
-    except OSError:  # it was loaded by a path from another working directory, or is gone
+    except OSError:  # its path is relative to an earlier working directory, or it was deleted
         return False
 
 
 def _read_lock(directory: Path, commit: str | None, built: str) -> str:
-    """Return the facts that lie beside the libraries."""
+    """Return the ``api.lock`` in the directory of the libraries."""
     how = f"python build_ffi.py lock --llama-cpp TREE --out {directory / 'api.lock'}"
     try:
         lock = (directory / "api.lock").read_text(encoding="utf-8")
     except OSError as error:
         raise ImportError(
-            f"{VARIABLE}={directory}: the libraries are of llama.cpp {commit or 'of some commit'}, "
-            f"llamacffi was compiled for {built}, and no api.lock tells whether the API is the "
-            f"same; write it, from the sources of the libraries: {how}"
+            f"{VARIABLE}={directory}: the libraries were built from llama.cpp "
+            f"{commit or '(unknown commit)'}, but llamacffi was compiled for {built}, and without "
+            "an api.lock in that directory their APIs cannot be compared; write one from the "
+            f"sources of the libraries: {how}"
         ) from error
     of = _layout.commit_of(lock)
     if not of or (commit and not same_commit(of, commit)):
         raise ImportError(
-            f"{VARIABLE}={directory}: the api.lock there is of llama.cpp {of or 'of no commit'}, "
-            f"but the libraries are of {commit}; write it anew from their sources: {how} "
-            f"(--commit {commit} if these are they, but do not know it)"
+            f"{VARIABLE}={directory}: its api.lock describes llama.cpp {of or '(unknown commit)'}, "
+            f"but the libraries were built from {commit}; write it again from their sources: {how} "
+            f"(add --commit {commit} if TREE has these sources but no git history)"
         )
     return lock
 
@@ -144,7 +148,7 @@ def _own_lock(file: Path, layout: str) -> str:
     except OSError as error:
         raise ImportError(f"{file} cannot be read: {error}; reinstall llamacffi") from error
     if _layout.digest(lock) != layout:
-        raise ImportError(f"{file} does not belong to the compiled module; reinstall llamacffi")
+        raise ImportError(f"{file} was not made for the compiled module: reinstall llamacffi")
     return lock
 
 

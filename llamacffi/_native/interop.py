@@ -1,7 +1,7 @@
-"""For other libraries: where the headers and the libraries are, and the types for their modules.
+"""For other packages: where the headers and libraries are, and the types for their CFFI modules.
 
-Extensions in C and C++ find what they need by `include_dir` and `library_dir`, or by `cmake_dir`;
-modules of CFFI include `ffi_builder`.
+C and C++ extensions use `include_dir` and `library_dir`, or `cmake_dir`; CFFI modules include
+`ffi_builder`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 from .. import _native
 
-# What the compiled module was made from; beside the Python that was generated with it.
+# The declarations that the compiled module was made from, beside the Python generated with them.
 CDEF = Path(__file__).parent.parent / "_generated" / "cdef.h"
 
 
 def include_dir() -> Path:
-    """Return the directory of llama.cpp's public headers, those that the package was built with.
+    """Return the directory of the public llama.cpp headers that the package was built with.
 
-    ``llamacffi-build.h`` is there too: it defines ``LLAMACFFI_LLAMA_CPP_COMMIT``.
+    It also has ``llamacffi-build.h``, which defines ``LLAMACFFI_LLAMA_CPP_COMMIT``.
     """
     return _installed("include")
 
@@ -26,7 +26,7 @@ def include_dir() -> Path:
 def library_dir() -> Path:
     """Return the directory of the libraries and backends that the compiled module uses.
 
-    They came with it, unless ``LLAMACFFI_LIBRARY_DIR`` has chosen others.
+    They are the package's own, unless ``LLAMACFFI_LIBRARY_DIR`` chose others.
     """
     return Path(_native.library_dir)
 
@@ -41,21 +41,21 @@ def cmake_dir() -> Path:
 
 
 def ffi_builder() -> Any:
-    """Return what a module of CFFI's includes to have llama.cpp's types: a new ``cffi.FFI``.
+    """Return a new ``cffi.FFI`` with llama.cpp's types, for other CFFI modules to include.
 
-    After ``builder.include(llamacffi.ffi_builder())`` the declarations of ``builder`` can name all
-    that `llamacffi.ffi` has.  The types are the same ones, so that pointers go from one module to
-    the other.  Each call parses all declarations anew: it is for building, not for running.
+    After ``builder.include(llamacffi.ffi_builder())``, the declarations of ``builder`` can use
+    every type of `llamacffi.ffi`.  They are the same types, so modules can exchange pointers.
+    Each call parses all declarations again: call it when building, not at run time.
     """
     from cffi import FFI
 
     builder = FFI()
     builder.cdef(CDEF.read_text(encoding="utf-8"))
-    # Not to compile it: the module that includes it imports that one.
+    # Never compiled: CFFI only needs the name of the module that the including one imports.
     builder.set_source("llamacffi._llama", "")
     return builder
 
 
 def _installed(name: str) -> Path:
-    """Return a directory beside the compiled module: elsewhere than this file if it is editable."""
+    """Return a directory beside the compiled module, which is not beside this file if editable."""
     return Path(_native.module_path).parent / name

@@ -1,7 +1,7 @@
-"""The facts of an API, as ``api.lock`` has them: are those of two builds of llama.cpp the same?
+"""Compare the APIs of two builds of llama.cpp by the facts in their ``api.lock``.
 
-Only imported when libraries of another build are chosen, and by the generator: it imports nothing
-of the package.
+Only imported when libraries of another build are chosen, and by the generator; so it imports
+nothing from the package.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-# What a fact is about, after its kind: a struct or an enum with all its members, or a name.
+# The subject of a fact, after its kind: a struct or enum (for its members too), or another name.
 SUBJECT = re.compile(
     r"(?:struct|union|field|enum|constant) (\w+)|\w+ .*?(\w+)\)?\(|typedef .*?(\w+)[][\d]*;"
 )
@@ -18,10 +18,10 @@ LINES = 20
 
 
 def facts(lock: str) -> list[str]:
-    """Return llama.cpp's facts in the text of a lock, in its order.
+    """Return the facts about llama.cpp in the text of a lock, in its order.
 
-    Without what says nothing of how to call it: comments, and which functions are deprecated.
-    Without those of llamacffi's own header, which are in no library of llama.cpp.
+    Comments and deprecations are left out, as they do not change how a function is called; so is
+    llamacffi's own header, which no llama.cpp library has.
     """
     lines = (line.removesuffix(DEPRECATED) for line in lock.splitlines())
     return [one for one in lines if one and one[0] != "#" and not _is_own(one)]
@@ -33,15 +33,15 @@ def digest(lock: str) -> str:
 
 
 def commit_of(lock: str) -> str | None:
-    """Return the commit that the lock says it was made from."""
+    """Return the commit that a lock names as its source, if any."""
     found = re.search(r"^# llama\.cpp: (\S+)$", lock, re.MULTILINE)
     return found and found[1]
 
 
 def differences(ours: str, theirs: str) -> list[str]:
-    """Return what of ``ours`` is missing or other in ``theirs``, as the lines of a diff.
+    """Return what ``theirs`` lacks or changes of ``ours``, as the lines of a diff.
 
-    Empty if all of ours is there; what is there besides does no harm.
+    Empty if they have everything that we have; additions do no harm.
     """
     mine, other = facts(ours), facts(theirs)
     gone = set(mine).difference(other)
@@ -57,19 +57,19 @@ def differences(ours: str, theirs: str) -> list[str]:
 
 
 def shortened(lines: list[str]) -> str:
-    """Return the first lines as one text that says how many more there are."""
+    """Join the first lines, and say how many more there are."""
     more = len(lines) - LINES
     return "\n".join(lines[:LINES] + [f"... and {more} more"] * (more > 0))
 
 
 def subject(fact: str) -> str:
-    """Return what a fact is about: ``llama_batch`` for its size and each of its fields."""
+    """Return what a fact is about: ``llama_batch`` for its size and for each of its fields."""
     found = SUBJECT.match(fact)
     return next(filter(None, found.groups())) if found else fact
 
 
 def _name(fact: str) -> str:
-    """Return what is the same in a fact before and after a change."""
+    """Return the part of a fact that stays the same when its value changes."""
     if fact.startswith(("function ", "typedef ")):
         return subject(fact)
     return re.split(" @| = | size ", fact)[0]

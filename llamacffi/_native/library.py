@@ -1,4 +1,4 @@
-"""What is known of a library of llama.cpp."""
+"""Description of a loaded llama.cpp library."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ class Library(NamedTuple):
     name: str
     path: str
     stamp: str | None
-    """The commit that llamacffi built it from; None if it was built by others."""
+    """The commit that llamacffi built it from; None if something else built it."""
     ggml_commit: str | None
     ggml_version: str | None
     llama_version: str | None
 
     @property
     def commit(self) -> str | None:
-        """The commit, as far as known: a library of others has that of the ggml it uses."""
-        told = self.stamp or self.ggml_commit
-        return None if told == "unknown" else told  # ggml's word where there was no git
+        """The commit, if known; if something else built the library, that of the ggml it uses."""
+        commit = self.stamp or self.ggml_commit
+        # upstream: ggml/CMakeLists.txt "unknown": the commit of a ggml that was built without git
+        return None if commit == "unknown" else commit
 
     def __str__(self) -> str:
-        """Return one line about it, for errors."""
+        """Return one line for error messages."""
         version = self.ggml_version if self.name.startswith("ggml") else self.llama_version
         what = f"commit {self.stamp}" if self.stamp else "not built by llamacffi"
         return f"{self.path or f'lib{self.name}'}: {what}" + (
@@ -34,8 +35,8 @@ class Library(NamedTuple):
         )
 
 
-def described(info: Any, ffi: Any) -> Library:
-    """Return what C says of a library."""
+def describe_library(info: Any, ffi: Any) -> Library:
+    """Convert a ``struct llamacffi_library_info *``."""
 
     def text(chars: Any) -> str | None:
         return ffi.string(chars).decode(errors="replace") if chars else None
@@ -51,7 +52,7 @@ def described(info: Any, ffi: Any) -> Library:
 
 
 def same_commit(one: str, other: str) -> bool:
-    """Tell whether two texts name the same commit; git's short form is the beginning of it."""
+    """Return whether two texts name the same commit, either of which may be abbreviated."""
     if HEX.fullmatch(one) and HEX.fullmatch(other):
         return one.startswith(other) or other.startswith(one)
     return one == other

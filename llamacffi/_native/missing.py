@@ -1,7 +1,7 @@
-"""A ``lib`` for a llama.cpp that lacks some of what this package was written for.
+"""A ``lib`` for a llama.cpp that lacks part of the API that this package was written for.
 
-The build knows what is missing, and which functions take something else.  The facade goes on with
-the rest: what needs one of these raises when it is used, and not at import.
+The build knows which names are missing, and which functions have other parameters.  The rest of the
+package works: features that need one of these names raise when they are used, not at import.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class MissingError(UnsupportedError, AttributeError):
 
 
 class _Library:
-    """The compiled module's ``lib``, but that a name which is missing says why.
+    """The compiled module's ``lib``, except that a missing name raises with the reason.
 
-    `ffi.addressof` does not take it: `llamacffi.lib` stays the compiled one.
+    `ffi.addressof` does not accept it, so `llamacffi.lib` stays the compiled one.
     """
 
     def __init__(self, lib: Any, missing: dict[str, str]) -> None:
@@ -28,7 +28,7 @@ class _Library:
         if name in self._missing:
             raise MissingError(f"{name} cannot be used: {self._missing[name]}")
         value = getattr(self._lib, name)
-        setattr(self, name, value)  # found at once from now on
+        setattr(self, name, value)  # from now on found without this method
         return value
 
     def __dir__(self) -> list[str]:
@@ -36,7 +36,7 @@ class _Library:
 
 
 def complete(lib: Any, ffi: Any) -> Any:
-    """Return ``lib`` such that a missing name raises `UnsupportedError`, with the reason."""
+    """Wrap ``lib`` so that a missing name raises `UnsupportedError` with the reason."""
     missing: dict[str, str] = {}
     one = ffi.new("struct llamacffi_missing_name *")
     while lib.llamacffi_missing(len(missing), one):

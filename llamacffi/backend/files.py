@@ -1,7 +1,9 @@
-"""The files of backends, looked at before ggml loads them.
+"""Check the files of backends before ggml loads them.
 
-ggml compares only the version of its interface, which stays the same while structs and functions
-change; and of a backend that it cannot load it says nothing.
+upstream: ggml/src/ggml-backend-impl.h GGML_BACKEND_API_VERSION: the only thing that ggml compares,
+which stays the same while structs and functions change.
+upstream: ggml/src/ggml-backend-reg.cpp silent: backends that cannot be loaded are skipped without
+a message.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from contextlib import contextmanager
 
 from .. import _native
 from .._native import ffi, lib
-from .._native.elf import is_whole
-from .._native.library import Library, described, same_commit
+from .._native.elf import is_truncated
+from .._native.library import Library, describe_library, same_commit
 from ..errors import LoadError
 
-VARIABLE = "GGML_BACKEND_PATH"  # ggml loads this one too
+# upstream: ggml/src/ggml-backend-reg.cpp "GGML_BACKEND_PATH": one more backend for ggml to load
+VARIABLE = "GGML_BACKEND_PATH"
 
 
 def files() -> list[str]:
@@ -33,28 +36,28 @@ def files() -> list[str]:
 
 @contextmanager
 def opened(paths: Iterable[str]) -> Iterator[Mapping[str, str]]:
-    """Have these libraries loaded for a ``with``, so that ggml takes what was looked at.
+    """Keep these libraries loaded during a ``with``, so that ggml uses the ones that were checked.
 
     Yields:
-        Those that the loader does not load, with its reason: often a library is missing that comes
-        with a driver.
+        The files that the loader refused, with its reasons; often a library of a driver is missing.
 
     Raises:
-        LoadError: One is of another llama.cpp than the libraries that are loaded, or was cut off.
+        LoadError: A file is truncated, or was built from another llama.cpp than the loaded
+            libraries.
     """
-    base = described(_native.libraries()[0], ffi)
+    base = describe_library(_native.libraries()[0], ffi)
     info, error = ffi.new("struct llamacffi_library_info *"), ffi.new("char[]", 4096)
     handles, broken = [], {}
     try:
         for path in paths:
-            if os.path.isfile(path) and not is_whole(path):
-                raise LoadError(f"the backend {path} is not whole: copy or build it again")
+            if os.path.isfile(path) and is_truncated(path):
+                raise LoadError(f"the backend {path} is truncated: copy or build it again")
             handle = lib.llamacffi_library_open(os.fsencode(path), info, error, len(error))
             if handle == ffi.NULL:
                 broken[path] = ffi.string(error).decode(errors="replace")
                 continue
             handles.append(handle)
-            _check(path, described(info, ffi), base)
+            _check(path, describe_library(info, ffi), base)
         yield broken
     finally:
         for handle in handles:
@@ -62,10 +65,10 @@ def opened(paths: Iterable[str]) -> Iterator[Mapping[str, str]]:
 
 
 def _check(path: str, library: Library, base: Library) -> None:
-    """Refuse a backend that is known to be of another commit; of many nothing is known."""
+    """Refuse a backend that is known to come from another commit; many do not say theirs."""
     if library.commit and base.commit and not same_commit(library.commit, base.commit):
-        whose = "was built from" if library.stamp else "brings a ggml of its own, from"
+        how = "was built from" if library.stamp else "contains its own ggml, from"
         raise LoadError(
-            f"the backend {path} {whose} llama.cpp {library.commit}, but {base.path} is of "
-            f"{base.commit}: build both from one commit, or take it away"
+            f"the backend {path} {how} llama.cpp {library.commit}, but {base.path} was built from "
+            f"{base.commit}: build both from the same commit, or remove the backend"
         )

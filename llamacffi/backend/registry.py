@@ -207,7 +207,7 @@ def device(name: str) -> Device:
         if dev == ffi.NULL:
             known = ", ".join(one.name for one in devices())
             raise BackendUnavailableError(
-                f"there is no device {name!r}; there are {known}{_reasons()}"
+                f"there is no device {name!r}; available: {known}{_reasons()}"
             )
         return new_device(dev)
 
@@ -346,14 +346,14 @@ def _registry(name: str) -> Any:
     reg = lib.ggml_backend_reg_by_name(_name(name))
     if reg == ffi.NULL:
         raise BackendUnavailableError(
-            f"there is no backend {name!r}; there are {', '.join(backends())}{_reasons()}"
+            f"there is no backend {name!r}; available: {', '.join(backends())}{_reasons()}"
         )
     return reg
 
 
 def _reasons() -> str:
-    """Return why there is not more, for errors."""
-    return "".join(f"; not {path}: {reason}" for path, reason in _unusable.items())
+    """Return why backends were not loaded, to be added to an error message."""
+    return "".join(f"; {path} was not loaded: {reason}" for path, reason in _unusable.items())
 
 
 def _name(name: str) -> bytes:

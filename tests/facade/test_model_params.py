@@ -51,7 +51,7 @@ def test_the_processor_alone_is_no_device(demo_path):
 
 @pytest.mark.parametrize("value", [["CUDA99"], "CUDA99", ["CPU", ""], ["C\0PU"]])
 def test_a_device_that_is_not_there(value, demo_path):
-    with pytest.raises(BackendUnavailableError, match=r"there is no device .*; there are CPU"):
+    with pytest.raises(BackendUnavailableError, match=r"there is no device .*; available: CPU"):
         Model(demo_path, devices=value)
 
 

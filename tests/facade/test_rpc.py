@@ -249,7 +249,7 @@ def test_endpoints_where_nobody_is():
         ({"n_threads": 512}, ArgumentError, "n_threads=512 is more than"),
         ({"n_threads": "1"}, TypeError, "n_threads must be an integer"),
         ({"devices": []}, ArgumentError, "at least one"),
-        ({"devices": "abacus"}, BackendUnavailableError, "no device 'abacus'; there are CPU"),
+        ({"devices": "abacus"}, BackendUnavailableError, "no device 'abacus'; available: CPU"),
         ({"cache_dir": "/no/such/directory"}, ArgumentError, "is no directory"),
     ],
 )

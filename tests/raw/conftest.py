@@ -1,4 +1,4 @@
-"""A copy of the installed package, how to run it, and what to do to its libraries."""
+"""A copy of the installed package: run it, and tamper with its libraries."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def package(tmp_path: Path, root: Path) -> Path:
 
 @pytest.fixture
 def run_copy(run_python: RunCopy, package: Path) -> RunCopy:
-    """Run code that imports the copy and not the installed package."""
+    """Run code that imports the copy instead of the installed package."""
 
     def run(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         if "LD_PRELOAD" in environment:  # the address sanitizer is there too
@@ -51,7 +51,7 @@ def run_copy(run_python: RunCopy, package: Path) -> RunCopy:
 
 @pytest.fixture
 def refusal(run_copy: RunCopy) -> Callable[..., str]:
-    """Import the copy, and return the message of the ImportError, if that is all that happened."""
+    """Import the copy, and return the message of the ImportError that it must raise."""
 
     def run(before: str = "", **environment: str) -> str:
         code = f"""
@@ -72,13 +72,13 @@ else:
 
 
 def of_another_commit(*files: Path, commit: str = OTHER) -> None:
-    """Let libraries say that they were built from another commit."""
+    """Make libraries claim that they were built from another commit."""
     for file in files:
         patch(file, COMMIT.encode(), commit.encode())
 
 
 def patch(file: Path, old: bytes, new: bytes) -> None:
-    """Replace bytes in a file by as many others."""
+    """Replace bytes in a file by the same number of others."""
     assert len(old) == len(new)
     data = file.read_bytes()
     assert old in data, (file, old)
@@ -86,8 +86,8 @@ def patch(file: Path, old: bytes, new: bytes) -> None:
 
 
 def rename(file: Path, old: str, new: str) -> None:
-    """Replace a name in the tables of an ELF file: of a symbol, of the file, or of a library.
+    """Replace a name in the string tables of an ELF file: a symbol, a SONAME or a needed library.
 
-    Not with AddressSanitizer, where the name of a variable is only the end of a longer one there.
+    This does not work with AddressSanitizer, where a variable's name is the end of a longer string.
     """
     patch(file, f"\0{old}\0".encode(), f"\0{new}\0".encode())

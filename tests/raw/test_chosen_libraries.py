@@ -1,4 +1,4 @@
-"""``LLAMACFFI_LIBRARY_DIR``: another build, if its API is the same."""
+"""``LLAMACFFI_LIBRARY_DIR``: another build is accepted if its API is the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .conftest import COMMIT, OTHER, of_another_commit, rename
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="damages ELF files")
 
-# Where everything is from, and that it works.
+# Check that everything works, and print where it came from.
 DECODE = """
 from llamacffi import *
 from llamacffi import backend
@@ -35,19 +35,19 @@ print(*sorted({path.rpartition("/")[0] for path in paths}), library_dir())
 
 @pytest.fixture
 def chosen(tmp_path: Path) -> Path:
-    """A copy of the libraries, elsewhere."""
+    """A copy of the libraries in another directory."""
     return shutil.copytree(_native.library_dir, tmp_path / "chosen")
 
 
 @pytest.fixture
 def another(chosen: Path) -> Path:
-    """The same, of another commit."""
+    """The same libraries, but from another commit."""
     of_another_commit(*chosen.glob("*.so"), chosen / "api.lock")
     return chosen
 
 
 def edit(directory: Path, old: str, new: str) -> None:
-    """Change the facts that lie beside libraries."""
+    """Change the api.lock beside the libraries."""
     file = directory / "api.lock"
     text = file.read_text()
     assert old in text
@@ -75,27 +75,27 @@ def test_another_commit_with_the_same_api(run_copy, another, demo_path):
     assert (done.stdout, done.stderr) == (f"{another} {another}\n", "")
 
 
-def test_a_build_of_somebody_else(run_copy, another, demo_path):
+def test_a_build_by_somebody_else(run_copy, another, demo_path):
     for library in another.glob("*.so"):
         rename(library, "llamacffi_stamp", "someone_s_stamp")
     done = run_copy(DECODE, demo_path, LLAMACFFI_LIBRARY_DIR=str(another))
     assert (done.stdout, done.stderr) == (f"{another} {another}\n", "")
 
 
-def test_what_is_only_new_does_no_harm(run_copy, another, demo_path):
+def test_additions_do_no_harm(run_copy, another, demo_path):
     edit(another, "function ", "function int llama_new(void);\nconstant LLAMA_NEW = 1\nfunction ")
     done = run_copy(DECODE, demo_path, LLAMACFFI_LIBRARY_DIR=str(another))
     assert (done.stdout, done.stderr) == (f"{another} {another}\n", "")
 
 
-def test_a_field_in_the_middle(refusal, another):
+def test_a_new_field_in_the_middle(refusal, another):
     edit(
         another,
         "field llama_batch.pos @",
         "field llama_batch.planted @16: int planted;\nfield llama_batch.pos @1",
     )
     message = refusal(LLAMACFFI_LIBRARY_DIR=str(another))
-    assert f"llama.cpp {OTHER} has another API than {COMMIT}" in message
+    assert f"the API of llama.cpp {OTHER} differs from that of {COMMIT}" in message
     assert message.splitlines()[1:4] == [
         "+field llama_batch.planted @16: int planted;",
         "-field llama_batch.pos @24: llama_pos *pos;",
@@ -115,7 +115,7 @@ def test_a_long_difference_is_cut(refusal, another):
     assert all(line.startswith("-constant GGML_") for line in message[1:21])
 
 
-def test_nothing_tells_the_api(refusal, another):
+def test_the_api_is_unknown(refusal, another):
     (another / "api.lock").unlink()
     message = refusal(LLAMACFFI_LIBRARY_DIR=str(another))
     assert OTHER in message
@@ -124,15 +124,15 @@ def test_nothing_tells_the_api(refusal, another):
 
 
 @pytest.mark.parametrize("line", ["", f"# llama.cpp: {'e' * 40}\n"])
-def test_the_facts_of_something_else(refusal, another, line):
+def test_an_api_lock_of_another_commit(refusal, another, line):
     edit(another, f"# llama.cpp: {OTHER}\n", line)
     message = refusal(LLAMACFFI_LIBRARY_DIR=str(another))
-    assert f"but the libraries are of {OTHER}; write it anew from their sources: " in message
+    assert f"but the libraries were built from {OTHER}; write it again from their" in message
 
 
-def test_our_own_facts_are_needed(refusal, another, package):
+def test_our_own_api_lock_is_checked(refusal, another, package):
     edit(package / "lib", "constant GGML_MAX_DIMS = 4", "constant GGML_MAX_DIMS = 5")
-    assert "does not belong to the compiled module" in refusal(LLAMACFFI_LIBRARY_DIR=str(another))
+    assert "was not made for the compiled module" in refusal(LLAMACFFI_LIBRARY_DIR=str(another))
     (package / "lib" / "api.lock").unlink()
     assert "No such file" in refusal(LLAMACFFI_LIBRARY_DIR=str(another))
 
@@ -140,7 +140,7 @@ def test_our_own_facts_are_needed(refusal, another, package):
 def test_libraries_of_different_builds(refusal, chosen):
     of_another_commit(chosen / "libggml.so")
     message = refusal(LLAMACFFI_LIBRARY_DIR=str(chosen))
-    assert "not of one build" in message
+    assert "come from different builds" in message
     assert f"{chosen / 'libggml.so'}: commit {OTHER}" in message
 
 
@@ -148,47 +148,49 @@ def test_a_directory_without_libraries(refusal, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     message = refusal(LLAMACFFI_LIBRARY_DIR=str(empty))
-    assert f"libggml-base.so, libggml.so, libllama.so, libmtmd.so missing in {empty}" in message
-    assert "no such directory" in refusal(LLAMACFFI_LIBRARY_DIR=str(empty / "x"))
+    assert (
+        f"libggml-base.so, libggml.so, libllama.so, libmtmd.so not found: {empty} contains nothing"
+        in message
+    )
+    assert "is not a directory" in refusal(LLAMACFFI_LIBRARY_DIR=str(empty / "x"))
 
 
 def test_another_soname(refusal, chosen):
-    """As llama.cpp's own build gives them, with a version."""
+    """Like those from llama.cpp's own build, which have a version."""
     rename(chosen / "libllama.so", "libllama.so", "libllm.so.0")
     message = refusal(LLAMACFFI_LIBRARY_DIR=str(chosen))
-    assert f"{chosen / 'libllama.so'} calls itself libllm.so.0" in message
+    assert f"{chosen / 'libllama.so'} has the SONAME libllm.so.0" in message
     assert "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON" in message
 
 
-def test_a_missing_library_of_a_chosen_one(refusal, chosen):
+def test_a_chosen_library_needs_a_missing_one(refusal, chosen):
     rename(chosen / "libmtmd.so", "libggml-base.so", "libmissing.so.1")
     message = refusal(LLAMACFFI_LIBRARY_DIR=str(chosen))
     assert f"{chosen / 'libmtmd.so'} cannot be loaded: libmissing.so.1: cannot open" in message
     assert f"libmissing.so.1 is needed by {chosen / 'libmtmd.so'}" in message
 
 
-def test_a_function_that_a_chosen_one_lacks(refusal, chosen):
+def test_a_chosen_library_lacks_a_function(refusal, chosen):
     rename(chosen / "libllama.so", "llama_log_set", "llama_log_sat")
     message = refusal(LLAMACFFI_LIBRARY_DIR=str(chosen))
     assert "undefined symbol: llama_log_set" in message
     assert f"LLAMACFFI_LIBRARY_DIR={chosen}" in message
 
 
-def test_what_was_loaded_before_is_in_the_way(refusal, chosen, package):
+def test_our_library_was_loaded_first(refusal, chosen, package):
     before = f"import ctypes; ctypes.CDLL({str(package / 'lib' / 'libggml-base.so')!r})"
     message = refusal(before, LLAMACFFI_LIBRARY_DIR=str(chosen))
-    assert f"{package / 'lib' / 'libggml-base.so'} is used in place of" in message
+    assert f"{package / 'lib' / 'libggml-base.so'} is used instead of" in message
 
 
-def test_the_modules_hash_is_that_of_its_facts():
+def test_the_hash_in_the_module_is_that_of_its_api_lock():
     lock = Path(_native.module_path).parent / "lib" / "api.lock"
     text = lock.read_text()
     assert _layout.digest(text) == ffi.string(lib.llamacffi_built_layout()).decode()
     assert _layout.commit_of(text) == COMMIT
 
 
-def test_facts_for_other_libraries(root, llama_cpp, tmp_path):
-    """What the error says to do."""
+def test_the_command_that_the_error_suggests(root, llama_cpp, tmp_path):
     out = tmp_path / "api.lock"
     command = [sys.executable, "build_ffi.py", "lock", "--llama-cpp", llama_cpp, "--out", out]
     subprocess.run(command, cwd=root, check=True, capture_output=True)

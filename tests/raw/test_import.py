@@ -67,3 +67,11 @@ def test_public_names_are_those_of_the_type_checker(root):
         llamacffi.Modle  # noqa: B018
     assert set(llamacffi.__all__) <= set(dir(llamacffi))
     assert sys.modules["llamacffi"] is llamacffi
+
+
+def test_import_does_without_typing(run_copy):
+    """Importing `typing` would double the time.  An editable install imports it for its hook."""
+    done = run_copy(
+        'sys.modules.pop("typing", None); import llamacffi; print("typing" in sys.modules)'
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")

@@ -1,4 +1,4 @@
-"""The library of a llama.cpp that lacks something: everything else works as ever."""
+"""A llama.cpp that lacks some functions: everything else works."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llamacffi import UnsupportedError, _native, ffi, lib
 from llamacffi._native.missing import complete
 
 
-class Told:
+class Incomplete:
     """A `lib` that says that two of its functions are missing."""
 
     NAMES = ("llama_time_us", "llama_nowhere")
@@ -26,29 +26,29 @@ class Told:
 
 @pytest.fixture
 def older():
-    return complete(Told(), ffi)
+    return complete(Incomplete(), ffi)
 
 
-def test_what_is_there(older):
+def test_names_that_exist(older):
     assert older.llama_max_devices() == lib.llama_max_devices()
     assert older.LLAMA_TOKEN_NULL == lib.LLAMA_TOKEN_NULL
     assert older.llama_max_devices is older.llama_max_devices
 
 
-@pytest.mark.parametrize("name", Told.NAMES)
-def test_what_is_missing_says_why(older, name):
+@pytest.mark.parametrize("name", Incomplete.NAMES)
+def test_a_missing_name_says_why(older, name):
     with pytest.raises(UnsupportedError, match=f"{name} cannot be used: it is old"):
         getattr(older, name)
     assert not hasattr(older, name)
 
 
-def test_what_never_was(older):
+def test_a_name_that_never_existed(older):
     with pytest.raises(AttributeError, match="llama_typo"):
         older.llama_typo  # noqa: B018
 
 
-def test_this_build_has_what_it_says():
-    """What is told to be missing is not there; with the pinned llama.cpp that is nothing."""
+def test_names_that_this_build_lacks():
+    """The names reported as missing have reasons; with the pinned llama.cpp there are none."""
     one = ffi.new("struct llamacffi_missing_name *")
     count = 0
     while lib.llamacffi_missing(count, one):

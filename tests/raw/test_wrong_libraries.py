@@ -1,4 +1,4 @@
-"""Every way in which what is loaded can be something else than what the module was compiled for."""
+"""The ways in which the loaded libraries can differ from those the module was compiled for."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_the_copy_works(run_copy, package):
 
 @pytest.mark.parametrize("name", CORE)
 def test_a_half_finished_upgrade(refusal, package, name):
-    """The library is of another build than the rest."""
+    """One library comes from another build than the rest."""
     of_another_commit(package / "lib" / name)
     message = refusal()
     assert str(package / "lib" / name) in message
     assert {COMMIT, OTHER} <= set(message.replace(",", " ").replace(":", " ").split())
-    assert "upgrade that was not finished" in message
+    assert "interrupted upgrade" in message
     assert not any(str(package / "lib" / other) in message for other in CORE if other != name)
 
 
@@ -65,7 +65,7 @@ def test_preloaded_libraries(refusal, elsewhere, package, name):
     assert f"{elsewhere / name}: commit {OTHER}" in message
     assert COMMIT in message
     assert str(package / "lib") in message
-    assert "it is there by LD_PRELOAD" in message
+    assert "LD_PRELOAD brought it in" in message
 
 
 def test_a_library_that_another_package_has_loaded(refusal, elsewhere):
@@ -77,7 +77,7 @@ def test_a_library_that_another_package_has_loaded(refusal, elsewhere):
 
 @pytest.mark.no_asan
 def test_a_library_of_the_system(refusal, elsewhere):
-    """It was not built by llamacffi, and is so old that nothing tells its version or commit."""
+    """It was not built by llamacffi, and is too old to report its version or commit."""
     for name in CORE:
         rename(elsewhere / name, "llamacffi_stamp", "someone_s_stamp")
     if hasattr(lib, "llama_version"):
@@ -92,26 +92,26 @@ def test_a_library_of_the_system(refusal, elsewhere):
 
 @pytest.mark.no_asan
 @pytest.mark.skipif(not hasattr(lib, "llama_version"), reason="this llama.cpp has no version")
-def test_its_version_is_told(refusal, elsewhere):
+def test_the_version_of_a_library_of_the_system(refusal, elsewhere):
     rename(elsewhere / "libllama.so", "llamacffi_stamp", "someone_s_stamp")
     message = refusal(LD_PRELOAD=str(elsewhere / "libllama.so"))
     assert "libllama.so: not built by llamacffi, version 0." in message
 
 
 def test_a_library_that_lacks_a_function(refusal, elsewhere):
-    """The compiled module cannot do without this one."""
+    """The compiled module needs this one."""
     rename(elsewhere / "libllama.so", "llama_log_set", "llama_log_sat")
     message = refusal(LD_PRELOAD=str(elsewhere / "libllama.so"))
     assert "undefined symbol: llama_log_set" in message
-    assert f"{elsewhere / 'libllama.so'} is loaded; it is there by LD_PRELOAD" in message
+    assert f"{elsewhere / 'libllama.so'} is loaded; LD_PRELOAD brought it in" in message
 
 
 def test_python_of_another_version(refusal, package):
     file = package / "_native" / "__init__.py"
     patch(file, b'__version__ = "0.1.0"', b'__version__ = "0.0.9"')
     message = refusal()
-    assert f"{file} is of llamacffi 0.0.9" in message
-    assert f"{package / '_llama.abi3.so'} of 0.1.0" in message
+    assert f"{file} is from llamacffi 0.0.9" in message
+    assert f"{package / '_llama.abi3.so'} is from 0.1.0" in message
 
 
 def test_generated_python_of_another_build(run_copy, package):
@@ -120,7 +120,7 @@ def test_generated_python_of_another_build(run_copy, package):
     file.write_text(text.replace('check_generated("', 'check_generated("0'))
     done = run_copy("from llamacffi import enums")
     assert done.returncode == 1
-    assert f"ImportError: {file.parent} was not made with" in done.stderr
+    assert f"ImportError: {file.parent} does not belong to the compiled module" in done.stderr
 
 
 def test_a_missing_library_is_named(refusal, package):
@@ -128,7 +128,7 @@ def test_a_missing_library_is_named(refusal, package):
     message = refusal()
     assert "libmtmd.so: cannot open shared object file" in message
     assert f"libmtmd.so is needed by {package / '_llama.abi3.so'}," in message
-    assert f"{package / 'lib'} has LICENSE.llama.cpp, api.lock, libggml-base.so, " in message
+    assert f"{package / 'lib'} contains LICENSE.llama.cpp, api.lock, libggml-base.so, " in message
 
 
 def test_a_missing_library_of_a_library(refusal, package):
@@ -139,26 +139,26 @@ def test_a_missing_library_of_a_library(refusal, package):
 
 def test_no_library_at_all(refusal, package):
     shutil.rmtree(package / "lib")
-    assert f"{package / 'lib'} has nothing" in refusal()
+    assert f"{package / 'lib'} contains nothing" in refusal()
 
 
 def test_no_compiled_module(refusal, package):
     (package / "_llama.abi3.so").rename(package / "_llama.cpython-27.so")
     message = refusal()
-    assert "there is no compiled module for this Python" in message
+    assert "has no compiled module for this Python" in message
     assert "_llama.cpython-27.so" in message
 
 
 @pytest.mark.parametrize("name", ["_llama.abi3.so", *(f"lib/{name}" for name in CORE)])
 @pytest.mark.parametrize("kept", [0.01, 0.5, 0.9])
-def test_a_file_that_was_cut_off(refusal, package, name, kept):
-    """Mapping what is not there would end the process."""
+def test_a_truncated_file(refusal, package, name, kept):
+    """Touching the missing pages would end the process with SIGBUS."""
     file = package / name
     os.truncate(file, int(file.stat().st_size * kept))
-    assert f"{file} is not whole" in refusal()
+    assert f"{file} is truncated" in refusal()
 
 
-def test_a_file_with_nothing_in_it(refusal, package):
+def test_an_empty_file(refusal, package):
     library = package / "lib" / "libllama.so"
     os.truncate(library, 0)
     assert str(library) in refusal()

@@ -1,4 +1,4 @@
-"""Why the compiled module cannot be used, in words.  Only imported when it cannot."""
+"""Explain why the compiled module cannot be used.  Only imported when it cannot."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .elf import dynamic
-from .library import Library, described
+from .dynamic_section import read_dynamic_section
+from .library import Library, describe_library
 
 # glibc, musl, macOS
 MISSING = re.compile(
@@ -25,7 +25,7 @@ LLAMA_CPP = re.compile(r"lib(?:llama|ggml|mtmd)[^/]*\.(?:so|dylib)[^/]*$")
 
 
 def explain(error: ImportError, chosen: str | None) -> str:
-    """Return what to say where the compiled module cannot be loaded.
+    """Return the message for a compiled module that cannot be loaded.
 
     Args:
         error: What the import raised.
@@ -35,9 +35,8 @@ def explain(error: ImportError, chosen: str | None) -> str:
     if spec is None or spec.origin is None:
         package = Path(__file__).parent.parent
         return (
-            f"there is no compiled module for this Python ({sys.implementation.cache_tag}"
-            f" on {sys.platform}) in {package}, which has {_listing(package, '_llama*')}; "
-            "reinstall llamacffi"
+            f"{package} has no compiled module for this Python ({sys.implementation.cache_tag} on "
+            f"{sys.platform}), only {_listing(package, '_llama*')}; reinstall llamacffi"
         )
     module = Path(spec.origin)
     directory = Path(chosen) if chosen else module.parent / "lib"
@@ -46,17 +45,17 @@ def explain(error: ImportError, chosen: str | None) -> str:
         f"  {error}",
         *missing(str(error), [module, *_libraries(directory)]),
         *_lacking(str(error), directory),
-        f"  {directory} has {_listing(directory, '*')}",
-        "reinstall llamacffi" if not chosen else f"it was chosen by LLAMACFFI_LIBRARY_DIR={chosen}",
+        f"  {directory} contains {_listing(directory, '*')}",
+        f"LLAMACFFI_LIBRARY_DIR={chosen} chose this directory" if chosen else "reinstall llamacffi",
     ]
     return "\n".join(lines)
 
 
 def mismatch(directory: str, built: str, loaded: Sequence[Any], ffi: Any) -> str:
-    """Return what to say of libraries that are not those that the module was compiled for."""
-    wrong = [one for one in (described(info, ffi) for info in loaded) if one.stamp != built]
+    """Return the message for libraries other than those that the module was compiled for."""
+    wrong = [one for one in (describe_library(info, ffi) for info in loaded) if one.stamp != built]
     lines = [
-        f"llamacffi was compiled for llama.cpp of commit {built}, but what was loaded is another:",
+        f"llamacffi was compiled for llama.cpp commit {built}, but other libraries were loaded:",
         *(f"  {one}" for one in wrong),
         *dict.fromkeys(_remedy(one, Path(directory)) for one in wrong),
     ]
@@ -64,20 +63,20 @@ def mismatch(directory: str, built: str, loaded: Sequence[Any], ffi: Any) -> str
 
 
 def missing(reason: str, files: Sequence[Path]) -> Iterator[str]:
-    """Say which of these files need the library that the loader misses; it does not tell itself."""
+    """Name the files that need the library that the loader did not find, as it does not."""
     if found := MISSING.search(reason):
         name = os.path.basename(next(filter(None, found.groups())))
         for path in files:
-            names = dynamic(str(path))
-            if names and name in names.needed:
-                yield f"  {name} is needed by {path}, and is nowhere to be found"
+            section = read_dynamic_section(str(path))
+            if section and name in section.needed:
+                yield f"  {name} is needed by {path}, but was not found"
 
 
 def _lacking(reason: str, directory: Path) -> Iterator[str]:
-    """Say which other libraries of llama.cpp are in the way, if ours lack a function."""
+    """If a symbol is missing, name the other llama.cpp libraries that are loaded."""
     if not LACKING.search(reason):
         return
-    yield "  so a library of another llama.cpp was loaded in place of the right one"
+    yield "  so a library of another llama.cpp was loaded instead of the right one"
     for path in _in_process():
         if path.parent != directory:
             yield f"  {path} is loaded; {_origin(path)}"
@@ -87,29 +86,29 @@ def _remedy(library: Library, directory: Path) -> str:
     path = Path(library.path)
     if path.parent == directory:
         return (
-            f"{directory} has libraries of different builds, as after an upgrade that was not "
-            "finished: reinstall llamacffi"
+            f"{directory} has libraries from different builds, as after an interrupted upgrade: "
+            "reinstall llamacffi"
         )
     return (
-        f"{path.name} should be that of {directory}; {_origin(path)}.  If it is to be used, set "
+        f"{path.name} should come from {directory}, but {_origin(path)}.  To use this one, set "
         "LLAMACFFI_LIBRARY_DIR to its directory"
     )
 
 
 def _origin(path: Path) -> str:
-    """Say how a library that is not ours came into the process, and what to do about it."""
+    """Say how another library came into the process, and what to do about it."""
     for variable in ("LD_PRELOAD", "DYLD_INSERT_LIBRARIES", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"):
         entries = re.split("[: ]", os.environ.get(variable, ""))
         if {str(path), str(path.parent)} & {os.path.abspath(one) for one in entries if one}:
-            return f"it is there by {variable}: take it out of that"
+            return f"{variable} brought it in: remove it from there"
     return (
-        "something else has loaded it into this process before, such as another package with a "
-        "llama.cpp of its own: use them in different processes"
+        "something else loaded it into this process earlier, such as another package with its own "
+        "llama.cpp: use the two in separate processes"
     )
 
 
 def _in_process() -> list[Path]:
-    """Return the files of llama.cpp's libraries that are loaded."""
+    """Return the files of the llama.cpp libraries that are loaded."""
     try:
         maps = Path("/proc/self/maps").read_text(errors="replace")
     except OSError:  # only Linux has it
@@ -124,4 +123,4 @@ def _libraries(directory: Path) -> list[Path]:
 
 def _listing(directory: Path, pattern: str) -> str:
     names = sorted(path.name for path in directory.glob(pattern)) if directory.is_dir() else []
-    return ", ".join(names) or "nothing of it"
+    return ", ".join(names) or "nothing"
