@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import operator
 import os
 import stat
 import sys
@@ -23,6 +22,7 @@ from .._native import ffi, lib
 from ..errors import ArgumentError, LoadError
 from .opening import open_owned
 from .ownership import make
+from .values import INT32_MAX, integer
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -185,15 +185,7 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
 
 
 def _checked_offset(offset: Any) -> int:
-    try:
-        number = operator.index(offset)
-    except TypeError:
-        number = None
-    if number is None or isinstance(offset, bool):
-        raise TypeError(f"offset must be an integer, not {offset!r}")
-    if not 0 <= number < 2**63:
-        raise ArgumentError(f"offset={number} is not in 0 to {2**63 - 1}")
-    return number
+    return integer("offset", offset, 0, 2**63 - 1)
 
 
 def _descriptor(source: Any) -> int | None:
@@ -234,8 +226,7 @@ def check_readable(descriptor: int, name: str) -> None:
     """
     import fcntl  # not everywhere, nor is this
 
-    if not 0 <= descriptor < 2**31:
-        raise ArgumentError(f"{descriptor} is no descriptor: those are 0 to {2**31 - 1}")
+    integer("a file descriptor", descriptor, 0, INT32_MAX)
     try:
         mode = os.fstat(descriptor).st_mode
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)

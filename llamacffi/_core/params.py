@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from .._native import ffi
 from ..errors import ArgumentError
 from .hints import unknown_parameter
-from .values import check_int, flag, integer, number
+from .values import flag, integer, number, shown
 
 # Converts the value of a field to what C takes, and what must outlive C's use of it.
 Converter: TypeAlias = Callable[[Any], tuple[Any, object]]
@@ -47,18 +47,20 @@ def fill(
             raise TypeError(unknown_parameter(field, [one for one in kinds if one not in owned]))
         if field in owned:
             raise TypeError(f"{field!r} cannot be given: {owned[field]}")
+        kind = kinds[field]
         if converters and field in converters:
             converted, kept = converters[field](value)
+        elif kind == "int":
+            least, most = limits.get(field) or _limits(name, field)
+            converted = kept = integer(field, value, least, most)
         else:
-            convert = CONVERTERS.get(kinds[field]) or _enum(kinds[field])
+            convert = CONVERTERS.get(kind) or _enum(kind)
             converted = kept = convert(field, value)
-            if kinds[field] == "int":
-                check_int(field, converted, *(limits.get(field) or _limits(name, field)))
         keep.append(kept)
         try:
             setattr(struct, field, converted)
         except TypeError as error:
-            raise TypeError(f"{field}={value!r}: {error}") from None
+            raise TypeError(f"{field}={shown(value)}: {error}") from None
     return keep
 
 
@@ -77,7 +79,7 @@ def _pointer(field: str, value: Any) -> Any:
         return ffi.NULL
     if isinstance(value, ffi.CData):
         return value
-    raise TypeError(f"{field} must be a cdata pointer or None, not {value!r}")
+    raise TypeError(f"{field} must be a cdata pointer or None, not {shown(value)}")
 
 
 def _enum(name: str) -> Callable[[str, Any], int]:
@@ -92,9 +94,7 @@ def _enum(name: str) -> Callable[[str, Any], int]:
             return int(enum[value.upper()] if number is None else enum(number))
         except (KeyError, ValueError):
             names = ", ".join(member.name or "" for member in enum)
-            raise ArgumentError(
-                f"{field}={value!r} is not one of {enum.__name__}: {names}"
-            ) from None
+            raise ArgumentError(f"{field} must be one of {names}, not {shown(value)}") from None
 
     return convert
 
@@ -104,10 +104,9 @@ def enum_number(enum: str, name: str, value: Any) -> int:
     return _enum(enum)(name, value)
 
 
-# By kind; any other kind is the name of an enum.
+# By kind, but for integers, which have limits; any other kind is the name of an enum.
 CONVERTERS: Mapping[str, Callable[[str, Any], Any]] = {
     "bool": flag,
-    "int": integer,
     "float": number,
     "pointer": _pointer,
 }

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .._native import ffi
 from ..errors import ArgumentError
-from .values import is_text
+from .values import elements, integer, is_text, shown
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     TokenIds: TypeAlias = Iterable[int] | npt.NDArray[np.integer[Any]]
-
-
-def token_id(token: object) -> int:
-    """Return one token id as an int.
-
-    Raises:
-        TypeError: It is no integer.
-    """
-    if not isinstance(token, bool):
-        try:
-            return operator.index(token)  # type: ignore[arg-type]  # raises for others
-        except TypeError:
-            pass
-    raise TypeError(f"a token is an integer, not {type(token).__name__}: {token!r:.80}")
 
 
 def outside(token: int, size: int) -> str:
@@ -43,8 +28,8 @@ def refuse_text(tokens: object) -> None:
     """Raise TypeError for a text or bytes in place of tokens."""
     if is_text(tokens):
         raise TypeError(
-            f"tokens are integers, not text or bytes: {tokens!r:.80}; tokenize() makes them of a "
-            "text, and list() of bytes that are token ids"
+            f"tokens must be integers, not text or bytes: {shown(tokens)}; call tokenize() for "
+            "text, or list() for bytes that are token ids"
         )
 
 
@@ -58,10 +43,7 @@ def token_sequence(tokens: TokenIds) -> list[int] | tuple[int, ...] | npt.NDArra
     if isinstance(tokens, list | tuple) or (numpy and isinstance(tokens, numpy.ndarray)):
         return tokens
     refuse_text(tokens)
-    try:
-        return list(tokens)
-    except TypeError:
-        raise TypeError(f"tokens must be a sequence of integers, not {tokens!r:.80}") from None
+    return elements("tokens", tokens, "integers")
 
 
 def token_array(tokens: TokenIds, size: int) -> tuple[Any, int]:
@@ -81,7 +63,7 @@ def token_array(tokens: TokenIds, size: int) -> tuple[Any, int]:
     if not isinstance(ids, list | tuple):
         return _from_numpy(ids, size)
     if not set(map(type, ids)) <= {int}:
-        ids = list(map(token_id, ids))
+        ids = [integer("token", one) for one in ids]
     try:
         array = ffi.new("llama_token[]", ids)
     except OverflowError:

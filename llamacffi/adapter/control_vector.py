@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import operator
 import os
 import re
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
-from .._core.values import FLOAT_MAX, INT32_MAX, as_array, check_int
+from .._core.values import FLOAT_MAX, INT32_MAX, as_array, integer
 from ..errors import AdapterError, ArgumentError, GgufError
 from ..gguf.sources import gguf_of, opened
 from ..model.file_kind import VECTOR, kind_of
@@ -57,12 +56,11 @@ class ControlVector:
                 f"a control vector has a row of n_embd numbers for each layer, not shape "
                 f"{given.shape}"
             )
-        check_int("first_layer", first_layer, 1, INT32_MAX - len(given))
+        start = integer("first_layer", first_layer, 1, INT32_MAX - len(given))
         if not (np.abs(given.astype(np.float64)) <= FLOAT_MAX).all():  # not for nan either
             raise ArgumentError("a control vector has a number that is not a finite 32-bit number")
         self._array = given.astype(np.float32, order="C")  # a copy
         self._array.flags.writeable = False
-        start = operator.index(first_layer)
         self._layers = range(start, start + len(given))
 
     @classmethod

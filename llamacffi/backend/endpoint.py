@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 
-from .._core.values import check_number
+from .._core.values import number
 from ..errors import ArgumentError, BackendUnavailableError
 
 
@@ -26,9 +26,9 @@ def parse(endpoint: str) -> tuple[str, int]:
 
 def check_timeout(timeout: float) -> None:
     """Raise TypeError or ArgumentError unless one can wait for so many seconds."""
-    check_number("timeout", timeout, 0, threading.TIMEOUT_MAX)
+    number("timeout", timeout, 0, threading.TIMEOUT_MAX)
     if not timeout:
-        raise ArgumentError("timeout=0 is no time: give more than 0 seconds")
+        raise ArgumentError("timeout must be above 0 seconds, not 0")
 
 
 def knock(host: str, port: int, timeout: float) -> None:

@@ -17,7 +17,7 @@ from .._core.hints import hinting
 from .._core.locks import CallLock, ExitGuard
 from .._core.ownership import Handle, make, own
 from .._core.params import enum_number, fill
-from .._core.values import checked_indices
+from .._core.values import checked_indices, integer
 from .._native import ffi, lib
 from ..errors import ArgumentError, BackendUnavailableError, NativeError, UnsupportedError
 from ..log import drain, logger, with_log
@@ -188,8 +188,7 @@ class Placement(NamedTuple):
 
 def check_n_threads(name: str, n_threads: int) -> None:
     """Raise ArgumentError unless ggml can have so many threads."""
-    if not 1 <= n_threads <= lib.GGML_MAX_N_THREADS:
-        raise ArgumentError(f"{name}={n_threads} is not in 1 to {lib.GGML_MAX_N_THREADS}")
+    integer(name, n_threads, 1, lib.GGML_MAX_N_THREADS)
 
 
 def check_computing(name: str, n_threads: int) -> None:
@@ -233,11 +232,10 @@ def _struct(params: dict[str, Any], cpus: frozenset[int] | None) -> Any:
 def _cpu_numbers(cpus: Iterable[int]) -> frozenset[int]:
     """Return the numbers of some processors, if ggml can have them."""
     numbers = frozenset(checked_indices("cpus", cpus))
-    limit = lib.GGML_MAX_N_THREADS
     if not numbers:
         raise ArgumentError("cpus is empty: name at least one processor")
-    if bad := sorted(cpu for cpu in numbers if not 0 <= cpu < limit):
-        raise ArgumentError(f"cpus={bad} are not in 0 to {limit - 1}")
+    for cpu in (min(numbers), max(numbers)):
+        integer("a processor in cpus", cpu, 0, lib.GGML_MAX_N_THREADS - 1)
     return numbers
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .._core.values import INT32_MAX
+from .._core.values import INT32_MAX, integer
 from ..context.params import MODEST_CTX
 from ..errors import ArgumentError
 from ..sampling.chain import SamplerChain
@@ -132,14 +132,14 @@ def _add_params(group: argparse._ArgumentGroup) -> None:
 
 
 def checked(
-    number: Callable[[str], Any], make: Callable[[Any], Any], field: str = ""
+    number: Callable[[str], Any], make: Callable[[Any], Any], field: str = "N"
 ) -> Callable[[str], Any]:
     """Return an argparse type: what ``make`` makes of a number, or its error message.
 
     Args:
         number: Reads the number.
         make: Checks it.
-        field: What the messages of ``make`` call it, where people know the option alone.
+        field: What the messages of ``make`` call it; argparse names the option instead.
     """
 
     def convert(text: str) -> Any:
@@ -148,7 +148,7 @@ def checked(
             return make(value)
         except ArgumentError as error:
             message, _, _remedy = str(error).partition("; ")  # which is for programs
-            raise argparse.ArgumentTypeError(message.removeprefix(f"{field}=")) from None
+            raise argparse.ArgumentTypeError(message.removeprefix(f"{field} ")) from None
 
     convert.__name__ = number.__name__  # argparse says "invalid int value"
     return convert
@@ -156,16 +156,12 @@ def checked(
 
 def max_tokens(n: int) -> int | None:
     """Return what `generate` calls the number of ``-n``."""
-    if n != -1 and not 1 <= n <= INT32_MAX:
-        raise ArgumentError(f"{n} is neither -1 nor in 1 to {INT32_MAX}")
-    return None if n == -1 else n
+    return None if n == -1 else integer("N", n, 1, INT32_MAX, ": give -1 for no limit")
 
 
 def whole_number(least: int, n: int) -> int:
     """Return a number for C."""
-    if not least <= n <= INT32_MAX:
-        raise ArgumentError(f"{n} is not in {least} to {INT32_MAX}")
-    return n
+    return integer("N", n, least, INT32_MAX)
 
 
 def stop_string(text: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from .._core.values import check_int
+from .._core.values import integer
 from .._native import ffi, lib
 from ..errors import ArgumentError, UnsupportedError
 from ..log import with_log
@@ -68,7 +68,7 @@ class BackendSampling(Outputs, Threads):
         Source: ``llama_set_sampler``.
         """
         ptr = self.ptr
-        check_int("seq_id", seq_id, 0, lib.llama_n_seq_max(ptr) - 1)
+        integer("seq_id", seq_id, 0, lib.llama_n_seq_max(ptr) - 1)
         if chain is not None and self._chains.get(seq_id) is chain:
             return
         if chain is not None:
@@ -238,7 +238,7 @@ def check_chains(chains: Any, n_seq_max: int) -> dict[int, SamplerChain]:
     if not isinstance(chains, Mapping):
         raise TypeError(f"samplers must be a mapping of sequences to chains, not {chains!r}")
     for seq_id, chain in chains.items():
-        check_int("samplers: sequence", seq_id, 0, n_seq_max - 1)
+        integer("samplers: sequence", seq_id, 0, n_seq_max - 1)
         _check_free(chain)
     if len(set(map(id, chains.values()))) < len(chains):
         raise ArgumentError("samplers: a chain is for one sequence, and one of them is for several")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import operator
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.atomic import explain_failure, replacing_path
 from .._core.text import c_path, new_uncleared
-from .._core.values import check_int
+from .._core.values import integer
 from .._native import ffi, lib
 from ..errors import NativeError, StateError, UnsupportedError
 from ..log import drain, with_log
@@ -41,8 +40,7 @@ class Remembering(Threads):
         if seq_id is None:
             return None
         last = lib.llama_n_seq_max(self.ptr) - 1
-        check_int("seq_id", seq_id, 0, last, ": create the Context with a larger n_seq_max")
-        return operator.index(seq_id)
+        return integer("seq_id", seq_id, 0, last, ": create the Context with a larger n_seq_max")
 
     def _remembering(self, *, loading: bool = False) -> Held:
         """Hold the context, with a memory in which nothing is left to be done.

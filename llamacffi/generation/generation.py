@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .._core.frames import is_inside
 from .._core.hints import hinting
 from .._core.unique import Unique
-from .._core.values import check_object, flag, integer
+from .._core.values import check_function, check_object, flag, integer
 from .._native import lib
 from ..context.context import Context
 from ..context.sequences import LockedMemory
@@ -46,10 +46,9 @@ class ContextShift:
     n_discard: int | None = None
 
     def __post_init__(self) -> None:
-        if integer("n_keep", self.n_keep) < 0:
-            raise ArgumentError(f"n_keep={self.n_keep} must be at least 0")
-        if self.n_discard is not None and integer("n_discard", self.n_discard) < 1:
-            raise ArgumentError(f"n_discard={self.n_discard} must be at least 1, or None")
+        integer("n_keep", self.n_keep, 0)
+        if self.n_discard is not None:
+            integer("n_discard", self.n_discard, 1)
 
     def check(self, context: Context) -> None:
         """Raise unless the sequences of a context can be shifted so.
@@ -262,22 +261,17 @@ def generate(
         DecodeError: While iterating, if decoding fails.
     """
     _check_context(context)
-    if max_tokens is not None and integer("max_tokens", max_tokens) < 1:
-        raise ArgumentError(f"max_tokens={max_tokens} must be at least 1, or None")
+    if max_tokens is not None:
+        max_tokens = integer("max_tokens", max_tokens, 1)
     parse_special, logprobs = flag("parse_special", parse_special), flag("logprobs", logprobs)
     stops = stop_strings(stop)
     ends = stop_tokens_of(context.model.vocab, stop_tokens)
     n_vocab = len(context.model.vocab)
-    if not 0 <= integer("top_logprobs", top_logprobs) <= n_vocab:
-        raise ArgumentError(f"top_logprobs={top_logprobs} is not in 0 to {n_vocab}")
-    if stop_when is not None and not callable(stop_when):
-        raise TypeError(f"stop_when must be callable, not {stop_when!r}")
+    top_logprobs = integer("top_logprobs", top_logprobs, 0, n_vocab)
+    if stop_when is not None:
+        check_function("stop_when", stop_when)
     if overflow is not None:
-        if not isinstance(overflow, ContextShift):
-            raise TypeError(
-                f"overflow must be a ContextShift or None, not {overflow!r:.80}: "
-                "ContextShift(n_keep=...)"
-            )
+        check_object("overflow", overflow, "ContextShift", ": give ContextShift(n_keep=...)")
         overflow.check(context)
 
     def place() -> tuple[Prompt, int]:
@@ -288,11 +282,7 @@ def generate(
 
     tokens, start = place()
     chain = SamplerChain.from_model(context.model) if sampler is None else sampler
-    if not isinstance(chain, SamplerChain):
-        raise TypeError(
-            f"sampler must be a SamplerChain, not {sampler!r:.80}: SamplerChain.default(temp=...) "
-            "makes one"
-        )
+    check_object("sampler", chain, "SamplerChain", ": SamplerChain.default(temp=...) makes one")
     loop = Loop(context, tokens, start, seq_id, chain)
     loop.stops, loop.marks = stop_finder(context.model.vocab, stops, ends)
     loop.max_tokens, loop.stop_when = max_tokens, stop_when

@@ -54,8 +54,8 @@ def split(
     Source: ``llama_split_path``.
     """
     for name, limit in (("max_tensors", max_tensors), ("max_bytes", max_bytes)):
-        if limit is not None and integer(name, limit) < 1:
-            raise ArgumentError(f"{name}={limit} is less than 1")
+        if limit is not None:
+            integer(name, limit, 1)
     no_tensor_first = flag("no_tensor_first", no_tensor_first)
     if not os.path.basename(name := checked_path(prefix, "prefix")):
         raise ArgumentError(f"prefix={name!r} has no name for the files to begin with: add one")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import re
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
-from .._core.values import check_text, flag, integer
+from .._core.values import check_text, flag, integer, mapping
 from .._native import ffi, lib
 from ..backend import registry as backend
 from ..backend.device_types import BufferType, Device
@@ -37,8 +36,7 @@ def kv_overrides(value: Any) -> tuple[Any, object]:
     """
     if value is None or isinstance(value, ffi.CData):
         return (ffi.NULL if value is None else value), value
-    if not isinstance(value, Mapping):
-        raise TypeError(f"kv_overrides must be a mapping of keys to values, not {value!r}")
+    mapping("kv_overrides", value, "keys to values")
     array = ffi.new("struct llama_model_kv_override[]", len(value) + 1)  # the last: an empty key
     for one, (key, new) in zip(array, value.items(), strict=False):
         if not isinstance(key, str) or not key:
@@ -58,10 +56,7 @@ def _set_override(one: Any, key: str, value: Any) -> None:
         _set_chars(one.val_str, value, name)
     elif isinstance(value, int) or hasattr(value, "__index__"):
         one.tag = lib.LLAMA_KV_OVERRIDE_TYPE_INT
-        try:
-            one.val_i64 = operator.index(value)
-        except OverflowError:
-            raise ArgumentError(f"{name}={value} does not fit in 64 bits") from None
+        one.val_i64 = integer(name, value, -(2**63), 2**63 - 1)
     elif isinstance(value, SupportsFloat):
         one.tag, one.val_f64 = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT, float(value)
         if not math.isfinite(one.val_f64):
@@ -240,11 +235,8 @@ def expert_overrides(cpu_moe: Any, n_cpu_moe: Any) -> list[tuple[str, Any]]:
         TypeError: ``cpu_moe`` is no bool, or ``n_cpu_moe`` no integer.
         ArgumentError: ``n_cpu_moe`` is negative or more than llama.cpp takes, or both are given.
     """
-    cpu_moe, n_layer = flag("cpu_moe", cpu_moe), integer("n_cpu_moe", n_cpu_moe)
-    if n_layer < 0:
-        raise ArgumentError(f"n_cpu_moe={n_layer} is negative; cpu_moe=True takes all layers")
-    if n_layer > (most := lib.llama_max_tensor_buft_overrides()):
-        raise ArgumentError(f"n_cpu_moe={n_layer} is above {most}; cpu_moe=True takes all layers")
+    cpu_moe, most = flag("cpu_moe", cpu_moe), lib.llama_max_tensor_buft_overrides()
+    n_layer = integer("n_cpu_moe", n_cpu_moe, 0, most, "; cpu_moe=True takes all layers")
     if cpu_moe and n_layer:
         raise ArgumentError(f"cpu_moe=True is for all layers: leave out n_cpu_moe={n_layer}")
     backend.load()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .._core.params import Converter, fill
-from .._core.values import number, warn
+from .._core.values import check_function, elements, integer, number, warn
 from .._native import ffi, lib
 from ..backend import registry as backend
 from ..backend.device_types import Device, text
@@ -37,8 +37,8 @@ def model_params(params: Mapping[str, Any], *, warning: bool = True) -> tuple[An
     """
     fields = dict(params)
     progress = fields.pop("progress", None)
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress must be a function, not {progress!r}")
+    if progress is not None:
+        check_function("progress", progress)
     experts = expert_overrides(fields.pop("cpu_moe", False), fields.pop("n_cpu_moe", 0))
     struct = ffi.new("struct llama_model_params *")
     struct[0] = lib.llama_model_default_params()
@@ -92,10 +92,9 @@ def _check_devices(struct: Any, devices: list[Any], fields: Mapping[str, Any]) -
     single = struct.split_mode == lib.LLAMA_SPLIT_MODE_NONE
     if struct.split_mode == lib.LLAMA_SPLIT_MODE_TENSOR and not devices:
         raise BackendUnavailableError("split_mode='tensor' needs a GPU or a list of devices")
-    if single and devices and struct.main_gpu >= len(devices):
-        raise ArgumentError(
-            f"main_gpu={struct.main_gpu} is not in 0 to {len(devices) - 1}, the model's devices"
-        )
+    if single and devices:
+        most = len(devices) - 1
+        integer("main_gpu", struct.main_gpu, None, most, ": it is an index into devices")
     if not single and struct.main_gpu != lib.llama_model_default_params().main_gpu:
         raise ArgumentError(f"main_gpu={struct.main_gpu} is for split_mode='none' alone")
     if struct.devices != ffi.NULL:
@@ -176,9 +175,7 @@ def devices(value: Any) -> tuple[Any, object]:
         return (ffi.NULL if value is None else value), value
     if isinstance(value, (str, Device)):
         value = [] if value == "none" else [value]
-    if not isinstance(value, Iterable):
-        raise TypeError(f"devices must be devices or their names, not {value!r}")
-    found = [_device(one) for one in value]
+    found = [_device(one) for one in elements("devices", value, "devices or their names")]
     if len(set(found)) < len(found):
         raise ArgumentError(f"devices={value!r} has one of them twice")
     if len(found) > lib.llama_max_devices():
@@ -205,14 +202,12 @@ def tensor_split(value: Any) -> tuple[Any, object]:
     """
     if value is None or isinstance(value, ffi.CData):
         return (ffi.NULL if value is None else value), value
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise TypeError(f"tensor_split must be a sequence of numbers, not {value!r}")
-    parts = [number("tensor_split", part) for part in value]
+    parts = [number("tensor_split", part, 0) for part in elements("tensor_split", value, "numbers")]
     limit = lib.llama_max_devices()
     if len(parts) > limit:
         raise ArgumentError(f"tensor_split has {len(parts)} parts; {limit} devices are the limit")
-    if any(part < 0 for part in parts) or not sum(parts) > 0:
-        raise ArgumentError(f"tensor_split={value!r}: parts must be positive or 0, and not all 0")
+    if not any(parts):
+        raise ArgumentError(f"tensor_split={value!r}: at least one part must be above 0")
     array = ffi.new("float[]", limit)  # llama.cpp reads them all
     array[0 : len(parts)] = parts
     return array, array

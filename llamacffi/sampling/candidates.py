@@ -148,9 +148,7 @@ class Candidates(Pointer):
 
     @size.setter
     def size(self, size: int) -> None:
-        if not 1 <= integer("size", size) <= self.size:
-            raise ArgumentError(f"size={size} is not in 1 to {self.size}: one must be left")
-        self.ptr.size = size
+        self.ptr.size = size = integer("size", size, 1, self.size)
         if self.ptr.selected >= size:
             self.ptr.selected = -1
 
@@ -165,8 +163,8 @@ class Candidates(Pointer):
 
     @selected.setter
     def selected(self, selected: int | None) -> None:
-        if selected is not None and not 0 <= integer("selected", selected) < self.size:
-            raise ArgumentError(f"selected={selected} is not in 0 to {self.size - 1}, nor None")
+        if selected is not None:
+            selected = integer("selected", selected, 0, self.size - 1)
         self.ptr.selected = -1 if selected is None else selected
 
     @property
@@ -257,8 +255,8 @@ def _token_ids(ids: npt.ArrayLike | None, n: int) -> npt.NDArray[Any]:
         raise TypeError(f"ids must be integers, not {tokens.dtype}")
     if tokens.shape != (n,):
         raise ArgumentError(f"ids must have one token for each of {n} logits: {tokens.shape}")
-    if tokens.min() < 0 or tokens.max() > INT32_MAX:
-        raise ArgumentError(f"ids of {tokens.min()} to {tokens.max()} are not in 0 to {INT32_MAX}")
+    for token in (tokens.min(), tokens.max()):
+        integer("a token in ids", token, 0, INT32_MAX)
     return tokens
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .._core.locks import CallLock, ExitGuard
 from .._core.ownership import Handle, make, own
 from .._core.text import new_uncleared
-from .._core.tokens import token_id
-from .._core.values import INT32_MAX, check_object
+from .._core.values import INT32_MAX, check_object, integer
 from .._native import ffi, lib
 from ..errors import (
     ArgumentError,
@@ -341,10 +340,7 @@ class ChainBase(Handle):
         """Return a token as an int, if it can be one."""
         if self._vocab is not None:
             return self._vocab.check_one(token)
-        token = token_id(token)
-        if not 0 <= token <= INT32_MAX:
-            raise ArgumentError(f"{token} is not a token: those are 0 to {INT32_MAX} at most")
-        return token
+        return integer("token", token, 0, INT32_MAX)
 
     def _failure(self, code: int, token: int | None = None) -> BaseException:
         """Return the error for what went wrong: ``LLAMACFFI_SAMPLE_...``."""

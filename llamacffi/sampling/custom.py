@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .._core.values import as_array, check_text, flag
+from .._core.values import as_array, check_function, check_object, check_text, flag
 from ..errors import ArgumentError, UnsupportedError
 from .candidates import Candidates
 from .python import Runner
@@ -62,12 +62,10 @@ class CustomSampler(PythonSampler):
     selects: bool = False
 
     def __post_init__(self) -> None:
-        if not callable(self.apply):
-            raise TypeError(f"apply must be a function, not {self.apply!r}")
+        check_function("apply", self.apply)
         for name in ("accept", "reset", "clone"):
-            function = getattr(self, name)
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} must be a function or None, not {function!r}")
+            if (function := getattr(self, name)) is not None:
+                check_function(name, function)
         flag("selects", self.selects)
         if not check_text("name", self.name):
             raise ArgumentError("name is empty: leave it out, or give a text")
@@ -101,8 +99,7 @@ class _Custom(Runner):
         sampler = self.sampler
         if sampler.clone is not None:
             other = sampler.clone()
-            if not isinstance(other, CustomSampler):
-                raise TypeError(f"clone must return a CustomSampler, not {other!r}")
+            check_object("what clone returns", other, "CustomSampler")
             return _Custom(other)
         if sampler.accept is None and sampler.reset is None:
             return _Custom(sampler)
@@ -128,8 +125,7 @@ class LogitsProcessor(PythonSampler):
     needs_vocab: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise TypeError(f"a logits processor must be a function, not {self.function!r}")
+        check_function("function", self.function)
         flag("selects", self.selects)
         if not check_text("name", self.name):
             raise ArgumentError("name is empty: leave it out, or give a text")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .._core.values import INT32_MAX, check_int, check_text, elements
+from .._core.values import INT32_MAX, check_text, elements, integer
 from .._native import ffi, lib
 from ..errors import ArgumentError, GrammarError, NativeError, TokenizeError, UnsupportedError
 from ..log import with_log
@@ -80,7 +80,7 @@ class Grammar(TokenSampler):
             self, "trigger_tokens", tuple(elements("trigger_tokens", self.trigger_tokens, "tokens"))
         )
         for token in self.trigger_tokens:
-            check_int("trigger_tokens", token, 0, INT32_MAX)
+            integer("trigger_tokens", token, 0, INT32_MAX)
         program, tokens = parse(self.grammar, self.root)
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_tokens", tokens)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._core.hints import unknown_parameter
-from .._core.values import check_int, check_number, check_text
+from .._core.values import INT32_MAX, INT32_MIN, check_text, integer, number
 from ..errors import ArgumentError
 from .samplers import XTC, Dist, Greedy, MinP, MirostatV2, Sampler, Temp, TopK, TopP
 from .token_samplers import Infill, LogitBias, Mirostat, Penalties
@@ -51,7 +51,7 @@ def chain_of(
     if suppressed.bias:
         yield suppressed
     temp = max(0.0, values["temp"])
-    check_int("mirostat", values["mirostat"], 0, 2)
+    integer("mirostat", values["mirostat"], 0, 2)
     if values["mirostat"]:
         yield Temp(temp)
         version = (Mirostat, MirostatV2)[values["mirostat"] - 1]
@@ -74,9 +74,9 @@ def _check(values: Mapping[str, Any]) -> None:
         if isinstance(default, str):
             check_text(name, values[name])
         elif isinstance(default, int):
-            check_int(name, values[name], -(2**31), 2**31 - 1)
+            integer(name, values[name], INT32_MIN, INT32_MAX)
         else:
-            check_number(name, values[name])
+            number(name, values[name])
 
 
 def _sampler(

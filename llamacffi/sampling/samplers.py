@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .._core.values import INT32_MAX, check_int, check_number
+from .._core.values import INT32_MAX, integer, number
 from .._native import lib
 from ..errors import ArgumentError
 
@@ -106,7 +106,7 @@ class TopK(Sampler):
     sorts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_int("k", self.k, 0, INT32_MAX)
+        integer("k", self.k, 0, INT32_MAX)
 
     def make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
@@ -206,7 +206,7 @@ class TopNSigma(Sampler):
     n: float
 
     def __post_init__(self) -> None:
-        check_number("n", self.n, 0)
+        number("n", self.n, 0)
 
     def make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
@@ -234,9 +234,9 @@ class XTC(Sampler):
     sorts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_number("probability", self.probability, 0, 1)
-        check_number("threshold", self.threshold, 0, 1)
-        check_int("min_keep", self.min_keep, 0, INT32_MAX)
+        number("probability", self.probability, 0, 1)
+        number("threshold", self.threshold, 0, 1)
+        integer("min_keep", self.min_keep, 0, INT32_MAX)
         check_seed(self.seed)
 
     def make(self, vocab: Vocab | None) -> Any:
@@ -290,8 +290,8 @@ class TempExt(Sampler):
 
     def __post_init__(self) -> None:
         check_temp(self.t)
-        check_number("delta", self.delta, 0)
-        check_number("exponent", self.exponent, 0)
+        number("delta", self.delta, 0)
+        number("exponent", self.exponent, 0)
 
     def make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
@@ -342,8 +342,8 @@ class AdaptiveP(Selecting, Sampler):
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("target", self.target, -1, 1)
-        check_number("decay", self.decay, 0, 0.99)
+        number("target", self.target, -1, 1)
+        number("decay", self.decay, 0, 0.99)
         check_seed(self.seed)
 
     def make(self, vocab: Vocab | None) -> Any:
@@ -366,7 +366,7 @@ class Unsorted(Sampler):
 def check_seed(seed: int | None) -> None:
     """Check the seed of a random choice."""
     if seed is not None:
-        check_int("seed", seed, 0, MAX_SEED, "; None is a random one")
+        integer("seed", seed, 0, MAX_SEED, "; None is a random one")
 
 
 def c_seed(seed: int | None) -> int:
@@ -376,20 +376,18 @@ def c_seed(seed: int | None) -> int:
 
 def check_temp(t: float, name: str = "t") -> None:
     """Check a temperature."""
-    check_number(name, t, 0)
+    number(name, t, 0)
     if 0 < t < MIN_TEMP:
-        raise ArgumentError(
-            f"{name}={t} is neither 0, which takes the best, nor at least {MIN_TEMP:g}"
-        )
+        raise ArgumentError(f"{name} must be 0 (take the best) or at least {MIN_TEMP:g}, not {t}")
 
 
 def check_mirostat(tau: float, eta: float, seed: int | None) -> None:
     """Check what the two versions of Mirostat have in common."""
-    check_number("tau", tau, 0, 100)
-    check_number("eta", eta, 0, 1)
+    number("tau", tau, 0, 100)
+    number("eta", eta, 0, 1)
     check_seed(seed)
 
 
 def _check_share(p: float, min_keep: int) -> None:
-    check_number("p", p, 0, 1)
-    check_int("min_keep", min_keep, 0, INT32_MAX)
+    number("p", p, 0, 1)
+    integer("min_keep", min_keep, 0, INT32_MAX)

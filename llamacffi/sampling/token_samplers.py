@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .._core.tokens import token_id
-from .._core.values import INT32_MAX, check_int, check_number, check_object, check_text, elements
+from .._core.values import INT32_MAX, check_object, check_text, elements, integer, mapping, number
 from .._native import ffi, lib
 from ..errors import ArgumentError, UnsupportedError
 from .samplers import Sampler, Selecting, c_seed, check_mirostat
@@ -64,9 +63,9 @@ class Penalties(TokenSampler):
 
     def __post_init__(self) -> None:
         _check_last_n(self.last_n)
-        check_number("repeat", self.repeat, 1e-6, 1e6, ", where 1.0 changes nothing")
-        check_number("freq", self.freq)
-        check_number("present", self.present)
+        number("repeat", self.repeat, 1e-6, 1e6, "; 1.0 changes nothing")
+        number("freq", self.freq)
+        number("present", self.present)
 
     def make_for(self, vocab: Vocab) -> Any:
         """Make it in C."""
@@ -100,9 +99,9 @@ class DRY(TokenSampler):
     seq_breakers: Sequence[str] = ("\n", ":", '"', "*")
 
     def __post_init__(self) -> None:
-        check_number("multiplier", self.multiplier, 0)
-        check_number("base", self.base, 1)
-        check_int("allowed_length", self.allowed_length, 0, INT32_MAX)
+        number("multiplier", self.multiplier, 0)
+        number("base", self.base, 1)
+        integer("allowed_length", self.allowed_length, 0, INT32_MAX)
         _check_last_n(self.last_n)
         object.__setattr__(self, "seq_breakers", check_texts("seq_breakers", self.seq_breakers))
         for breaker in self.seq_breakers:
@@ -146,7 +145,7 @@ class Mirostat(Selecting, TokenSampler):
 
     def __post_init__(self) -> None:
         check_mirostat(self.tau, self.eta, self.seed)
-        check_int("m", self.m, 2, INT32_MAX)
+        integer("m", self.m, 2, INT32_MAX)
 
     def make_for(self, vocab: Vocab) -> Any:
         """Make it in C."""
@@ -170,13 +169,12 @@ class LogitBias(TokenSampler):
     disorders: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bias, Mapping):
-            raise TypeError(f"bias must be a mapping of tokens to numbers, not {self.bias!r}")
-        for token, bias in self.bias.items():
-            check_int("token", token, 0, INT32_MAX)
+        own: dict[int, float] = {}
+        for token, bias in mapping("bias", self.bias, "tokens to numbers").items():
+            token = integer("token", token, 0, INT32_MAX)
             if bias != -math.inf:
-                check_number(f"bias[{token}]", bias, -MAX_BIAS, MAX_BIAS, ", nor -inf")
-        own = {token_id(token): float(bias) for token, bias in self.bias.items()}
+                bias = number(f"bias[{token}]", bias, -MAX_BIAS, MAX_BIAS, "; or give -math.inf")
+            own[token] = float(bias)
         object.__setattr__(self, "bias", MappingProxyType(own))
 
     def __hash__(self) -> int:
@@ -221,7 +219,7 @@ class MinTokens(TokenSampler):
     n: int
 
     def __post_init__(self) -> None:
-        check_int("n", self.n, 0, INT32_MAX)
+        integer("n", self.n, 0, INT32_MAX)
 
     def make_for(self, vocab: Vocab) -> Any:
         """Make it in C."""
@@ -263,4 +261,4 @@ def check_texts(name: str, texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_last_n(last_n: int) -> None:
-    check_int("last_n", last_n, 0, MAX_LAST_N, "; for the whole context give its n_ctx")
+    integer("last_n", last_n, 0, MAX_LAST_N, "; for the whole context give its n_ctx")

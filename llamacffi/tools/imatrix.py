@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._core.values import INT32_MAX, check_int, check_object, elements, flag, is_text
+from .._core.values import INT32_MAX, check_object, check_text, elements, flag, integer, is_text
 from ..errors import ArgumentError, ContextError, GgufError
 from ..gguf.gguf import Gguf
 from ..model.file_kind import kind_of
@@ -181,9 +181,9 @@ class ImatrixCollector:
         Raises:
             ArgumentError: It is less than 1.
         """
-        check_int("chunk_size", chunk_size, 1, INT32_MAX)
-        if dataset is not None and not isinstance(dataset, str):
-            raise TypeError(f"dataset must be a text, not {dataset!r}")
+        chunk_size = integer("chunk_size", chunk_size, 1, INT32_MAX)
+        if dataset is not None:
+            check_text("dataset", dataset, escaped=True)
         # With the precision of the files, so that a saved one is the same.
         squares = {
             name: Squares(one.sums.astype(np.float32), one.counts.copy())
@@ -300,9 +300,9 @@ def compute_imatrix(
     else:
         tokens = elements("text", text, "tokens, or a text")
         model.vocab.check(tokens)
-    check_int("chunk_size", chunk_size, 1, INT32_MAX)
+    chunk_size = integer("chunk_size", chunk_size, 1, INT32_MAX)
     if max_chunks is not None:
-        check_int("max_chunks", max_chunks, 1, INT32_MAX)
+        max_chunks = integer("max_chunks", max_chunks, 1, INT32_MAX)
     n_chunks = min(len(tokens) // chunk_size, max_chunks or len(tokens))
     if not n_chunks:
         raise ArgumentError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._core.text import checked_path
-from .._core.values import number
+from .._core.values import mapping, number
 from .._generated.enums import GgmlType
 from .._native import ffi, lib
 from ..adapter.lora import (
@@ -90,8 +90,7 @@ def merge_lora(
             of the files that are read.
         OSError: The target cannot be written.
     """
-    if not isinstance(adapters, Mapping):
-        raise TypeError(f"adapters must be a mapping of files to scales, not {adapters!r}")
+    mapping("adapters", adapters, "files to scales")
     model, target = checked_path(model, "model"), checked_path(target, "target")
     paths = [checked_path(path, "adapters") for path in adapters]
     with ExitStack() as stack:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._core.params import fill
-from .._core.values import as_array, check_text, checked_indices, integer
+from .._core.values import as_array, check_text, checked_indices, integer, mapping
 from .._generated.enums import Ftype, GgmlType
 from .._native import ffi, lib
 from ..errors import ArgumentError
@@ -85,9 +85,9 @@ def quantize_params(params: Mapping[str, Any], files: list[Gguf]) -> tuple[Any, 
     """
     fields = dict(params)
     overrides = fields.pop("kv_overrides", None)
-    if not isinstance(overrides, (Mapping, type(None))):
-        raise TypeError(f"kv_overrides must be a mapping of keys to values, not {overrides!r}")
-    overrides = dict(overrides or {})
+    if overrides is None:
+        overrides = {}
+    overrides = dict(mapping("kv_overrides", overrides, "keys to values"))
     imatrix = fields.get("imatrix")
     if isinstance(imatrix, (str, os.PathLike)):
         fields["imatrix"] = imatrix = Imatrix.open(imatrix)
@@ -130,12 +130,8 @@ def _check_together(struct: Any, fields: Mapping[str, Any]) -> None:
 
 
 def _nthread(value: Any) -> tuple[Any, object]:
-    number = integer("nthread", value)
-    if not 0 <= number <= lib.GGML_MAX_N_THREADS:
-        raise ArgumentError(
-            f"nthread={number} is not from 1 to {lib.GGML_MAX_N_THREADS}, nor 0 for all processors"
-        )
-    return number, None
+    most = lib.GGML_MAX_N_THREADS
+    return integer("nthread", value, 0, most, "; 0 uses all processors"), None
 
 
 def _tensor_type(field: str, value: Any) -> GgmlType:
@@ -199,8 +195,7 @@ def _imatrix(value: Any, files: list[Gguf]) -> tuple[Any, object]:
     """Return an importance matrix as a ``struct llama_model_imatrix_data[]``."""
     if value is None:
         return ffi.NULL, None
-    if not isinstance(value, Mapping):
-        raise TypeError(f"imatrix must be a mapping of names to arrays, or a file, not {value!r}")
+    mapping("imatrix", value, "names to arrays, or a file")
     tensors = {name: tensor for one in files for name, tensor in one.tensors.items()}
     if not set(value) & set(tensors):
         raise ArgumentError(f"none of the {len(value)} names in imatrix is a tensor of the model")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.ownership import Pointer
 from .._core.text import new_uncleared
-from .._core.tokens import outside, token_id
-from .._core.values import flag, integer
+from .._core.tokens import outside
+from .._core.values import INT32_MAX, flag, integer
 from .._native import ffi, lib
 from ..errors import ArgumentError, UnsupportedError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # Nearly all pieces fit.
 PIECE_BYTES = 64
-INT32_MAX = 2**31 - 1
 
 
 class Entries(Pointer):
@@ -86,8 +85,7 @@ class Entries(Pointer):
         Source: ``llama_token_to_piece``.
         """
         token = self.check_one(token)
-        if not 0 <= integer("lstrip", lstrip) <= INT32_MAX:
-            raise ArgumentError(f"lstrip={lstrip} is out of range: 0 to {INT32_MAX}")
+        lstrip = integer("lstrip", lstrip, 0, INT32_MAX)
         model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
         if self._type == lib.LLAMA_VOCAB_TYPE_NONE:
             return b""
@@ -274,7 +272,7 @@ class Entries(Pointer):
             TypeError: It is no integer.
         """
         if type(token) is not int:
-            token = token_id(token)
+            token = integer("token", token)
         if not 0 <= token < self._size:
             raise ArgumentError(outside(token, self._size))
         return token

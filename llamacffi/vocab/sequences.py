@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.ownership import make, own
 from .._core.tokens import token_array
-from .._core.values import INT32_MAX, check_int, elements
+from .._core.values import INT32_MAX, elements, integer
 from .._native import ffi, lib
 from ..backend import registry as backend
 
@@ -32,8 +32,7 @@ def thread_count(n_threads: int | None) -> int:
     """Return how many threads to use at most."""
     if n_threads is None:
         return backend.physical_cores()
-    check_int("n_threads", n_threads, 1, INT32_MAX)
-    return n_threads
+    return integer("n_threads", n_threads, 1, INT32_MAX)
 
 
 def tokenize_all(

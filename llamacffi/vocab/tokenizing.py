@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.ownership import make, own
 from .._core.text import Text, encode, encode_all, new_uncleared
-from .._core.values import flag
+from .._core.values import INT32_MAX, flag
 from .._native import ffi, lib
 from ..errors import NativeError, TokenizeError
 from ..log import drain, with_log
-from .entries import INT32_MAX, Entries
+from .entries import Entries
 from .sequences import SequenceError, thread_count, tokenize_all
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 # What llama_tokenize returns if the number of tokens does not fit its result.
-INT32_MIN = -INT32_MAX - 1
 
 # A text so short is given more stack than it can need for each byte, without measuring the need.
 SHORT_TEXT, SHORT_STACK = 1024, 2048

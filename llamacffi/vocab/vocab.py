@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.text import Text, new_uncleared
 from .._core.tokens import outside, token_array, token_sequence
-from .._core.values import flag
+from .._core.values import INT32_MAX, INT32_MIN, flag
 from .._native import ffi, lib
 from ..errors import ArgumentError, TokenizeError
 from ..log import with_log
-from .entries import INT32_MAX
 from .sequences import SequenceError, detokenize_all, join_tokens, split, thread_count
-from .tokenizing import INT32_MIN, Tokenizing
+from .tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     import numpy as np

@@ -202,7 +202,7 @@ def test_bytes_are_a_text_and_no_tokens(things, kind):
     ):
         with pytest.raises(TypeError, match=r"tokens .*(integers|sequence of tokens)"):
             take(data)
-    with pytest.raises(TypeError, match=r"not text or bytes.*tokenize\(\) makes them"):
+    with pytest.raises(TypeError, match=r"not text or bytes.*call tokenize\(\) for text"):
         Batch.from_tokens(data)
     assert not things["target"].exists()
 
@@ -218,5 +218,15 @@ def test_flags_among_numbers(things):
         for take in (Batch.from_tokens, lambda one: Batch(8).add([1, 2], pos=one)):
             with pytest.raises(TypeError, match="integers, not"):
                 take(wrong)
-    with pytest.raises(TypeError, match="a token is an integer"):
+    with pytest.raises(TypeError, match="token must be an integer, not True"):
         llamacffi.compute_imatrix(things["model"], [True], chunk_size=1)
+
+
+def test_integers_of_too_many_digits_to_print():
+    """Python refuses to write them, with a ValueError of its own."""
+    huge = 10**5000
+    for call in (lambda: llamacffi.TopK(huge), lambda: llamacffi.Temp(huge)):
+        with pytest.raises(ArgumentError, match="not int, too long to print"):
+            call()
+    with pytest.raises(TypeError, match="must be True or False, not int, too long"):
+        llamacffi.ImatrixCollector(process_output=huge)

@@ -179,7 +179,7 @@ def test_flags_among_other_arguments():
             Batch.from_tokens([1, 2, 3][: 1 if len(logits) == 1 else 3], logits=logits)
     batch = Batch(8, n_seq_max=4)
     for seq_ids in ([1, 0, 1, 0], np.int8([0, 0, 1]), (2, 2)):
-        with pytest.raises(ArgumentError, match=r"seq_ids names . twice.*no flags"):
+        with pytest.raises(ArgumentError, match=r"seq_ids has . twice.*not a mask"):
             batch.add([1], seq_ids=seq_ids)
     for seq_ids in ([True, False], np.array([True, False]), (0, True), "01", 0):
         with pytest.raises(TypeError, match="seq_ids must be"):

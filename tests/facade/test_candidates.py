@@ -120,10 +120,10 @@ def test_removing():
     with pytest.raises(IndexError):
         candidates.keep([2])
     for size in (0, -1, 3):
-        with pytest.raises(ArgumentError, match=f"size={size}"):
+        with pytest.raises(ArgumentError, match=f"size must be between 1 and 2, not {size}$"):
             candidates.size = size
     for selected in (-1, 2):
-        with pytest.raises(ArgumentError, match=f"selected={selected}"):
+        with pytest.raises(ArgumentError, match=f"selected must be .* 0 and 1, not {selected}$"):
             candidates.selected = selected
     assert candidates.id.tolist() == [7, 4]
 

@@ -193,7 +193,7 @@ def test_what_cannot_be_cloned(chain, context):
         assert one.reset() is None
     wrong = chain(CustomSampler(take_best, clone=lambda: Greedy(), selects=True))
     assert wrong.ptr
-    with pytest.raises(TypeError, match="must return a CustomSampler"):
+    with pytest.raises(TypeError, match="clone returns must be a CustomSampler"):
         wrong.clone()
 
 

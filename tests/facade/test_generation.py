@@ -212,12 +212,12 @@ def test_a_prompt_longer_than_a_batch(new_context, chain):
         ([], {}, "no tokens"),
         ([5] * 257, {}, "prompt of 257 tokens does not fit: 0 of n_ctx=256"),
         ([5, 514], {}, "token 514 is not in the vocabulary"),
-        (PROMPT, {"max_tokens": 0}, "max_tokens=0"),
+        (PROMPT, {"max_tokens": 0}, "max_tokens must be at least 1, not 0"),
         (PROMPT, {"stop": [""]}, r"stop\[0\] is an empty string"),
         (PROMPT, {"stop": ["a" * 99_999, "bc"]}, "have 100001 characters; 100000 is the limit"),
         (PROMPT, {"seq_id": 1}, "seq_id 1 is not in 0 to 0"),
-        (PROMPT, {"top_logprobs": -1}, "top_logprobs=-1 is not in 0 to 514"),
-        (PROMPT, {"top_logprobs": 515}, "top_logprobs=515 is not in 0 to 514"),
+        (PROMPT, {"top_logprobs": -1}, "top_logprobs must be between 0 and 514, not -1"),
+        (PROMPT, {"top_logprobs": 515}, "top_logprobs must be between 0 and 514, not 515"),
     ],
 )
 def test_what_cannot_be_generated(context, chain, prompt, options, message):

@@ -434,8 +434,8 @@ def test_triggers(model, chain):
         ({"trigger_patterns": ["a" * 5000]}, ArgumentError, "5000 characters"),
         ({"trigger_patterns": ["a\0"]}, ArgumentError, "NUL character at index 1"),
         ({"trigger_patterns": "abc"}, TypeError, "not one"),
-        ({"trigger_patterns": [b"abc"]}, TypeError, "text"),
-        ({"trigger_tokens": [-1]}, ArgumentError, "trigger_tokens=-1"),
+        ({"trigger_patterns": [b"abc"]}, TypeError, "must be a str"),
+        ({"trigger_tokens": [-1]}, ArgumentError, "trigger_tokens must be .* not -1"),
         ({"trigger_tokens": ["a"]}, TypeError, "trigger_tokens"),
     ):
         with pytest.raises(error, match=message):

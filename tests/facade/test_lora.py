@@ -181,7 +181,7 @@ def test_bad_arguments(path, tmp_path, out):
     for target in (path, adapter):
         with pytest.raises(ArgumentError, match="both read and written"):
             merge_lora(path, {adapter: 1}, target)
-    with pytest.raises(ArgumentError, match="scale=nan"):
+    with pytest.raises(ArgumentError, match=r"scale must be .* not nan"):
         merge_lora(path, {adapter: float("nan")}, out)
     with pytest.raises(TypeError, match="scale"):
         merge_lora(path, {adapter: "1"}, out)

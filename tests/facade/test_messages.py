@@ -134,8 +134,8 @@ def test_max_tokens_is_an_integer(context, value):
         ([{"role": "user", "content": "hi"}], r"not \[\{'role'.* Model.chat_template\(\) with a"),
         ({"role": "user", "content": "hi"}, r"not \{'role'.* messages of a chat"),
         (5, "prompt must be a sequence of tokens, or a text, not 5"),
-        ([1, "a"], "prompt: a token is an integer, not str: 'a'"),
-        ([[1, 2]], "prompt: a token is an integer, not list"),
+        ([1, "a"], "prompt: token must be an integer, not 'a'"),
+        ([[1, 2]], r"prompt: token must be an integer, not \[1, 2\]"),
         (np.array(["a"]), "prompt: tokens must be an array of integers"),
     ],
 )
@@ -315,7 +315,7 @@ RAGGED = [[1.0, 2.0], [3.0]]
     ],
 )
 def test_rows_of_different_lengths(demo_path, name, call):
-    with pytest.raises(ArgumentError, match=f"^{name} has rows of different lengths.*3.0"):
+    with pytest.raises(ArgumentError, match=f"^{name} must have rows of one length.*3.0"):
         call(demo_path, RAGGED)
 
 

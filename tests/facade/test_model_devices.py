@@ -85,7 +85,7 @@ def test_one_device_of_several(client):
         assert placed(split_mode="none")[0] == [first]
         assert placed(split_mode="none", main_gpu=1)[0] == [second]
         assert placed(split_mode="none", main_gpu=-1) == ([], [0, 0])
-        refused(ArgumentError, "main_gpu=2 is not in 0 to 1", split_mode="none", main_gpu=2)
+        refused(ArgumentError, "main_gpu must be at most 1, not 2", split_mode="none", main_gpu=2)
         refused(ArgumentError, "split_mode='none' alone", main_gpu=1)
         refused(LoadError, "does not support split buffers", split_mode="row")
         used, _ = placed(split_mode="tensor")

@@ -74,7 +74,7 @@ def test_main_gpu():
     with pytest.raises(ArgumentError, match="main_gpu=1 is for split_mode='none'"):
         model_params({"main_gpu": 1})
     array = ffi.new("ggml_backend_dev_t[]", [device("CPU").ptr, ffi.NULL])
-    with pytest.raises(ArgumentError, match="main_gpu=1 is not in 0 to 0, the model"):
+    with pytest.raises(ArgumentError, match="main_gpu must be at most 0, not 1"):
         model_params({"split_mode": "none", "main_gpu": 1, "devices": array})
     for number in (0, -1):
         struct, _ = model_params({"split_mode": "none", "main_gpu": number, "devices": array})

@@ -244,8 +244,8 @@ def test_endpoints_where_nobody_is():
     [
         ({"endpoint": "localhost:0"}, ArgumentError, "IPv4 address"),
         ({"endpoint": "192.0.2.1:50052"}, BackendUnavailableError, "cannot listen"),
-        ({"n_threads": 0}, ArgumentError, "n_threads=0 is not in 1 to 512"),
-        ({"n_threads": 513}, ArgumentError, "n_threads=513"),
+        ({"n_threads": 0}, ArgumentError, "n_threads must be between 1 and 512, not 0"),
+        ({"n_threads": 513}, ArgumentError, "between 1 and 512, not 513"),
         ({"n_threads": 512}, ArgumentError, "n_threads=512 is more than"),
         ({"n_threads": "1"}, TypeError, "n_threads must be an integer"),
         ({"devices": []}, ArgumentError, "at least one"),

@@ -238,7 +238,7 @@ INVALID = {
 @pytest.mark.parametrize(("name", "makers"), INVALID.items())
 def test_values_out_of_range(name, makers):
     for make in makers:
-        with pytest.raises(ArgumentError, match=rf"\b{name}="):
+        with pytest.raises(ArgumentError, match=rf"\b{name} must be "):
             make()
 
 

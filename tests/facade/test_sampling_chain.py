@@ -341,7 +341,7 @@ def test_what_else_a_model_recommends(altered, model):
         ({"tfs_z": 1.0}, TypeError, "unknown parameter"),
         ({"top_k": "many"}, TypeError, "top_k"),
         ({"temp": math.nan}, ArgumentError, "temp"),
-        ({"min_p": 1.5}, ArgumentError, "p=1.5"),
+        ({"min_p": 1.5}, ArgumentError, "p must be between 0 and 1, not 1.5"),
         ({"mirostat": 3}, ArgumentError, "mirostat"),
         ({"sequence": "top_k;tail_free"}, ArgumentError, "'tailfree', which is unknown"),
         ({"sequence": 1}, TypeError, "sequence"),
@@ -363,7 +363,7 @@ def test_wrong_arguments(context, chain):
         with pytest.raises(TypeError):
             one.accept(wrong)
     for wrong in (-1, 2**31):
-        with pytest.raises(ArgumentError, match="is not a token"):
+        with pytest.raises(ArgumentError, match="token must be between 0 and 2147483647, not"):
             one.accept(wrong)
 
 

@@ -235,7 +235,7 @@ def test_sequences_that_there_are_not(context, tmp_path, seq_id):
         lambda: context.snapshot(seq_id),
         lambda: context.restore(context.snapshot(0), seq_id=seq_id),
     ):
-        with pytest.raises(ArgumentError, match=f"seq_id={seq_id} is not in 0 to 0"):
+        with pytest.raises(ArgumentError, match=f"seq_id must be 0, not {seq_id}: create"):
             use()
     assert list(tmp_path.iterdir()) == []
 

@@ -114,10 +114,10 @@ def test_stop_tokens_that_are_none(write):
     for wrong, error, message in (
         ([514], ArgumentError, "stop_tokens: token 514 is not in the vocabulary: 0 to 513"),
         ([-1], ArgumentError, "stop_tokens: token -1 is not in the vocabulary"),
-        (["<s>"], TypeError, "stop_tokens: a token is an integer, not str: '<s>'; stop= takes"),
+        (["<s>"], TypeError, "stop_tokens: token must be an integer, not '<s>'; stop= takes"),
         ("<s>", TypeError, "stop_tokens must be a sequence of tokens, not '<s>'; stop= takes str"),
         (5, TypeError, "stop_tokens must be a sequence of tokens, not 5"),
-        ([[5]], TypeError, "stop_tokens: a token is an integer, not list"),
+        ([[5]], TypeError, r"stop_tokens: token must be an integer, not \[5\]"),
     ):
         with pytest.raises(error, match=f"^{message}"):
             write([A], stop_tokens=wrong)

@@ -54,20 +54,20 @@ def cpus():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"n_threads": 0}, r"n_threads=0 is not in 1 to 512"),
-        ({"n_threads": -1}, r"n_threads=-1"),
-        ({"n_threads": 513}, r"n_threads=513"),
-        ({"n_threads": 2**40}, r"n_threads=1099511627776 is not in 1 to 512"),
-        ({"poll": 101}, r"poll=101 is not in 0 to 100"),
-        ({"poll": -1}, r"poll=-1"),
+        ({"n_threads": 0}, r"n_threads must be between 1 and 512, not 0"),
+        ({"n_threads": -1}, r"n_threads must be .* not -1"),
+        ({"n_threads": 513}, r"n_threads must be .* not 513"),
+        ({"n_threads": 2**40}, r"n_threads must be between 1 and 512, not 1099511627776"),
+        ({"poll": 101}, r"poll must be between 0 and 100, not 101"),
+        ({"poll": -1}, r"poll must be .* not -1"),
         ({"cpus": []}, r"cpus is empty"),
-        ({"cpus": [1, 0, 1, 1]}, r"cpus names 1 twice.*no flags"),
-        ({"cpus": [512]}, r"cpus=\[512\] are not in 0 to 511"),
-        ({"cpus": [-1, 0]}, r"cpus=\[-1\]"),
+        ({"cpus": [1, 0, 1, 1]}, r"cpus has 1 twice.*not a mask"),
+        ({"cpus": [512]}, r"in cpus must be between 0 and 511, not 512"),
+        ({"cpus": [-1, 0]}, r"in cpus must be .* not -1"),
         ({"cpus": [511]}, r"cpus=\[511\] cannot be used"),
         ({"cpus": [0, 511]}, r"cpus=\[511\] cannot be used"),
-        ({"priority": "urgent"}, r"'urgent' is not one of GgmlSchedPriority: LOW, NORMAL"),
-        ({"priority": 7}, r"priority=7"),
+        ({"priority": "urgent"}, r"priority must be one of LOW, NORMAL.*, not 'urgent'"),
+        ({"priority": 7}, r"priority must be one of .* not 7"),
         ({"n_threads": 1, "strict_cpu": True}, r"each of 1 threads a processor, but cpus has 0"),
         ({"n_threads": 2, "cpus": [0], "strict_cpu": True}, r"each of 2 threads"),
     ],
@@ -99,7 +99,7 @@ def test_the_number_of_threads_can_change(new_context):
         )
         assert (decode(context) == expected).all()
     for wrong in (0, -1, 513):
-        with pytest.raises(ArgumentError, match=f"n_threads_batch={wrong} is not in 1 to 512"):
+        with pytest.raises(ArgumentError, match=f"n_threads_batch must be .* 512, not {wrong}"):
             context.n_threads_batch = wrong
     with pytest.raises(TypeError):
         context.n_threads = "2"

@@ -65,14 +65,14 @@ def test_what_a_batch_may_be(model):
             vocab.tokenize_batch(texts)
     with pytest.raises(TypeError, match="text must be str or bytes, not int"):
         vocab.tokenize_batch(["a", 5])
-    with pytest.raises(TypeError, match="a token is an integer, not str"):
+    with pytest.raises(TypeError, match="token must be an integer, not 'a'"):
         vocab.detokenize_batch([[1], ["a"]])
 
 
 @pytest.mark.parametrize("n_threads", [0, -1, 2**31])
 def test_threads_out_of_range(model, n_threads):
     for call in (model.vocab.tokenize_batch, model.vocab.detokenize_batch):
-        with pytest.raises(ArgumentError, match=f"n_threads={n_threads} is not in 1 to"):
+        with pytest.raises(ArgumentError, match=f"n_threads must be .*, not {n_threads}$"):
             call([], n_threads=n_threads)
         with pytest.raises(TypeError):
             call([], n_threads=1.5)
