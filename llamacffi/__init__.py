@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from .gguf.gguf import GgufTensor as GgufTensor
     from .log import capture_logs as capture_logs
     from .model.model import Model as Model
+    from .sampling.base import Sampler as Sampler
     from .sampling.candidates import Candidates as Candidates
     from .sampling.chain import SamplerChain as SamplerChain
     from .sampling.custom import CustomSampler as CustomSampler
@@ -103,7 +104,6 @@ if TYPE_CHECKING:
     from .sampling.samplers import Greedy as Greedy
     from .sampling.samplers import MinP as MinP
     from .sampling.samplers import MirostatV2 as MirostatV2
-    from .sampling.samplers import Sampler as Sampler
     from .sampling.samplers import Temp as Temp
     from .sampling.samplers import TempExt as TempExt
     from .sampling.samplers import TopK as TopK
@@ -157,13 +157,14 @@ _NAMES = {
     "gguf.gguf": "Gguf GgufTensor",
     "log": "capture_logs",
     "model.model": "Model",
+    "sampling.base": "Sampler",
     "sampling.candidates": "Candidates",
     "sampling.chain": "SamplerChain",
     "sampling.custom": "CustomSampler LogitsProcessor",
     "sampling.grammar": "Grammar",
     "sampling.perf": "SamplerPerf",
     "sampling.samplers": (
-        "AdaptiveP Dist Greedy MinP MirostatV2 Sampler Temp TempExt TopK TopNSigma TopP Typical XTC"
+        "AdaptiveP Dist Greedy MinP MirostatV2 Temp TempExt TopK TopNSigma TopP Typical XTC"
     ),
     "sampling.token_samplers": "DRY Infill LogitBias MinTokens Mirostat Penalties",
     "tools.imatrix": "Imatrix ImatrixCollector compute_imatrix",

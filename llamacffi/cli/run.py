@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from .._core.values import INT32_MAX, integer
 from ..context.params import MODEST_CTX
 from ..errors import ArgumentError
+from ..sampling.base import Sampler
 from ..sampling.chain import SamplerChain
 from ..sampling.recommended import DEFAULTS
-from ..sampling.samplers import Dist, MinP, Sampler, Temp, TopK, TopP
+from ..sampling.samplers import Dist, MinP, Temp, TopK, TopP
 from ..sampling.token_samplers import Penalties
 from .failure import UsageError
 from .interrupt import ctrl_c_cancels

@@ -12,9 +12,10 @@ from .._core.values import integer
 from .._native import ffi, lib
 from ..errors import ArgumentError, UnsupportedError
 from ..log import with_log
+from ..sampling.base import Sampler
 from ..sampling.chain import SamplerChain
 from ..sampling.chain_base import ChainBase, parts_of
-from ..sampling.samplers import Greedy, MinP, Sampler, Temp, TempExt, TopK, TopP
+from ..sampling.samplers import Greedy, MinP, Temp, TempExt, TopK, TopP
 from ..sampling.token_samplers import LogitBias
 from .outputs import Outputs, index
 from .pools import Threads

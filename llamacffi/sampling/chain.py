@@ -9,12 +9,13 @@ from .._core.hints import hinting
 from .._core.values import check_object, elements, flag
 from .._native import ffi, lib
 from ..errors import ArgumentError
+from .base import Sampler
 from .candidates import Candidates
 from .chain_base import ChainBase, parts_of
 from .perf import SamplerPerf
 from .plan import check_order, reseeded
 from .recommended import chain_of
-from .samplers import Dist, Greedy, MinP, Sampler, Temp, TopK, TopP, check_seed, check_temp
+from .samplers import Dist, Greedy, MinP, Temp, TopK, TopP, check_seed, check_temp
 
 if TYPE_CHECKING:
     from typing_extensions import Self

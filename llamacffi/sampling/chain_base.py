@@ -23,12 +23,13 @@ from ..errors import (
 )
 from ..log import with_log
 from ..vocab.vocab import Vocab
+from .base import Sampler, make_in_c, needs_vocab
 from .candidates import problem
-from .custom import PythonSampler
+from .custom import PythonSampler, new_runner
 from .grammar import Grammar, grammar_failure
 from .plan import plan_of
 from .python import CandidateBuffer, ChainedRunner
-from .samplers import AdaptiveP, Sampler, Unsorted
+from .samplers import AdaptiveP, Unsorted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,7 +73,7 @@ class ChainBase(Handle):
         self._samplers, self._plan = samplers, plan_of(samplers)
         self._grammar_first, self._no_perf = grammar_first, no_perf
         self._lock = CallLock("SamplerChain")
-        self._needy = any(one.needs_vocab for one in samplers)
+        self._needy = any(map(needs_vocab, samplers))
         self._vocab = vocab
         # The context that samples with it in its graph.
         self._attached: Callable[[], BackendSampling | None] | None = None
@@ -141,7 +142,7 @@ class ChainBase(Handle):
     def _make(self) -> None:
         """Make the chain and its samplers in C."""
         if self._lacks_vocab():
-            needy = next(one for one in self._samplers if one.needs_vocab)
+            needy = next(one for one in self._samplers if needs_vocab(one))
             raise ArgumentError(
                 f"{needy!r} must know the vocabulary: give vocab=model.vocab to SamplerChain"
             )
@@ -152,7 +153,7 @@ class ChainBase(Handle):
         chain = self._own(handles, lib.llama_sampler_chain_init, params)
         for sampler in self._plan:
             if isinstance(sampler, PythonSampler):
-                handle, made = ChainedRunner(sampler.runner(self._vocab)).make()
+                handle, made = ChainedRunner(new_runner(sampler, self._vocab)).make()
                 handles.append(handle)
             else:
                 made = _made(sampler, self._vocab)
@@ -256,7 +257,7 @@ class ChainBase(Handle):
             del plan[self._stop]
         for k in range(len(plan)):
             if k == stop:
-                lib.llama_sampler_chain_add(chain, Unsorted().make(None))
+                lib.llama_sampler_chain_add(chain, make_in_c(Unsorted(), None))
             part = lib.llama_sampler_chain_remove(old, 0)
             if part.iface.backend_init != ffi.NULL:
                 used, part = part, lib.llama_sampler_clone(part)
@@ -382,7 +383,7 @@ def parts_of(chain: Any) -> list[Any]:
 def _made(sampler: Sampler, vocab: Vocab | None) -> Any:
     """Make a sampler in C."""
     try:
-        made = sampler.make(vocab)
+        made = make_in_c(sampler, vocab)
     except NativeError as error:
         raise with_log(LlamaError(f"llama.cpp cannot make {sampler!r}: {error}")) from error
     if made == ffi.NULL:

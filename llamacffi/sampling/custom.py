@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from .._core.values import as_array, check_function, check_object, check_text, flag
 from ..errors import ArgumentError, UnsupportedError
+from .base import Sampler
 from .candidates import Candidates
 from .python import Runner
-from .samplers import Sampler
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,11 +24,16 @@ class PythonSampler(Sampler):
 
     __slots__ = ()
 
-    sorts: ClassVar[bool] = True  # it may
+    _sorts: ClassVar[bool] = True  # it may
 
-    def runner(self, vocab: Vocab | None) -> Runner:
+    def _runner(self, vocab: Vocab | None) -> Runner:
         """Return what does the work, for one chain."""
         raise NotImplementedError
+
+
+def new_runner(sampler: PythonSampler, vocab: Vocab | None) -> Runner:
+    """Return what does a sampler's work in one chain."""
+    return sampler._runner(vocab)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class CustomSampler(PythonSampler):
         if not check_text("name", self.name):
             raise ArgumentError("name is empty: leave it out, or give a text")
 
-    def runner(self, vocab: Vocab | None) -> Runner:
+    def _runner(self, vocab: Vocab | None) -> Runner:
         """Return what does the work."""
         return _Custom(self)
 
@@ -122,7 +127,7 @@ class LogitsProcessor(PythonSampler):
     function: Callable[[npt.NDArray[np.int32], npt.NDArray[np.float32]], npt.ArrayLike]
     name: str = "logits-processor"
 
-    needs_vocab: ClassVar[bool] = True
+    _needs_vocab: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_function("function", self.function)
@@ -130,7 +135,7 @@ class LogitsProcessor(PythonSampler):
         if not check_text("name", self.name):
             raise ArgumentError("name is empty: leave it out, or give a text")
 
-    def runner(self, vocab: Vocab | None) -> Runner:
+    def _runner(self, vocab: Vocab | None) -> Runner:
         """Return what does the work."""
         assert vocab is not None, "the chain sees to it"
         return _Processor(self, len(vocab))

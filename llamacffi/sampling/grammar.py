@@ -65,7 +65,7 @@ class Grammar(TokenSampler):
     _tokens: tuple[TokenReference, ...] = field(init=False, repr=False, compare=False)
     _triggers: tuple[Trigger, ...] = field(init=False, repr=False, compare=False)
 
-    disorders: ClassVar[bool] = True
+    _disorders: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("grammar", "root"):
@@ -90,7 +90,7 @@ class Grammar(TokenSampler):
         """Whether it waits for a trigger."""
         return bool(self.trigger_patterns or self.trigger_tokens)
 
-    def make_for(self, vocab: Vocab) -> Any:
+    def _make_for(self, vocab: Vocab) -> Any:
         """Make it in C.
 
         Raises:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from ..errors import ArgumentError
-from .samplers import Sampler, TopK, Unsorted
+from .base import Sampler, disorders, parts, sorts
+from .samplers import TopK, Unsorted
 from .token_samplers import Infill
 
 
@@ -33,10 +34,10 @@ def plan_of(samplers: Sequence[Sampler]) -> tuple[Sampler, ...]:
     plan: list[Sampler] = []
     in_order = False
     for sampler in samplers:
-        plan += sampler.parts()
-        if sampler.disorders and in_order:
+        plan += parts(sampler)
+        if disorders(sampler) and in_order:
             plan.append(Unsorted())
-        in_order = in_order or sampler.sorts
+        in_order = in_order or sorts(sampler)
     return tuple(plan)
 
 

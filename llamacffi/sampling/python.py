@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from .samplers import Sampler
+    from .base import Sampler
 
 
 class Runner:

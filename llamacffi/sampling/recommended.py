@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from .._core.hints import unknown_parameter
 from .._core.values import INT32_MAX, INT32_MIN, check_text, integer, number
 from ..errors import ArgumentError
-from .samplers import XTC, Dist, Greedy, MinP, MirostatV2, Sampler, Temp, TopK, TopP
+from .base import Sampler
+from .samplers import XTC, Dist, Greedy, MinP, MirostatV2, Temp, TopK, TopP
 from .token_samplers import Infill, LogitBias, Mirostat, Penalties
 
 if TYPE_CHECKING:

@@ -1,10 +1,4 @@
-"""Samplers: how a token is chosen from the scores of all.
-
-A sampler is a frozen description, such as ``TopK(40)``, until a `SamplerChain` makes it in C.  So
-no Python object ever owns what C has taken, and one description can be in many chains.
-
-Those here know tokens only by their scores; `llamacffi.token_samplers` has those that know more.
-"""
+"""Samplers that work on the scores alone; `token_samplers` has those that know the tokens too."""
 
 from __future__ import annotations
 
@@ -15,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .._core.values import INT32_MAX, integer, number
 from .._native import lib
 from ..errors import ArgumentError
+from .base import Sampler, Selecting
 
 if TYPE_CHECKING:
     from ..vocab.vocab import Vocab
@@ -27,38 +22,6 @@ MIN_TEMP = 1e-6
 MIN_PROBABILITY = 1e-37
 
 
-class Sampler:
-    """The description of a sampler."""
-
-    __slots__ = ()
-
-    needs_vocab: ClassVar[bool] = False
-    """Whether it can be made only for a certain vocabulary."""
-    # Whether it leaves the candidates in the order of their scores, and says so to the next.
-    sorts: ClassVar[bool] = False
-    # Whether it changes scores, but does not say that the candidates are no longer in order.
-    disorders: ClassVar[bool] = False
-
-    @property
-    def selects(self) -> bool:
-        """Whether it chooses a token; others only change or remove candidates."""
-        return isinstance(self, Selecting)
-
-    def make(self, vocab: Vocab | None) -> Any:
-        """Make it in C and return the pointer that nobody owns yet."""
-        raise NotImplementedError
-
-    def parts(self) -> Sequence[Sampler]:
-        """Return what the chain makes for it, in order: usually only itself."""
-        return (self,)
-
-
-class Selecting:
-    """What the samplers that choose a token have in common."""
-
-    __slots__ = ()
-
-
 @dataclass(frozen=True, slots=True)
 class Greedy(Selecting, Sampler):
     """Choose the candidate with the highest score, of several the first.
@@ -66,7 +29,7 @@ class Greedy(Selecting, Sampler):
     Source: ``llama_sampler_init_greedy``.
     """
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_greedy()
 
@@ -86,7 +49,7 @@ class Dist(Selecting, Sampler):
     def __post_init__(self) -> None:
         check_seed(self.seed)
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_dist(c_seed(self.seed))
 
@@ -103,12 +66,12 @@ class TopK(Sampler):
 
     k: int
 
-    sorts: ClassVar[bool] = True
+    _sorts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         integer("k", self.k, 0, INT32_MAX)
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_top_k(self.k)
 
@@ -127,12 +90,12 @@ class TopP(Sampler):
     p: float
     min_keep: int = 1
 
-    sorts: ClassVar[bool] = True
+    _sorts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_share(self.p, self.min_keep)
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_top_p(self.p, self.min_keep)
 
@@ -151,12 +114,12 @@ class MinP(Sampler):
     p: float
     min_keep: int = 1
 
-    sorts: ClassVar[bool] = True
+    _sorts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_share(self.p, self.min_keep)
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_min_p(self.p, self.min_keep)
 
@@ -181,11 +144,11 @@ class Typical(Sampler):
     def __post_init__(self) -> None:
         _check_share(self.p, self.min_keep)
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_typical(self.p, self.min_keep)
 
-    def parts(self) -> Sequence[Sampler]:
+    def _parts(self) -> Sequence[Sampler]:
         """Return it, after what removes candidates that have no probability.
 
         llama.cpp multiplies 0 by the logarithm of 0 there, and then keeps any.
@@ -208,7 +171,7 @@ class TopNSigma(Sampler):
     def __post_init__(self) -> None:
         number("n", self.n, 0)
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_top_n_sigma(self.n)
 
@@ -231,7 +194,7 @@ class XTC(Sampler):
     min_keep: int = 1
     seed: int | None = None
 
-    sorts: ClassVar[bool] = True
+    _sorts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         number("probability", self.probability, 0, 1)
@@ -239,7 +202,7 @@ class XTC(Sampler):
         integer("min_keep", self.min_keep, 0, INT32_MAX)
         check_seed(self.seed)
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_xtc(
             self.probability, self.threshold, self.min_keep, c_seed(self.seed)
@@ -261,7 +224,7 @@ class Temp(Sampler):
     def __post_init__(self) -> None:
         check_temp(self.t)
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_temp(self.t)
 
@@ -286,14 +249,14 @@ class TempExt(Sampler):
     delta: float = 0.0
     exponent: float = 1.0
 
-    sorts: ClassVar[bool] = True
+    _sorts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_temp(self.t)
         number("delta", self.delta, 0)
         number("exponent", self.exponent, 0)
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_temp_ext(self.t, self.delta, self.exponent)
 
@@ -317,7 +280,7 @@ class MirostatV2(Selecting, Sampler):
     def __post_init__(self) -> None:
         check_mirostat(self.tau, self.eta, self.seed)
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_mirostat_v2(c_seed(self.seed), self.tau, self.eta)
 
@@ -346,7 +309,7 @@ class AdaptiveP(Selecting, Sampler):
         number("decay", self.decay, 0, 0.99)
         check_seed(self.seed)
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_adaptive_p(self.target, self.decay, c_seed(self.seed))
 
@@ -358,7 +321,7 @@ class Unsorted(Sampler):
     A `SamplerChain` adds it where it is needed.  Source: ``llamacffi_sampler_init_unsorted``.
     """
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         return lib.llamacffi_sampler_init_unsorted()
 

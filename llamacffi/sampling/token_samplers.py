@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .._core.values import INT32_MAX, check_object, check_text, elements, integer, mapping, number
 from .._native import ffi, lib
 from ..errors import ArgumentError, UnsupportedError
-from .samplers import Sampler, Selecting, c_seed, check_mirostat
+from .base import Sampler, Selecting
+from .samplers import c_seed, check_mirostat
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,14 +32,14 @@ class TokenSampler(Sampler):
 
     __slots__ = ()
 
-    needs_vocab: ClassVar[bool] = True
+    _needs_vocab: ClassVar[bool] = True
 
-    def make(self, vocab: Vocab | None) -> Any:
+    def _make(self, vocab: Vocab | None) -> Any:
         """Make it in C."""
         assert vocab is not None, "the chain sees to it"
-        return self.make_for(vocab)
+        return self._make_for(vocab)
 
-    def make_for(self, vocab: Vocab) -> Any:
+    def _make_for(self, vocab: Vocab) -> Any:
         """Make it in C for a vocabulary."""
         raise NotImplementedError
 
@@ -67,7 +68,7 @@ class Penalties(TokenSampler):
         number("freq", self.freq)
         number("present", self.present)
 
-    def make_for(self, vocab: Vocab) -> Any:
+    def _make_for(self, vocab: Vocab) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_penalties(
             len(vocab), self.last_n, self.repeat, self.freq, self.present
@@ -111,7 +112,7 @@ class DRY(TokenSampler):
                     f"the sequence breaker {breaker!r} has {n} bytes, not 1 to {MAX_BREAKER_BYTES}"
                 )
 
-    def make_for(self, vocab: Vocab) -> Any:
+    def _make_for(self, vocab: Vocab) -> Any:
         """Make it in C."""
         if not lib.llama_vocab_type(vocab.ptr) and self.seq_breakers:
             raise UnsupportedError("the model has no vocabulary to find sequence breakers in")
@@ -147,7 +148,7 @@ class Mirostat(Selecting, TokenSampler):
         check_mirostat(self.tau, self.eta, self.seed)
         integer("m", self.m, 2, INT32_MAX)
 
-    def make_for(self, vocab: Vocab) -> Any:
+    def _make_for(self, vocab: Vocab) -> Any:
         """Make it in C."""
         return lib.llama_sampler_init_mirostat(
             len(vocab), c_seed(self.seed), self.tau, self.eta, self.m
@@ -166,7 +167,7 @@ class LogitBias(TokenSampler):
 
     bias: Mapping[int, float]
 
-    disorders: ClassVar[bool] = True
+    _disorders: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         own: dict[int, float] = {}
@@ -198,7 +199,7 @@ class LogitBias(TokenSampler):
         check_object("vocab", vocab, "Vocab")
         return cls(dict.fromkeys(vocab.suppress_tokens, -math.inf))
 
-    def make_for(self, vocab: Vocab) -> Any:
+    def _make_for(self, vocab: Vocab) -> Any:
         """Make it in C."""
         for token in self.bias:
             vocab.check_one(token)
@@ -221,7 +222,7 @@ class MinTokens(TokenSampler):
     def __post_init__(self) -> None:
         integer("n", self.n, 0, INT32_MAX)
 
-    def make_for(self, vocab: Vocab) -> Any:
+    def _make_for(self, vocab: Vocab) -> Any:
         """Make it in C."""
         ends = vocab.eog_tokens
         array = ffi.new("llama_token[]", ends)
@@ -238,9 +239,9 @@ class Infill(TokenSampler):
     Source: ``llama_sampler_init_infill``.
     """
 
-    sorts: ClassVar[bool] = True
+    _sorts: ClassVar[bool] = True
 
-    def make_for(self, vocab: Vocab) -> Any:
+    def _make_for(self, vocab: Vocab) -> Any:
         """Make it in C."""
         if vocab.eot is None and vocab.eos is None:
             raise UnsupportedError("Infill() needs a vocabulary with a token that ends a text")

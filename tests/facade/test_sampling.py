@@ -24,6 +24,7 @@ from llamacffi import (
     TopK,
     TopP,
 )
+from llamacffi.sampling.base import needs_vocab
 from tests.facade.oracle import logits_after, token
 
 THE = token(" the")  # many words follow it
@@ -333,7 +334,7 @@ def test_a_chain_does_not_keep_a_closed_model_in_memory(demo_path):
             after(context, THE)
             chain.sample(context)
         model.close()
-        needy = any(sampler.needs_vocab for sampler in samplers)
+        needy = any(map(needs_vocab, samplers))
         assert chain.closed is needy
         assert live_objects() - before == (0 if needy else 1)
         chain.close()

@@ -299,8 +299,6 @@ def every_sampler(vocab: Vocab) -> Iterator[Sampler]:
     yield LogitsProcessor(process)
     greedy = Greedy()
     assert_type(greedy.selects, bool)
-    print(greedy.make(vocab), greedy.parts(), greedy.needs_vocab, DRY(1).make_for(vocab))
-    print(LogitsProcessor(process).runner(vocab))
 
 
 def prefer(candidates: Candidates) -> None:
