@@ -63,10 +63,18 @@ def test_the_readme_counts_right(root):
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_links_lead_to_files(root, page):
-    """mkdocs checks those of the other pages."""
+    """The other pages are checked by ``mkdocs build --strict``."""
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (root / page).read_text())
     assert links
     assert [link for link in links if not (root / link).exists()] == []
+
+
+def test_the_paths_in_contributing_exist(root):
+    text = (root / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`(?!\S*NAME)([\w.]+/[\w./]*)`", text)
+    places = (root, root / "llamacffi")
+    assert paths
+    assert [one for one in paths if not any((place / one).exists() for place in places)] == []
 
 
 def test_the_design_names_the_rooms_that_are_there(root):
