@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from ._core.atomic import replacing
 from ._core.opening import open_owned
+from ._core.text import checked_path
 from ._native import lib
 from .errors import LoadError
 
@@ -195,7 +196,7 @@ def write(file: Path) -> None:
         OSError: The file cannot be written.
     """
     with _gguf() as gguf:
-        gguf.write(file)
+        gguf.write(checked_path(file, "file"))
 
 
 def to_bytes() -> bytes:

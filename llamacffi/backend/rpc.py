@@ -15,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from .._core.ownership import after_end, live_objects
+from .._core.text import checked_path
 from .._core.unique import Unique
-from .._core.values import integer
+from .._core.values import elements, integer
 from .._native import ffi, lib
 from ..errors import (
     ArgumentError,
@@ -244,13 +245,14 @@ def _check(
         lent = [one for one in here if "gpu" in one.kind] or [backend.device("CPU")]
     else:
         named = [devices] if isinstance(devices, (str, Device)) else devices
-        lent = [one if isinstance(one, Device) else backend.device(one) for one in named]
+        given = elements("devices", named, "devices or their names")
+        lent = [one if isinstance(one, Device) else backend.device(one) for one in given]
     if not lent or any(one.backend == "RPC" for one in lent):
         raise ArgumentError(f"devices={devices!r}: name at least one, and none of another machine")
     n_threads = backend.physical_cores() if n_threads is None else integer("n_threads", n_threads)
     check_computing("n_threads", n_threads)
     if cache_dir is not None:
-        cache_dir = os.path.abspath(os.fspath(cache_dir))
+        cache_dir = os.path.abspath(checked_path(cache_dir, "cache_dir"))
         if not os.path.isdir(cache_dir):
             raise ArgumentError(f"cache_dir={cache_dir!r} is no directory")
     return Settings(free_endpoint(endpoint), lent, n_threads, cache_dir)

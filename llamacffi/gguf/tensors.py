@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._core.unique import Unique
-from .._core.values import as_array, warn
+from .._core.values import as_array, check_text, warn
 from .._generated.enums import GgmlType
 from .._native import ffi, lib
 from ..errors import ArgumentError, ClosedError, GgufError
@@ -179,7 +179,13 @@ class GgufTensor(Unique):
         return np.ascontiguousarray(self.data).reshape(-1).view(np.uint8).data
 
     def renamed(self, name: str) -> GgufTensor:
-        """Return the same tensor under another name."""
+        """Return the same tensor under another name.
+
+        Raises:
+            TypeError: The name is not a str.
+            ArgumentError: It has a NUL character or a lone surrogate.
+        """
+        check_text("name", name, escaped=True)
         data = self._source if self._source is not None else self._array
         assert data is not None
         return GgufTensor(name, self.type, self.shape, data, self.offset)

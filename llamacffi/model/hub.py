@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from .._core.text import checked_path
+from .._core.values import check_text
 from ..errors import ArgumentError, DependencyError, LoadError, ModelNotFoundError
 
 # The end of the name of one of several files of a model.
@@ -56,8 +58,13 @@ def download(
         ModelNotFoundError: There is no such repository, revision or file.
         LoadError: The hub cannot be reached, or refuses.
     """
-    hub = _import_hub()
     repo_id, wanted = _parse(repo_id, filename)
+    if revision is not None:
+        check_text("revision", revision)
+    for name, path in (("cache_dir", cache_dir), ("local_dir", local_dir)):
+        if path is not None:
+            checked_path(path, name)
+    hub = _import_hub()
     if wanted.is_exact:
         names = _all_shards(wanted.text)
     else:
@@ -142,8 +149,9 @@ def choose(repo_id: str, names: Iterable[str], wanted: Wanted) -> list[str]:
 
 def _parse(repo_id: str, filename: str | None) -> tuple[str, Wanted]:
     """Return the repository and what its file is called."""
-    if not isinstance(repo_id, str) or not isinstance(filename, (str, type(None))):
-        raise TypeError(f"repo_id and filename must be str, not {repo_id!r} and {filename!r}")
+    check_text("repo_id", repo_id)
+    if filename is not None:
+        check_text("filename", filename)
     repo_id, colon, tag = repo_id.partition(":")
     if colon and (filename is not None or not tag):
         raise ArgumentError(f"{repo_id!r} has {f':{tag}'!r} behind it: give a tag or a filename")

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._core.values import INT32_MAX, check_object, check_text, elements, flag, integer, is_text
+from .._core.values import (
+    INT32_MAX,
+    check_function,
+    check_object,
+    check_text,
+    elements,
+    flag,
+    integer,
+    is_text,
+)
 from ..errors import ArgumentError, ContextError, GgufError
 from ..gguf.gguf import Gguf
 from ..model.file_kind import kind_of
@@ -300,6 +309,10 @@ def compute_imatrix(
     else:
         tokens = elements("text", text, "tokens, or a text")
         model.vocab.check(tokens)
+    if dataset is not None:
+        check_text("dataset", dataset, escaped=True)
+    if progress is not None:
+        check_function("progress", progress)
     chunk_size = integer("chunk_size", chunk_size, 1, INT32_MAX)
     if max_chunks is not None:
         max_chunks = integer("max_chunks", max_chunks, 1, INT32_MAX)

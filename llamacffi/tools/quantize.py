@@ -16,6 +16,7 @@ import numpy as np
 from .._core.atomic import check_target, explain_failure, replacing_all, scratch_beside
 from .._core.callbacks import bridged
 from .._core.text import c_path, checked_path
+from .._core.values import check_function
 from .._generated.enums import Ftype, GgmlType
 from .._native import ffi, lib
 from ..backend import registry as backend
@@ -127,6 +128,8 @@ def quantize(
     Source: ``llama_model_quantize``.
     """
     fields = _fields(ftype, dict(params))
+    if progress is not None:
+        check_function("progress", progress)
     backend.load()
     with ExitStack() as stack:
         files = open_all(checked_path(source, "source"), metadata_only=True)

@@ -182,7 +182,7 @@ def test_errors_of_the_hub(fake):
 
 @pytest.mark.parametrize("arguments", [(3,), (None,), (REPO, 3), (REPO, Path("x"))])
 def test_names_are_text(fake, arguments):
-    with pytest.raises(TypeError, match="must be str"):
+    with pytest.raises(TypeError, match="must be a str"):
         hub.download(*arguments)
 
 
