@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .._core.text import StopFinder
 from .._core.values import elements
 from ..errors import ArgumentError
+from ..vocab.entries import textless_tokens
 
 if TYPE_CHECKING:
     from ..vocab.vocab import Vocab
@@ -99,7 +100,7 @@ def stop_finder(
     Returns:
         The finder, and what to feed it for some tokens instead of their texts.
     """
-    special = vocab._textless if stops else {}
+    special = textless_tokens(vocab) if stops else {}
     inside = {text: ids for text, ids in special.items() if any(text in stop for stop in stops)}
     if not inside and not ends:
         return StopFinder(stops), {}

@@ -1,7 +1,8 @@
-"""Candidates: the tokens to choose from, with their scores, as a numpy array."""
+"""Candidates: the tokens to choose from with their logits, as a numpy array."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,33 +24,37 @@ if TYPE_CHECKING:
 class Candidates(Pointer):
     """The tokens to choose from: an array of ``(id, logit, p)``, in memory that samplers change.
 
-    `data`, `id`, `logit` and `p` are arrays over that memory, not copies: what is written into them
-    is what samplers see, and what samplers change is seen in them.  A sampler may also remove
-    candidates or order them anew; then ask for the arrays again.  To remove candidates yourself,
-    use `keep`.
+    `data`, `id`, `logit` and `p` are views of that memory, not copies: samplers see what you write
+    into them, and you see what samplers change.  A sampler may also remove or reorder candidates;
+    read the properties again after that.  To remove candidates yourself, use `keep`.
     """
 
-    _instead = "Candidates(candidates.logit, ids=candidates.id) makes another of the same"
+    _instead = "Candidates(candidates.logit, ids=candidates.id) makes a copy"
 
-    __slots__ = ("_base", "_memory", "_sorted_is_told", "_struct")
+    __slots__ = ("_base", "_memory", "_sorted_declared", "_struct")
 
     def __init__(self, logits: npt.ArrayLike, *, ids: npt.ArrayLike | None = None) -> None:
-        """Copy scores into new candidates.
+        """Copy logits into new candidates.
 
         Args:
-            logits: The scores, log-odds; ``-inf`` for what is ruled out.
-            ids: Their tokens; 0, 1, 2 and so on if omitted.
+            logits: The logits, ``[n]``; ``-inf`` rules a token out.
+            ids: The tokens, ``[n]``; 0, 1, 2 and so on if omitted.
 
         Raises:
-            ArgumentError: There are none, a score is no number, or there is not a token for each.
+            ArgumentError: ``logits`` is empty, contains NaN or inf, or ``ids`` has another length.
         """
         import numpy as np
 
         scores = as_array("logits", logits, np.float32)
         if scores.ndim != 1 or not scores.size:
-            raise ArgumentError(f"logits must have one dimension, and not be empty: {scores.shape}")
+            raise ArgumentError(
+                "logits must be a one-dimensional array that is not empty, not of shape "
+                f"{scores.shape}"
+            )
         if not (scores < np.inf).all():
-            raise ArgumentError("logits must be numbers, or -inf: there is nan or inf among them")
+            raise ArgumentError(
+                "logits contain NaN or inf: use finite numbers, or -inf to rule a token out"
+            )
         self._own(scores.size)
         self._memory["id"] = _token_ids(ids, scores.size)
         self._memory["logit"] = scores
@@ -57,23 +62,23 @@ class Candidates(Pointer):
 
     @classmethod
     def from_context(cls, context: Context, i: int = -1) -> Self:
-        """Copy the scores of a context.
+        """Copy the logits of a context.
 
-        If they were sampled in its graph, these are the candidates that were left there.
+        If the output was sampled in the graph, these are the candidates that remained there.
 
         Args:
-            context: What has decoded a batch.
+            context: The context that decoded the batch.
             i: Index into the batch, in tokens; -1 is the last output.
 
         Raises:
             IndexError: Token ``i`` was added without an output.
-            ContextError: The scores are not numbers.
+            ContextError: The logits contain NaN or inf.
 
         Source: ``llama_get_logits_ith``, ``llama_get_sampled_logits_ith``.
         """
         check_object("context", context, "Context")
         self = cls.__new__(cls)
-        self._own(len(context._vocab))
+        self._own(len(context.model.vocab))
         with context.lock:
             ptr = context.ptr
             context.check_scores(i)
@@ -85,22 +90,22 @@ class Candidates(Pointer):
 
     @classmethod
     def _over(cls, struct: Any, memory: npt.NDArray[Any], base: int) -> Self:
-        """Return the candidates of a ``llama_token_data_array`` whose data are in ``memory``."""
+        """Return candidates that view a ``llama_token_data_array`` whose data lie in ``memory``."""
         self = cls.__new__(cls)
         self._struct, self._memory, self._base = struct, memory, base
-        self._sorted_is_told = False
+        self._sorted_declared = False
         return self
 
     def _own(self, n: int) -> None:
-        """Make room for ``n`` candidates."""
+        """Allocate memory for ``n`` candidates."""
         self._memory, pointer = token_data(n)
         self._base = int(ffi.cast("uintptr_t", pointer))
         self._struct = ffi.new("llama_token_data_array *")
         self._struct.data, self._struct.size, self._struct.selected = pointer, n, -1
-        self._sorted_is_told = False
+        self._sorted_declared = False
 
     def _release(self) -> None:
-        """End the time in which they can be used."""
+        """Make every later use raise `ClosedError`."""
         self._struct = None
 
     @property
@@ -108,42 +113,44 @@ class Candidates(Pointer):
         """The ``llama_token_data_array *``, for `llamacffi.lib`.
 
         Raises:
-            ClosedError: They were those of a sampler's ``apply``, which is over.
+            ClosedError: They were lent to a sampler's ``apply``, which has returned.
         """
         if self._struct is None:
-            raise ClosedError("these candidates are there only until apply() returns: copy them")
+            raise ClosedError(
+                "these candidates were valid only until apply() returned: copy what you need"
+            )
         return self._struct
 
     @property
     def data(self) -> npt.NDArray[Any]:
-        """All of them, ``[size]`` with the fields ``id`` (int32), ``logit`` and ``p`` (float32)."""
+        """All candidates, ``[size]``, with fields ``id`` (int32), ``logit`` and ``p`` (float32)."""
         struct = self.ptr
-        # Samplers move the beginning too.
+        # Samplers may also move the start.
         offset = int(ffi.cast("uintptr_t", struct.data)) - self._base
         start: int = offset // self._memory.itemsize
         return self._memory[start : start + struct.size]
 
     @property
     def id(self) -> npt.NDArray[np.int32]:
-        """Their tokens, ``[size]`` int32."""
+        """The tokens, ``[size]`` int32."""
         return self.data["id"]
 
     @property
     def logit(self) -> npt.NDArray[np.float32]:
-        """Their scores, ``[size]`` float32; ``-inf`` is ruled out."""
+        """The logits, ``[size]`` float32; ``-inf`` means ruled out."""
         return self.data["logit"]
 
     @property
     def p(self) -> npt.NDArray[np.float32]:
-        """Their probabilities, ``[size]`` float32, as the last sampler that needed them left them.
+        """The probabilities, ``[size]`` float32, as the last sampler that needed them left them.
 
-        A sampler computes them from the scores, so writing them has no effect.
+        Samplers compute them from the logits, so writing to them has no effect.
         """
         return self.data["p"]
 
     @property
     def size(self) -> int:
-        """How many there are.  It can be lowered, which removes the last ones."""
+        """Number of candidates.  Lower it to remove the last ones."""
         return int(self.ptr.size)
 
     @size.setter
@@ -157,7 +164,7 @@ class Candidates(Pointer):
 
     @property
     def selected(self) -> int | None:
-        """The index of the one that was chosen; None if none is."""
+        """The index of the chosen candidate; None before one is chosen."""
         selected: int = self.ptr.selected
         return None if selected < 0 else selected
 
@@ -169,34 +176,35 @@ class Candidates(Pointer):
 
     @property
     def token(self) -> int | None:
-        """The token that was chosen; None if none is."""
+        """The chosen token; None before one is chosen."""
         selected = self.selected
         return None if selected is None else int(self.id[selected])
 
     @property
     def sorted(self) -> bool:
-        """Whether they are in the order of their scores, the best first, as far as is known.
+        """Whether they are marked as sorted by logit, best first.
 
-        A sampler in Python that sorts them may say so; samplers after it then need not.
+        A sampler in Python that sorts them may set this; samplers after it then skip sorting.
         """
         return bool(self.ptr.sorted)
 
     @sorted.setter
     def sorted(self, sorted: bool) -> None:
         self.ptr.sorted = flag("sorted", sorted)
-        self._sorted_is_told = True
+        self._sorted_declared = True
 
     def keep(self, which: npt.ArrayLike) -> None:
-        """Remove all others.
+        """Keep the selected candidates and remove all others.
 
         Args:
-            which: As numpy selects: a mask ``[size]`` of bool, or indices in their new order, each
-                once.  Integers are always indices: flags of 0 and 1 become a mask with
+            which: A numpy index: a bool mask ``[size]``, or indices in the new order, each once.
+                Integers are always indices: turn flags of 0 and 1 into a mask with
                 ``flags.astype(bool)``.
 
         Raises:
-            ArgumentError: None would be left, one is named twice, or the integers are flags.
-            IndexError: There is no such index.
+            ArgumentError: No candidate would remain, an index repeats, or the integers look like
+                flags.
+            IndexError: An index is out of range.
         """
         import numpy as np
 
@@ -207,7 +215,8 @@ class Candidates(Pointer):
         kept = data[index if index.size else np.zeros(0, int)]
         if kept.ndim != 1 or not 1 <= kept.size <= data.size:
             raise ArgumentError(
-                f"cannot keep {kept.size} of {data.size} candidates: keep at least one, each once"
+                f"cannot keep {kept.size} of {data.size} candidates: keep at least one, and each "
+                "only once"
             )
         data[: kept.size] = kept
         self.ptr.size, self.ptr.selected = kept.size, -1
@@ -216,7 +225,7 @@ class Candidates(Pointer):
 
     def __repr__(self) -> str:
         if self._struct is None:
-            return "<Candidates that are gone>"
+            return "<Candidates (no longer valid)>"
         return f"<{self.size} Candidates, selected={self.selected}>"
 
 
@@ -237,7 +246,7 @@ def token_data_type() -> np.dtype[Any]:
 
 
 def token_data(n: int) -> tuple[npt.NDArray[Any], Any]:
-    """Return room for ``n`` candidates: an array, and the pointer to its memory, which keeps it."""
+    """Allocate ``n`` candidates; return an array and the pointer that owns its memory."""
     import numpy as np
 
     pointer = new_uncleared("llama_token_data[]", n)
@@ -245,7 +254,7 @@ def token_data(n: int) -> tuple[npt.NDArray[Any], Any]:
 
 
 def _token_ids(ids: npt.ArrayLike | None, n: int) -> npt.NDArray[Any]:
-    """Return ``n`` tokens, checked as far as can be without a vocabulary."""
+    """Return ``n`` tokens, checked as far as possible without a vocabulary."""
     import numpy as np
 
     if ids is None:
@@ -254,35 +263,55 @@ def _token_ids(ids: npt.ArrayLike | None, n: int) -> npt.NDArray[Any]:
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"ids must be integers, not {tokens.dtype}")
     if tokens.shape != (n,):
-        raise ArgumentError(f"ids must have one token for each of {n} logits: {tokens.shape}")
+        raise ArgumentError(f"ids must have shape ({n},), one token per logit, not {tokens.shape}")
     for token in (tokens.min(), tokens.max()):
         integer("a token in ids", token, 0, INT32_MAX)
     return tokens
 
 
 def _check_indices(index: npt.NDArray[Any], n: int) -> None:
-    """Raise ArgumentError for integers that name one of ``n`` candidates twice, or are flags."""
+    """Raise ArgumentError for integers that repeat one of ``n`` candidates, or look like flags."""
     import numpy as np
 
-    # Indices of both signs can be of the same; flags are as long as there are candidates.
+    # An index and a negative one may name the same candidate; flags have one byte per candidate.
     twice = len(np.unique(np.where(index < 0, index + np.int64(n), index))) < len(index)
     flags = index.dtype.itemsize == 1 and len(index) == n and index.max() <= 1
     if twice or flags:
         raise ArgumentError(
-            "a candidate is kept once: give the index of each once, or a mask of bools, which "
-            f"flags.astype(bool) is; not {index!r:.200}"
+            "keep() takes indices, each once, or a bool mask, such as flags.astype(bool), not "
+            f"{index!r:.200}"
         )
+
+
+def lend(
+    struct: Any, memory: npt.NDArray[Any], base: int, use: Callable[[Candidates], object]
+) -> None:
+    """Let a function use C's candidates, until it returns.
+
+    Args:
+        struct: The ``llama_token_data_array *``.
+        memory: The array in which its data lie.
+        base: The address of that array.
+        use: The function.
+    """
+    candidates = Candidates._over(struct, memory, base)
+    try:
+        use(candidates)
+    finally:
+        declared = candidates._sorted_declared
+        candidates._release()
+    if not declared:
+        struct.sorted = False
 
 
 def problem(code: int) -> LlamaError:
-    """Return the error for what is wrong with the candidates: ``LLAMACFFI_SAMPLE_...``."""
+    """Return the error for an error code about candidates, ``LLAMACFFI_SAMPLE_...``."""
     if code == lib.LLAMACFFI_SAMPLE_LOGITS:
-        return with_log(ContextError("llama.cpp has no logits for that output"))
+        return with_log(ContextError("llama.cpp has no logits for this output"))
     if code == lib.LLAMACFFI_SAMPLE_NAN:
         return ContextError(
-            "a score is not a number, or infinitely high: the model, an adapter or a sampler has "
-            "computed nonsense"
+            "a logit is NaN or inf: the model, an adapter or a sampler has computed invalid numbers"
         )
     if code == lib.LLAMACFFI_SAMPLE_ID:
-        return ArgumentError("a candidate is not a token of the vocabulary")
+        return ArgumentError("a candidate's id is outside the vocabulary")
     raise AssertionError(f"unknown code {code}")

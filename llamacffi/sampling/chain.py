@@ -12,8 +12,8 @@ from ..errors import ArgumentError
 from .base import Sampler
 from .candidates import Candidates
 from .chain_base import ChainBase, parts_of
+from .order import check_order, reseeded
 from .perf import SamplerPerf
-from .plan import check_order, reseeded
 from .recommended import chain_of
 from .samplers import Dist, Greedy, MinP, Temp, TopK, TopP, check_seed, check_temp
 

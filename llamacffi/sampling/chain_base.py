@@ -24,11 +24,11 @@ from ..errors import (
 from ..log import with_log
 from ..vocab.vocab import Vocab
 from .base import Sampler, make_in_c, needs_vocab
+from .callbacks import CandidateBuffer, ChainedRunner
 from .candidates import problem
 from .custom import PythonSampler, new_runner
 from .grammar import Grammar, grammar_failure
-from .plan import plan_of
-from .python import CandidateBuffer, ChainedRunner
+from .order import plan_of
 from .samplers import AdaptiveP, Unsorted
 
 if TYPE_CHECKING:

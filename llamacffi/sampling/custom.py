@@ -1,4 +1,4 @@
-"""Samplers written in Python."""
+"""Samplers that users write in Python."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from .._core.values import as_array, check_function, check_object, check_text, flag
 from ..errors import ArgumentError, UnsupportedError
 from .base import Sampler
+from .callbacks import Runner
 from .candidates import Candidates
-from .python import Runner
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,15 +24,15 @@ class PythonSampler(Sampler):
 
     __slots__ = ()
 
-    _sorts: ClassVar[bool] = True  # it may
+    _sorts: ClassVar[bool] = True  # it may mark the candidates as sorted
 
     def _runner(self, vocab: Vocab | None) -> Runner:
-        """Return what does the work, for one chain."""
+        """Return the runner that does its work in one chain."""
         raise NotImplementedError
 
 
 def new_runner(sampler: PythonSampler, vocab: Vocab | None) -> Runner:
-    """Return what does a sampler's work in one chain."""
+    """Return the runner that does a sampler's work in one chain."""
     return sampler._runner(vocab)
 
 
@@ -40,21 +40,21 @@ def new_runner(sampler: PythonSampler, vocab: Vocab | None) -> Runner:
 class CustomSampler(PythonSampler):
     """A sampler of your own.
 
-    It sees what the samplers before it have left, and those after it see what it leaves.  What its
-    functions raise is raised by the method of `SamplerChain` that was called, and no token is
-    chosen then.
+    It sees the candidates that the samplers before it left, and the samplers after it see what it
+    leaves.  If one of its functions raises, the method of `SamplerChain` that was called raises the
+    same exception, and no token is chosen.
 
     Args:
-        apply: Gets `Candidates`, which can be used until it returns.  It may write to their scores
+        apply: Takes `Candidates`, which are valid until it returns.  It may change their logits
             (``candidates.logit``), remove some (``candidates.keep``) or choose one
             (``candidates.selected``).
-        accept: Gets each token that is accepted.
-        reset: Called to begin anew.
-        clone: Returns a `CustomSampler` in the same state, for a clone of the chain.  If there is
-            none, but ``accept`` or ``reset``, the chain cannot be cloned; if there are none of
-            them, a clone uses the same ``apply``.
-        name: As `SamplerChain.names` shows it.
-        selects: Whether it chooses a token; then it must be the last of its chain.
+        accept: Takes each accepted token.
+        reset: Called when the chain is reset.
+        clone: Returns a `CustomSampler` in the same state, for a clone of the chain.  Without it,
+            a chain whose sampler has ``accept`` or ``reset`` cannot be cloned; a sampler with
+            neither shares its ``apply`` with the clone.
+        name: The name that `SamplerChain.names` shows.
+        selects: Whether it chooses a token; it must then come last in its chain.
 
     Source: ``llama_sampler_init``.
     """
@@ -73,14 +73,13 @@ class CustomSampler(PythonSampler):
                 check_function(name, function)
         flag("selects", self.selects)
         if not check_text("name", self.name):
-            raise ArgumentError("name is empty: leave it out, or give a text")
+            raise ArgumentError("name is empty: omit it, or give some text")
 
     def _runner(self, vocab: Vocab | None) -> Runner:
-        """Return what does the work."""
-        return _Custom(self)
+        return _CustomRunner(self)
 
 
-class _Custom(Runner):
+class _CustomRunner(Runner):
     """The functions of a `CustomSampler`."""
 
     sampler: CustomSampler
@@ -105,23 +104,24 @@ class _Custom(Runner):
         if sampler.clone is not None:
             other = sampler.clone()
             check_object("what clone returns", other, "CustomSampler")
-            return _Custom(other)
+            return _CustomRunner(other)
         if sampler.accept is None and sampler.reset is None:
-            return _Custom(sampler)
-        raise UnsupportedError(f"the sampler {self.name!r} has state, but no clone function")
+            return _CustomRunner(sampler)
+        raise UnsupportedError(
+            f"the sampler {self.name!r} has state: give CustomSampler a clone function too"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class LogitsProcessor(PythonSampler):
-    """A function of the tokens so far and the scores of the whole vocabulary, as in transformers.
+    """A function of the tokens so far and the logits of the whole vocabulary, as in transformers.
 
     Args:
-        function: Gets the tokens that the chain has accepted (int32, read-only; see
-            `SamplerChain.accept_prompt` for those of the prompt), and the scores ``[n_vocab]``
-            float32, ``-inf`` for what the samplers before it have removed.  It returns scores of
-            the same shape, and may write them into the array that it got.  What was removed stays
-            removed.
-        name: As `SamplerChain.names` shows it.
+        function: Takes the tokens that the chain has accepted (int32, read-only; for the prompt,
+            see `SamplerChain.accept_prompt`), and the logits, ``[n_vocab]`` float32, ``-inf`` where
+            samplers before it have removed the token.  It returns logits of the same shape, which
+            may be the same array, modified.  Removed tokens stay removed.
+        name: The name that `SamplerChain.names` shows.
     """
 
     function: Callable[[npt.NDArray[np.int32], npt.NDArray[np.float32]], npt.ArrayLike]
@@ -133,15 +133,14 @@ class LogitsProcessor(PythonSampler):
         check_function("function", self.function)
         flag("selects", self.selects)
         if not check_text("name", self.name):
-            raise ArgumentError("name is empty: leave it out, or give a text")
+            raise ArgumentError("name is empty: omit it, or give some text")
 
     def _runner(self, vocab: Vocab | None) -> Runner:
-        """Return what does the work."""
-        assert vocab is not None, "the chain sees to it"
-        return _Processor(self, len(vocab))
+        assert vocab is not None, "the chain waits until it has one"
+        return _ProcessorRunner(self, len(vocab))
 
 
-class _Processor(Runner):
+class _ProcessorRunner(Runner):
     """A `LogitsProcessor`, with the tokens of one chain."""
 
     sampler: LogitsProcessor
@@ -164,7 +163,9 @@ class _Processor(Runner):
         scores[ids] = before
         tokens = self.tokens[: self.n]
         tokens.flags.writeable = False
-        after = as_array("what it returns", self.sampler.function(tokens, scores))
+        after = as_array(
+            "the result of the logits processor", self.sampler.function(tokens, scores)
+        )
         if after.shape != (self.n_vocab,) or after.dtype.kind not in "fiu":
             raise TypeError(
                 f"the logits processor {self.name!r} must return numbers of shape "
@@ -176,7 +177,7 @@ class _Processor(Runner):
         import numpy as np
 
         if self.n == len(self.tokens):
-            # Not in place: a function may have kept what it got.
+            # Not in place: the function may have kept the array that it was given.
             self.tokens = np.concatenate([self.tokens, np.empty_like(self.tokens)])
         self.tokens[self.n] = token
         self.n += 1
@@ -187,6 +188,6 @@ class _Processor(Runner):
         self.tokens, self.n = np.empty(64, np.int32), 0
 
     def clone(self) -> Runner:
-        other = _Processor(self.sampler, self.n_vocab)
+        other = _ProcessorRunner(self.sampler, self.n_vocab)
         other.tokens, other.n = self.tokens.copy(), self.n
         return other

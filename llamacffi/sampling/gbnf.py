@@ -1,8 +1,8 @@
-"""Reads the text of a grammar (GBNF), as llama.cpp does.
+"""Parses the text of a grammar (GBNF), as llama.cpp does.
 
-llama.cpp says on stderr alone why it cannot parse a grammar.  Of those that it can parse, some mean
-less than they say, so that a bound is no bound: each of these is an error here, with its place in
-the text.
+llama.cpp explains only on stderr why it cannot parse a grammar.  It accepts some grammars that it
+then misreads, such as a large bound that it ignores: here each of those is an error that says where
+in the text.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import NoReturn
 from ..errors import GrammarError
 from .gbnf_rules import ANY, Program, Rule, Terminals, check_recursion, lower
 
-# MAX_REPETITION_THRESHOLD of llama-grammar.cpp.  A larger maximum it takes as "without end".
+# upstream: src/llama-grammar.cpp MAX_REPETITION_THRESHOLD: a larger maximum means "unlimited"
+# there,
+# and so is an error here.
 MAX_REPETITIONS = 2000
 MAX_TEXT = 1_000_000  # characters
-# The parser calls itself for each level, as llama.cpp's does.
+# The parser recurses for each level, as llama.cpp's does.
 MAX_NESTING = 200
-# What repetitions may unfold to, in symbols of 12 bytes.
+# Limit for the unfolded repetitions, in symbols of 12 bytes.
 MAX_ELEMENTS = 1_000_000
 MAX_DIGITS = 9
 
@@ -41,29 +43,29 @@ class TokenReference:
     """A token in a grammar, ``<[7]>`` or ``<think>``, to be looked up in a vocabulary."""
 
     position: int
-    """Where it is first, see `place`."""
+    """Where it first occurs, see `place`."""
     id: int | None
     text: str
-    """As it is written, with its angle brackets."""
+    """The text in the grammar, with its angle brackets."""
     number: int
-    """Which of those in the grammar it is."""
+    """Its index among the distinct tokens in the grammar."""
 
 
 def parse(text: str, root: str) -> tuple[Program, tuple[TokenReference, ...]]:
-    """Return what a grammar is for C, and the tokens that it names.
+    """Parse a grammar; return its program for C, and the tokens that it names.
 
     Raises:
-        GrammarError: It has a mistake, or it is too large.
+        GrammarError: The grammar has a mistake, or is too large.
     """
     if len(text) > MAX_TEXT:
-        raise GrammarError(f"the grammar has {len(text)} characters; {MAX_TEXT} is the limit")
+        raise GrammarError(f"the grammar has {len(text)} characters; the limit is {MAX_TEXT}")
     parser = _Parser(text)
     parser.run()
     if not parser.rules:
         raise GrammarError("the grammar has no rules")
     if root not in parser.defined:
         known = ", ".join(list(parser.defined)[:10])
-        raise GrammarError(f"the grammar has no rule {root!r} to start from; it has {known}")
+        raise GrammarError(f"the grammar does not define its root rule {root!r}, only {known}")
     for name, position in parser.used.items():
         if name not in parser.defined:
             parser.fail(f"the rule {name!r:.80} is not defined", position)
@@ -73,7 +75,7 @@ def parse(text: str, root: str) -> tuple[Program, tuple[TokenReference, ...]]:
 
 
 def place(text: str, position: int) -> str:
-    """Return a position as a reader counts."""
+    """Return a position as line and column, counted from 1."""
     line = text.count("\n", 0, position) + 1
     column = position - (text.rfind("\n", 0, position) + 1) + 1
     return f"line {line}, column {column}"
@@ -81,27 +83,30 @@ def place(text: str, position: int) -> str:
 
 @dataclass(slots=True)
 class _Sequence:
-    """An alternative while it is read."""
+    """An alternative that is being parsed."""
 
     symbols: list[int] = field(default_factory=list)
     last: int = 0
-    """Where the symbols of the last item begin."""
+    """Where the symbols of the last item start."""
     n_rules: int = 1
-    """How many rules llama.cpp counts for the last item."""
+    """Number of rules that llama.cpp counts for the last item."""
 
     def begin(self, n_rules: int = 1) -> None:
         self.last, self.n_rules = len(self.symbols), n_rules
 
 
 class _Parser:
-    """Reads as llama.cpp's ``llama_grammar_parser`` does, and numbers the rules alike."""
+    """Parses a grammar and numbers its rules in the same order as llama.cpp.
+
+    upstream: src/llama-grammar.cpp llama_grammar_parser: we accept what it accepts.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.pos = 0
         self.ids: dict[str, int] = {}
         self.rules: dict[int, Rule] = {}
-        self.defined: dict[str, int] = {}  # name -> where
+        self.defined: dict[str, int] = {}  # name -> position
         self.used: dict[str, int] = {}
         self.tokens: dict[str, TokenReference] = {}
         self.terminals = Terminals()
@@ -109,7 +114,7 @@ class _Parser:
         self.nesting = 0
 
     def run(self) -> None:
-        """Read all rules."""
+        """Parse all rules."""
         self.skip(_SPACE)
         while self.pos < len(self.text):
             self.rule()
@@ -118,12 +123,12 @@ class _Parser:
         return place(self.text, position)
 
     def fail(self, reason: str, position: int | None = None) -> NoReturn:
-        """Raise `GrammarError`."""
+        """Raise `GrammarError` for a position, by default the current one."""
         raise GrammarError(f"{self.place(self.pos if position is None else position)}: {reason}")
 
     def skip(self, pattern: re.Pattern[str]) -> None:
         match = pattern.match(self.text, self.pos)
-        assert match is not None, "it matches the empty text too"
+        assert match is not None, "it also matches the empty string"
         self.pos = match.end()
 
     def peek(self) -> str:
@@ -137,17 +142,17 @@ class _Parser:
         return match
 
     def rule(self) -> None:
-        """Read ``name ::= alternatives``, up to the end of its line."""
+        """Parse ``name ::= alternatives``, up to the end of the line."""
         start = self.pos
         name = self.take(_NAME, "the name of a rule").group()
         if name in self.defined:
             first = self.place(self.defined[name])
-            self.fail(f"the rule {name!r:.80} is defined a second time: first at {first}", start)
+            self.fail(f"the rule {name!r:.80} is already defined at {first}", start)
         self.defined[name] = start
         number = self.ids.setdefault(name, len(self.ids))
         self.skip(_BLANKS)
         if not self.text.startswith("::=", self.pos):
-            self.fail(f"expected '::=' after the name of the rule {name!r:.80}")
+            self.fail(f"expected '::=' after the rule name {name!r:.80}")
         self.pos += 3
         self.skip(_SPACE)
         self.alternatives(name, number, nested=False)
@@ -164,7 +169,7 @@ class _Parser:
         self.add(number, Rule(name, found))
 
     def sequence(self, name: str, *, nested: bool) -> list[int]:
-        """Read one alternative: what follows one after the other."""
+        """Parse one alternative, a sequence of items."""
         items = _Sequence()
         space = _SPACE if nested else _BLANKS
         while char := self.peek():
@@ -197,7 +202,7 @@ class _Parser:
         return items.symbols
 
     def literal(self) -> list[int]:
-        """Read ``"text"``, and return its characters."""
+        """Parse ``"text"`` and return its characters."""
         match = _LITERAL.match(self.text, self.pos)
         if match is None:
             self.fail_in_quotes('"')
@@ -206,34 +211,33 @@ class _Parser:
         return [self.terminals.chars([(code, code)]) for code in codes]
 
     def char_class(self) -> int:
-        """Read ``[a-z]``."""
+        """Parse ``[a-z]``."""
         start = self.pos
         match = _CLASS.match(self.text, self.pos)
         if match is None:
             self.fail_in_quotes("]")
-        if not match[2]:  # llama.cpp takes it for an empty text
-            self.fail(f"{match[0]} has no characters; any character is written '.'")
+        # upstream: src/llama-grammar.cpp parse_sequence: an empty class matches the empty string.
+        if not match[2]:
+            self.fail(f"{match[0]} matches no character; write '.' for any character")
         ranges: list[tuple[int, int]] = []
         for low, high in _RANGE.findall(match[2]):
             ranges.append((_code_point(low), _code_point(high or low)))
             if ranges[-1][0] > ranges[-1][1]:
-                self.fail(
-                    f"the range {low}-{high} is empty: its end is before its beginning", start
-                )
+                self.fail(f"the range {low}-{high} is empty: it ends before it starts", start)
         self.pos = match.end()
         self.count(len(ranges), start)
         return self.terminals.chars(ranges, negated=bool(match[1]))
 
     def fail_in_quotes(self, end: str) -> NoReturn:
-        """Raise for what begins here and does not come to its ``end``."""
+        """Raise for a literal or class that starts here and is not closed by ``end``."""
         start, position = self.pos, self.pos + 1
         while (char := self.text[position : position + 1]) and char != end:
             match = _ONE.match(self.text, position)
             if match is None:
                 escape = self.text[position : position + 2]
-                self.fail(f"the escape {escape!r} is unknown, or not complete", position)
+                self.fail(f"the escape {escape!r} is unknown or incomplete", position)
             position = match.end()
-        self.fail(f"there is no {end} to end what begins here", start)
+        self.fail(f"the closing {end} is missing", start)
 
     def token(self) -> int:
         start = self.pos
@@ -244,7 +248,7 @@ class _Parser:
         return self.terminals.token(self.tokens[text].number, negated=match[0].startswith("!"))
 
     def number(self, digits: str) -> int:
-        """Return a number; of one that is beyond every limit some other that is too."""
+        """Return a number; if it is beyond every limit, any other that is."""
         significant = digits.lstrip("0")
         return int(significant or "0") if len(significant) <= MAX_DIGITS else 10**MAX_DIGITS
 
@@ -255,11 +259,11 @@ class _Parser:
         return self.ids.setdefault(name, len(self.ids))
 
     def group(self, name: str) -> int:
-        """Read ``( ... )``, and return the number of the rule that it becomes."""
+        """Parse ``( ... )`` and return the number of its generated rule."""
         start = self.pos
         self.nesting += 1
         if self.nesting > MAX_NESTING:
-            self.fail(f"more than {MAX_NESTING} parentheses are open", start)
+            self.fail(f"parentheses are nested more than {MAX_NESTING} deep", start)
         self.pos += 1
         self.skip(_SPACE)
         number = self.generate()
@@ -271,17 +275,17 @@ class _Parser:
         return number
 
     def repeat(self, name: str, items: _Sequence, space: re.Pattern[str]) -> None:
-        """Read ``*``, ``+``, ``?`` or ``{m,n}``, and unfold the last item as llama.cpp does."""
+        """Parse ``*``, ``+``, ``?`` or ``{m,n}``, and unfold the last item as llama.cpp does."""
         start = self.pos
         least, most = self.bounds(space)
         repeated = items.symbols[items.last :]
         if not repeated:
-            self.fail("there is nothing before it to repeat", start)
+            self.fail("this repetition follows nothing that it could repeat", start)
         total = most or least or 1
         if items.n_rules * total > MAX_REPETITIONS:
             self.fail(
-                f"repeated {total} times, this becomes {items.n_rules * total} rules: llama.cpp "
-                f"takes at most {MAX_REPETITIONS}",
+                f"{total} repetitions unfold to {items.n_rules * total} rules; llama.cpp allows at "
+                f"most {MAX_REPETITIONS}",
                 start,
             )
         items.n_rules *= total
@@ -298,7 +302,7 @@ class _Parser:
             items.symbols.append(inner)
 
     def bounds(self, space: re.Pattern[str]) -> tuple[int, int | None]:
-        """Read how often something is repeated: at least, and at most if there is a limit."""
+        """Parse a repetition and return its minimum, and its maximum or None."""
         start, char = self.pos, self.peek()
         self.pos += 1
         if char != "{":
@@ -318,15 +322,15 @@ class _Parser:
             self.fail(f"expected '}}' for the '{{' at {self.place(start)}")
         self.pos += 1
         if max(least, most or 0) > MAX_REPETITIONS:
-            self.fail(f"llama.cpp repeats something at most {MAX_REPETITIONS} times", start)
+            self.fail(f"llama.cpp allows at most {MAX_REPETITIONS} repetitions", start)
         if most is not None and most < least:
-            self.fail(f"at least {least} times is more than at most {most} times", start)
+            self.fail(f"the minimum, {least}, is larger than the maximum, {most}", start)
         return least, most
 
     def generate(self) -> int:
-        """Return the number of a new rule, which has no name in the text."""
+        """Return the number of a new rule that has no name in the text."""
         number = len(self.ids)
-        self.ids[f"_{number}"] = number  # no name has an underscore
+        self.ids[f"_{number}"] = number  # names in the text have no underscore
         return number
 
     def add(self, number: int, rule: Rule, position: int | None = None) -> None:
@@ -336,7 +340,9 @@ class _Parser:
     def count(self, n: int, position: int | None) -> None:
         self.n_elements += n
         if self.n_elements > MAX_ELEMENTS:
-            self.fail(f"up to here the grammar unfolds to over {MAX_ELEMENTS} elements", position)
+            self.fail(
+                f"up to here, the grammar unfolds to more than {MAX_ELEMENTS} elements", position
+            )
 
 
 def _code_point(char: str) -> int:

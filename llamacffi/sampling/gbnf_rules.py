@@ -1,4 +1,4 @@
-"""The rules of a grammar: whether they can be followed, and what they are for C."""
+"""The rules of a grammar: checked for left recursion, and laid out in arrays for C."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from .._native import ffi, lib
 from ..errors import GrammarError
 
 ANY = 0x10FFFF  # the last character
-SURROGATES = 0xD800, 0xDFFF  # which are none
+SURROGATES = 0xD800, 0xDFFF  # code points that are not characters
 
 Ranges = Iterable[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule as llama.cpp has it: groups and repetitions are rules too."""
+    """A rule in llama.cpp's sense, in which groups and repetitions are rules too."""
 
     name: str
-    """The name of the rule in whose text it stands."""
+    """The name of the rule in the text that it belongs to."""
     alternatives: Sequence[Sequence[int]]
-    """Each the numbers of rules, or of `Terminals`."""
+    """The symbols of each: numbers of rules, or negative ones of `Terminals`."""
 
 
 class Terminals:
-    """The characters and tokens of a grammar; their numbers are below 0."""
+    """The characters and tokens of a grammar, numbered -1, -2 and so on."""
 
     def __init__(self) -> None:
         self.ranges: array[int] = array("I")
@@ -35,7 +35,7 @@ class Terminals:
         self._numbers: dict[object, int] = {}
 
     def chars(self, ranges: Ranges, *, negated: bool = False) -> int:
-        """Return the number of a character in some ranges, or outside of them."""
+        """Return the number for a character inside (or, negated, outside) some ranges."""
         key = tuple(characters(ranges, negated=negated))
         number = self._numbers.get(key)
         if number is None:
@@ -46,7 +46,7 @@ class Terminals:
         return number
 
     def token(self, place: int, *, negated: bool) -> int:
-        """Return the number of a token, or of any other."""
+        """Return the number for a token or, negated, for any other token."""
         kind = lib.LLAMACFFI_SLOT_NOT_TOKEN if negated else lib.LLAMACFFI_SLOT_TOKEN
         key = negated, place
         return self._numbers.get(key) or self._add(key, (kind, place, 0))
@@ -58,7 +58,7 @@ class Terminals:
 
 
 def characters(ranges: Ranges, *, negated: bool = False) -> Iterator[tuple[int, int]]:
-    """Yield ranges of characters in order, without gaps between neighbours or overlaps."""
+    """Yield ranges of characters in order, with overlapping and adjacent ranges merged."""
     found = sorted(ranges)
     if negated:
         found = list(_gaps(found))
@@ -113,23 +113,21 @@ class Program:
             keep.append(buffer := ffi.from_buffer(type_, data))
             setattr(made, name, buffer)
             setattr(made, n, len(data) // size)
-        made.n_rules -= 1  # the last is where they end
+        made.n_rules -= 1  # the last entry is where they end
         made.root = self.root
         return made, keep
 
 
 def lower(rules: Mapping[int, Rule], root: int, terminals: Terminals) -> Program:
-    """Return the arrays of rules, which have the numbers from 0 on."""
+    """Return the arrays for rules, which are numbered from 0."""
     end = lib.LLAMACFFI_SLOT_END, 0, 0
     slots, alternatives, first = array("i"), array("i"), array("i", [0])
     for number in range(len(rules)):
         for symbols in rules[number].alternatives:
             alternatives.append(len(slots) // 3)
             for symbol in symbols:
-                known = symbol < 0
-                slots.extend(
-                    terminals.slots[-1 - symbol] if known else (lib.LLAMACFFI_SLOT_RULE, symbol, 0)
-                )
+                rule = lib.LLAMACFFI_SLOT_RULE, symbol, 0
+                slots.extend(terminals.slots[-1 - symbol] if symbol < 0 else rule)
             slots.extend(end)
         first.append(len(alternatives))
     return Program(
@@ -138,9 +136,10 @@ def lower(rules: Mapping[int, Rule], root: int, terminals: Terminals) -> Program
 
 
 def check_recursion(rules: Mapping[int, Rule]) -> None:
-    """Raise `GrammarError` for rules that llama.cpp refuses: they can begin with themselves.
+    """Raise `GrammarError` for a left recursive rule, which llama.cpp rejects.
 
-    One that can be nothing but itself is none of them, as the repetition of what may be empty.
+    A rule that may consist of nothing but itself, such as the repetition of something that may be
+    empty, is allowed.
     """
     empty = _nullable(rules)
     edges = {number: list(_first(rule, empty)) for number, rule in rules.items()}
@@ -149,14 +148,14 @@ def check_recursion(rules: Mapping[int, Rule]) -> None:
         for ref, followed in refs:
             if followed and component[number] == component[ref]:
                 raise GrammarError(
-                    f"the rule {rules[number].name!r:.80} is left recursive: it can begin with "
-                    "itself.  Write what comes first in front, and repeat the rest: not "
-                    '`x ::= x "," y | y` but `x ::= y ("," y)*`'
+                    f"the rule {rules[number].name!r:.80} is left recursive: it can start with "
+                    'itself.  Use a repetition instead: `x ::= y ("," y)*` rather than '
+                    '`x ::= x "," y | y`'
                 )
 
 
 def _first(rule: Rule, empty: set[int]) -> Iterator[tuple[int, bool]]:
-    """Yield the rules that a rule can begin with, and whether something follows them."""
+    """Yield the rules that a rule can start with, and whether anything follows them."""
     for symbols in rule.alternatives:
         for i, symbol in enumerate(symbols):
             if symbol < 0:
@@ -167,7 +166,7 @@ def _first(rule: Rule, empty: set[int]) -> Iterator[tuple[int, bool]]:
 
 
 def _nullable(rules: Mapping[int, Rule]) -> set[int]:
-    """Return the rules that the empty text matches."""
+    """Return the rules that match the empty string."""
     users: dict[int, list[tuple[int, Sequence[int]]]] = {}
     found: list[int] = []
     empty: set[int] = set()
@@ -190,7 +189,7 @@ def _nullable(rules: Mapping[int, Rule]) -> set[int]:
 
 
 def _components(graph: Mapping[int, Sequence[int]]) -> dict[int, int]:
-    """Return a number for each node, the same for those that can reach each other (Tarjan)."""
+    """Number the strongly connected components; return the number of each node (Tarjan)."""
     index: dict[int, int] = {}
     low: dict[int, int] = {}
     component: dict[int, int] = {}

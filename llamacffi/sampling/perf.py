@@ -1,4 +1,4 @@
-"""How long sampling took, as data."""
+"""The performance counters of a sampler chain."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SamplerPerf:
-    """The counters of a sampler chain since it was made, or since `SamplerChain.reset_perf`.
+    """Counters of a sampler chain since its creation or the last `SamplerChain.reset_perf`.
 
     The fields are those of ``struct llama_perf_sampler_data``.
     """
 
     t_sample_ms: float | None
-    """The time in its samplers, in milliseconds; None if it was not measured."""
+    """Time spent in its samplers, in milliseconds; None if it was not measured."""
     n_sample: int
-    """How many tokens were accepted."""
+    """Number of tokens accepted."""

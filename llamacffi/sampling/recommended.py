@@ -1,4 +1,4 @@
-"""The chain of samplers that the file of a model recommends."""
+"""The chain of samplers that a model file recommends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from .token_samplers import Infill, LogitBias, Mirostat, Penalties
 if TYPE_CHECKING:
     from ..model.model import Model
 
-# As upstream's programs have them; the keys are those of the metadata.
+# upstream: common/common.h common_params_sampling: the defaults of llama.cpp's own programs.  The
+# keys are those of the metadata.
 DEFAULTS: Mapping[str, int | float | str] = {
     "sequence": "penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature",
     "top_k": 40,
@@ -30,19 +31,19 @@ DEFAULTS: Mapping[str, int | float | str] = {
     "mirostat_tau": 5.0,
     "mirostat_eta": 0.1,
 }
-# What a sequence may call them, without "_" and "-".
+# Other names that a sequence may use, without "_" and "-".
 ALIASES = {"nucleus": "topp", "temp": "temperature", "typ": "typp"}
-# They never remove the best token, which is the one with a temperature of 0; of several that are
-# equally good, one that sorts may bring another to the front.
+# At temperature 0 they change nothing, since they never remove the best token, but one that sorts
+# may put another token with an equal logit first.
 TRUNCATING = ("topk", "topp", "minp")
-# In a sequence, but there is no setting that would switch them on.
+# A sequence may name them, but no setting turns them on.
 OFF = ("dry", "topnsigma", "typp", "adaptivep")
 
 
 def chain_of(
     model: Model, settings: Mapping[str, float | str], seed: int | None
 ) -> Iterator[Sampler]:
-    """Yield the samplers that a model recommends, with ``settings`` in place of its own."""
+    """Yield the samplers that a model recommends; ``settings`` override its own."""
     for name in settings:
         if name not in DEFAULTS:
             raise TypeError(unknown_parameter(name, DEFAULTS))
@@ -63,7 +64,7 @@ def chain_of(
         for name in values["sequence"].split(";")
     ]
     names = [ALIASES.get(name, name) for name in plain]
-    truncates = temp or "infill" in names  # which must come after top-k
+    truncates = temp or "infill" in names  # infill must come after top-k
     for name in names:
         if truncates or name not in TRUNCATING:
             yield from _sampler(name, values, temp, seed)
@@ -83,11 +84,11 @@ def _check(values: Mapping[str, Any]) -> None:
 def _sampler(
     name: str, values: Mapping[str, Any], temp: float, seed: int | None
 ) -> Iterator[Sampler]:
-    """Yield the sampler of that name; none if it is off."""
+    """Yield the sampler with this name, unless it is always off."""
     if name == "penalties":
         yield Penalties(max(0, values["penalty_last_n"]), values["penalty_repeat"])
     elif name == "topk":
-        yield TopK(max(0, values["top_k"]))  # as llama.cpp, which takes what is below as "off" too
+        yield TopK(max(0, values["top_k"]))  # llama.cpp too takes negative values as "off"
     elif name == "topp":
         yield TopP(min(1.0, values["top_p"]))
     elif name == "minp":
@@ -100,6 +101,6 @@ def _sampler(
         yield Infill()
     elif name not in OFF:
         raise ArgumentError(
-            f"the sequence {values['sequence']!r} has the sampler {name!r}, which is unknown: give "
+            f"the sequence {values['sequence']!r} names an unknown sampler, {name!r}: give "
             "sequence=..., or make the chain yourself"
         )

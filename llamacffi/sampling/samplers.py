@@ -14,32 +14,32 @@ from .base import Sampler, Selecting
 if TYPE_CHECKING:
     from ..vocab.vocab import Vocab
 
-# The largest number is llama.cpp's way to say "random".
+# upstream: include/llama.h LLAMA_DEFAULT_SEED: the number after MAX_SEED asks for a random one.
 MAX_SEED = 2**32 - 2
-# Below it, scores divided by it would no longer be numbers.
+# Dividing logits by a smaller temperature could make them infinite.
 MIN_TEMP = 1e-6
-# What llama.cpp's logarithm of a probability can take.
+# upstream: src/llama-sampler.cpp llama_sampler_typical_apply: it multiplies each probability by its
+# logarithm, so that a probability of 0 gives NaN; we remove those candidates first.
 MIN_PROBABILITY = 1e-37
 
 
 @dataclass(frozen=True, slots=True)
 class Greedy(Selecting, Sampler):
-    """Choose the candidate with the highest score, of several the first.
+    """Choose the candidate with the highest logit; if several are equal, the first.
 
     Source: ``llama_sampler_init_greedy``.
     """
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_greedy()
 
 
 @dataclass(frozen=True, slots=True)
 class Dist(Selecting, Sampler):
-    """Choose at random, by probability.
+    """Choose at random, in proportion to the probabilities.
 
     Args:
-        seed: The same seed gives the same choices; None is another one each time.
+        seed: The same seed gives the same choices; None picks a random seed.
 
     Source: ``llama_sampler_init_dist``.
     """
@@ -50,7 +50,6 @@ class Dist(Selecting, Sampler):
         check_seed(self.seed)
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_dist(c_seed(self.seed))
 
 
@@ -72,17 +71,16 @@ class TopK(Sampler):
         integer("k", self.k, 0, INT32_MAX)
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_top_k(self.k)
 
 
 @dataclass(frozen=True, slots=True)
 class TopP(Sampler):
-    """Keep the best candidates that together have probability ``p``.
+    """Keep the most likely candidates whose probabilities add up to ``p``.
 
     Args:
         p: 0 to 1; 1 keeps all.
-        min_keep: Keep at least so many.
+        min_keep: Keep at least this many candidates.
 
     Source: ``llama_sampler_init_top_p``.
     """
@@ -96,17 +94,16 @@ class TopP(Sampler):
         _check_share(self.p, self.min_keep)
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_top_p(self.p, self.min_keep)
 
 
 @dataclass(frozen=True, slots=True)
 class MinP(Sampler):
-    """Keep the candidates with at least ``p`` times the probability of the best.
+    """Keep the candidates whose probability is at least ``p`` times that of the best.
 
     Args:
         p: 0 to 1; 0 keeps all.
-        min_keep: Keep at least so many.
+        min_keep: Keep at least this many candidates.
 
     Source: ``llama_sampler_init_min_p``.
     """
@@ -120,20 +117,18 @@ class MinP(Sampler):
         _check_share(self.p, self.min_keep)
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_min_p(self.p, self.min_keep)
 
 
 @dataclass(frozen=True, slots=True)
 class Typical(Sampler):
-    """Keep the candidates that are about as surprising as can be expected.
+    """Keep the candidates whose surprise (negative log-probability) is close to the entropy.
 
-    They are taken in the order of how far their surprise is from the entropy, until together they
-    have more than probability ``p``.
+    The closest come first, until their probabilities add up to more than ``p``.
 
     Args:
         p: 0 to 1; 1 keeps all.
-        min_keep: Keep at least so many.
+        min_keep: Keep at least this many candidates.
 
     Source: ``llama_sampler_init_typical``.
     """
@@ -145,20 +140,16 @@ class Typical(Sampler):
         _check_share(self.p, self.min_keep)
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_typical(self.p, self.min_keep)
 
     def _parts(self) -> Sequence[Sampler]:
-        """Return it, after what removes candidates that have no probability.
-
-        llama.cpp multiplies 0 by the logarithm of 0 there, and then keeps any.
-        """
+        """Return it, behind a sampler that removes candidates with a probability of 0."""
         return (self,) if self.p >= 1 else (MinP(MIN_PROBABILITY), self)
 
 
 @dataclass(frozen=True, slots=True)
 class TopNSigma(Sampler):
-    """Rule out candidates whose score is more than ``n`` standard deviations below the best.
+    """Rule out candidates whose logit is more than ``n`` standard deviations below the best.
 
     Args:
         n: 0 keeps all.
@@ -172,18 +163,17 @@ class TopNSigma(Sampler):
         number("n", self.n, 0)
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_top_n_sigma(self.n)
 
 
 @dataclass(frozen=True, slots=True)
 class XTC(Sampler):
-    """Now and then, exclude the top choices: all that are likely enough, but for the last of them.
+    """With some probability, remove the top choices: all above a threshold except the least likely.
 
     Args:
-        probability: How often, 0 to 1; 0 is never.
-        threshold: What is likely enough, 0 to 1; above 0.5 switches it off.
-        min_keep: Remove nothing if fewer candidates would be left.
+        probability: How often to do so, 0 to 1; 0 is never.
+        threshold: The probability that counts as a top choice, 0 to 1; above 0.5 turns XTC off.
+        min_keep: Remove nothing if fewer candidates would remain.
         seed: As for `Dist`.
 
     Source: ``llama_sampler_init_xtc``.
@@ -203,7 +193,6 @@ class XTC(Sampler):
         check_seed(self.seed)
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_xtc(
             self.probability, self.threshold, self.min_keep, c_seed(self.seed)
         )
@@ -211,10 +200,10 @@ class XTC(Sampler):
 
 @dataclass(frozen=True, slots=True)
 class Temp(Sampler):
-    """Divide the scores by ``t``: above 1 livelier, below 1 safer.
+    """Divide the logits by ``t``: above 1 more random, below 1 more deterministic.
 
     Args:
-        t: 1 changes nothing, 0 rules out all but the best; otherwise at least 1e-6.
+        t: 1 changes nothing; 0 rules out all but the best; otherwise at least 1e-6.
 
     Source: ``llama_sampler_init_temp``.
     """
@@ -225,22 +214,21 @@ class Temp(Sampler):
         check_temp(self.t)
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_temp(self.t)
 
 
 @dataclass(frozen=True, slots=True)
 class TempExt(Sampler):
-    """Divide the scores by a temperature that depends on how certain the model is.
+    """Divide the logits by a temperature that depends on the entropy of the candidates.
 
-    It is ``t - delta``, but not negative, where the model is certain, and ``t + delta`` where all
-    candidates are equally likely.
+    The temperature is ``t - delta`` (at least 0) where one candidate is certain, and ``t + delta``
+    where all candidates are equally likely.
 
     Args:
         t: As for `Temp`.
-        delta: How far it may be from ``t``; 0 makes it a `Temp`.
-        exponent: Of the entropy, divided by the highest possible one; above 1 the temperature stays
-            low for longer.
+        delta: How far the temperature may differ from ``t``; 0 gives a `Temp`.
+        exponent: Power to which the normalized entropy is raised; above 1 the temperature stays
+            low over a wider range.
 
     Source: ``llama_sampler_init_temp_ext``.
     """
@@ -257,17 +245,16 @@ class TempExt(Sampler):
         number("exponent", self.exponent, 0)
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_temp_ext(self.t, self.delta, self.exponent)
 
 
 @dataclass(frozen=True, slots=True)
 class MirostatV2(Selecting, Sampler):
-    """Choose at random, from so many candidates that the surprise comes near ``tau``.
+    """Choose at random, truncating the candidates so that the average surprise approaches ``tau``.
 
     Args:
-        tau: The surprise to aim at, in bits.
-        eta: How fast it adapts, 0 to 1.
+        tau: The target surprise, in bits.
+        eta: The learning rate, 0 to 1.
         seed: As for `Dist`.
 
     Source: ``llama_sampler_init_mirostat_v2``.
@@ -281,20 +268,19 @@ class MirostatV2(Selecting, Sampler):
         check_mirostat(self.tau, self.eta, self.seed)
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_mirostat_v2(c_seed(self.seed), self.tau, self.eta)
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveP(Selecting, Sampler):
-    """Choose at random, near a probability that makes the choices come near ``target``.
+    """Choose at random, so that the average probability of the chosen tokens approaches ``target``.
 
-    It needs most candidates to work with: put only a mild `MinP` in front of it.  A clone of it
-    begins its random numbers anew, since llama.cpp does not copy those.
+    It needs most candidates to work with: put only a mild `MinP` before it.  A clone restarts its
+    random numbers, because llama.cpp does not copy them.
 
     Args:
-        target: The probability to aim at, 0 to 1; a negative one makes it a `Dist`.
-        decay: How long it remembers, 0 to 0.99: about ``1 / (1 - decay)`` tokens.
+        target: The target probability, 0 to 1; a negative value gives a `Dist`.
+        decay: How slowly the average forgets, 0 to 0.99: it spans about ``1 / (1 - decay)`` tokens.
         seed: As for `Dist`.
 
     Source: ``llama_sampler_init_adaptive_p``.
@@ -310,30 +296,28 @@ class AdaptiveP(Selecting, Sampler):
         check_seed(self.seed)
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_adaptive_p(self.target, self.decay, c_seed(self.seed))
 
 
 @dataclass(frozen=True, slots=True)
 class Unsorted(Sampler):
-    """Say that the candidates are in no order, after a sampler that does not say so itself.
+    """Mark the candidates as unsorted, after a sampler that leaves that mark stale.
 
-    A `SamplerChain` adds it where it is needed.  Source: ``llamacffi_sampler_init_unsorted``.
+    A `SamplerChain` adds it where needed.  Source: ``llamacffi_sampler_init_unsorted``.
     """
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
         return lib.llamacffi_sampler_init_unsorted()
 
 
 def check_seed(seed: int | None) -> None:
-    """Check the seed of a random choice."""
+    """Check a seed."""
     if seed is not None:
-        integer("seed", seed, 0, MAX_SEED, "; None is a random one")
+        integer("seed", seed, 0, MAX_SEED, "; None picks a random one")
 
 
 def c_seed(seed: int | None) -> int:
-    """Return a seed as C takes it."""
+    """Return a seed as C expects it."""
     return lib.LLAMA_DEFAULT_SEED if seed is None else seed
 
 
@@ -345,7 +329,7 @@ def check_temp(t: float, name: str = "t") -> None:
 
 
 def check_mirostat(tau: float, eta: float, seed: int | None) -> None:
-    """Check what the two versions of Mirostat have in common."""
+    """Check the arguments that both versions of Mirostat share."""
     number("tau", tau, 0, 100)
     number("eta", eta, 0, 1)
     check_seed(seed)

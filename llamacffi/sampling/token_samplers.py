@@ -1,4 +1,4 @@
-"""Samplers that know the tokens themselves, and so must be made for a vocabulary."""
+"""Samplers that look at the tokens themselves, and so are made for one vocabulary."""
 
 from __future__ import annotations
 
@@ -19,40 +19,42 @@ if TYPE_CHECKING:
 
     from ..vocab.vocab import Vocab
 
-# llama.cpp makes room for so many at once.
+# upstream: src/llama-sampler.cpp ring_buffer: it allocates room for all of them at once.
 MAX_LAST_N = 2**24
-# Further from zero, sorting by score would no longer be exact.
+# upstream: src/llama-sampler.cpp llama_token_data_array_partial_sort: it sorts a logit into a
+# bucket
+# whose number is an int, which overflows far from zero.
 MAX_BIAS = 1e6
-# llama.cpp cuts longer ones, also within a character.
+# upstream: common/common.h common_params_sampling: the defaults of Penalties, DRY and Mirostat.
+# upstream: src/llama-sampler.cpp MAX_CHAR_LEN: it cuts longer ones, even inside a character.
 MAX_BREAKER_BYTES = 40
 
 
 class TokenSampler(Sampler):
-    """The description of a sampler that is made for a vocabulary."""
+    """The description of a sampler that is made for one vocabulary."""
 
     __slots__ = ()
 
     _needs_vocab: ClassVar[bool] = True
 
     def _make(self, vocab: Vocab | None) -> Any:
-        """Make it in C."""
-        assert vocab is not None, "the chain sees to it"
+        assert vocab is not None, "the chain waits until it has one"
         return self._make_for(vocab)
 
     def _make_for(self, vocab: Vocab) -> Any:
-        """Make it in C for a vocabulary."""
+        """Make it in C for a vocabulary; return the pointer, which has no owner yet."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
 class Penalties(TokenSampler):
-    """Make tokens that were accepted lately less likely.
+    """Make recently accepted tokens less likely.
 
     Args:
-        last_n: How many of the last tokens count, up to 2^24; 0 switches it off.
-        repeat: Divide positive scores of those by it, and multiply negative ones; 1.0 is off.
-        freq: Subtract it for each time that the token was accepted; 0.0 is off.
-        present: Subtract it if the token was accepted at all; 0.0 is off.
+        last_n: Number of recent tokens to consider, up to 2^24; 0 turns the penalties off.
+        repeat: Divide their positive logits and multiply their negative logits by this; 1.0 is off.
+        freq: Subtract this once for each occurrence of the token; 0.0 is off.
+        present: Subtract this once if the token occurs at all; 0.0 is off.
 
     Source: ``llama_sampler_init_penalties``.
     """
@@ -69,7 +71,6 @@ class Penalties(TokenSampler):
         number("present", self.present)
 
     def _make_for(self, vocab: Vocab) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_penalties(
             len(vocab), self.last_n, self.repeat, self.freq, self.present
         )
@@ -77,18 +78,18 @@ class Penalties(TokenSampler):
 
 @dataclass(frozen=True, slots=True)
 class DRY(TokenSampler):
-    """Don't repeat yourself: make tokens less likely that would continue a repetition.
+    """Don't repeat yourself: penalize tokens that would continue a repetition.
 
     A token that would make a repeated sequence longer than ``allowed_length`` loses
     ``multiplier * base ** (length - allowed_length)``.
 
     Args:
-        multiplier: 0.0 switches it off.
-        base: At least 1.
-        allowed_length: Repetitions up to this length are free.
-        last_n: How many of the last tokens are searched, up to 2^24; 0 switches it off.
-        seq_breakers: Texts that end a sequence, of 1 to 40 bytes.  To find the tokens that have
-            them takes a moment for each, when the chain is made.
+        multiplier: Strength of the penalty; 0.0 turns it off.
+        base: How fast the penalty grows with the length of the repetition; at least 1.
+        allowed_length: Longest repetition without a penalty.
+        last_n: Number of recent tokens to search, up to 2^24; 0 turns the penalty off.
+        seq_breakers: Texts of 1 to 40 bytes that end a sequence.  Each adds a moment to making the
+            chain, which looks for the tokens that contain it.
 
     Source: ``llama_sampler_init_dry``.
     """
@@ -109,13 +110,16 @@ class DRY(TokenSampler):
             n = len(check_text("seq_breakers", breaker))
             if not 1 <= n <= MAX_BREAKER_BYTES:
                 raise ArgumentError(
-                    f"the sequence breaker {breaker!r} has {n} bytes, not 1 to {MAX_BREAKER_BYTES}"
+                    f"a sequence breaker must have 1 to {MAX_BREAKER_BYTES} bytes, but {breaker!r} "
+                    f"has {n}"
                 )
 
     def _make_for(self, vocab: Vocab) -> Any:
-        """Make it in C."""
         if not lib.llama_vocab_type(vocab.ptr) and self.seq_breakers:
-            raise UnsupportedError("the model has no vocabulary to find sequence breakers in")
+            raise UnsupportedError(
+                "DRY() needs a vocabulary to find sequence breakers, and this model has none: give "
+                "seq_breakers=()"
+            )
         breakers, _kept = c_strings(self.seq_breakers)
         return lib.llama_sampler_init_dry(
             *(vocab.ptr, self.multiplier, self.base, self.allowed_length, self.last_n),
@@ -125,15 +129,15 @@ class DRY(TokenSampler):
 
 @dataclass(frozen=True, slots=True)
 class Mirostat(Selecting, TokenSampler):
-    """Choose at random, so that the surprise comes near ``tau``; the algorithm's first version.
+    """Choose at random, so that the average surprise approaches ``tau``; the first version.
 
-    `MirostatV2` is simpler and better behaved: where the model is certain for long, this one ends
-    up with always taking the best.
+    `MirostatV2` is simpler and more robust: where the model is certain for a long stretch, this
+    version ends up always taking the best token.
 
     Args:
-        tau: The surprise to aim at, in bits.
-        eta: How fast it adapts, 0 to 1.
-        m: How many candidates it estimates from, at least 2.
+        tau: The target surprise, in bits.
+        eta: The learning rate, 0 to 1.
+        m: Number of candidates to estimate from, at least 2.
         seed: As for `Dist`.
 
     Source: ``llama_sampler_init_mirostat``.
@@ -149,7 +153,6 @@ class Mirostat(Selecting, TokenSampler):
         integer("m", self.m, 2, INT32_MAX)
 
     def _make_for(self, vocab: Vocab) -> Any:
-        """Make it in C."""
         return lib.llama_sampler_init_mirostat(
             len(vocab), c_seed(self.seed), self.tau, self.eta, self.m
         )
@@ -157,10 +160,10 @@ class Mirostat(Selecting, TokenSampler):
 
 @dataclass(frozen=True, slots=True)
 class LogitBias(TokenSampler):
-    """Add to the scores of some tokens.
+    """Add a bias to the logits of some tokens.
 
     Args:
-        bias: What to add for each token: -1e6 to 1e6, or ``-math.inf`` to rule it out.
+        bias: What to add to the logit of each token: -1e6 to 1e6, or ``-math.inf`` to rule it out.
 
     Source: ``llama_sampler_init_logit_bias``.
     """
@@ -189,18 +192,17 @@ class LogitBias(TokenSampler):
 
     @classmethod
     def eog(cls, vocab: Vocab) -> Self:
-        """Return one that rules out the tokens that end a generation."""
+        """Return a bias that rules out the tokens that end a generation."""
         check_object("vocab", vocab, "Vocab")
         return cls(dict.fromkeys(vocab.eog_tokens, -math.inf))
 
     @classmethod
     def suppress(cls, vocab: Vocab) -> Self:
-        """Return one that rules out what the model's metadata wants never to be generated."""
+        """Return a bias that rules out the tokens that the model's metadata says to suppress."""
         check_object("vocab", vocab, "Vocab")
         return cls(dict.fromkeys(vocab.suppress_tokens, -math.inf))
 
     def _make_for(self, vocab: Vocab) -> Any:
-        """Make it in C."""
         for token in self.bias:
             vocab.check_one(token)
         array = ffi.new("llama_logit_bias[]", list(self.bias.items()))
@@ -209,10 +211,10 @@ class LogitBias(TokenSampler):
 
 @dataclass(frozen=True, slots=True)
 class MinTokens(TokenSampler):
-    """Rule out the tokens that end a generation, until so many tokens were accepted.
+    """Rule out the tokens that end a generation until ``n`` tokens have been accepted.
 
     Args:
-        n: How many; 0 switches it off.
+        n: Minimum number of tokens; 0 turns it off.
 
     Source: ``llamacffi_sampler_init_min_tokens``.
     """
@@ -223,7 +225,6 @@ class MinTokens(TokenSampler):
         integer("n", self.n, 0, INT32_MAX)
 
     def _make_for(self, vocab: Vocab) -> Any:
-        """Make it in C."""
         ends = vocab.eog_tokens
         array = ffi.new("llama_token[]", ends)
         return lib.llamacffi_sampler_init_min_tokens(array, len(ends), self.n)
@@ -231,10 +232,10 @@ class MinTokens(TokenSampler):
 
 @dataclass(frozen=True, slots=True)
 class Infill(TokenSampler):
-    """For fill-in-the-middle: end early, and count tokens that begin alike as one.
+    """For fill-in-the-middle: end early, and merge candidates where one is a prefix of another.
 
-    It compares every candidate with every other, so a chain must have `TopK` before it.  Put `TopP`
-    there too.
+    It compares every pair of candidates, so a chain must have `TopK` before it.  Put `TopP` there
+    too.
 
     Source: ``llama_sampler_init_infill``.
     """
@@ -242,24 +243,25 @@ class Infill(TokenSampler):
     _sorts: ClassVar[bool] = True
 
     def _make_for(self, vocab: Vocab) -> Any:
-        """Make it in C."""
         if vocab.eot is None and vocab.eos is None:
-            raise UnsupportedError("Infill() needs a vocabulary with a token that ends a text")
+            raise UnsupportedError(
+                "Infill() needs an EOT or EOS token, and the vocabulary has neither"
+            )
         return lib.llama_sampler_init_infill(vocab.ptr)
 
 
 def c_strings(texts: Sequence[str]) -> tuple[Any, object]:
-    """Return a ``const char *[]``, and what must be kept as long as C reads it."""
+    """Return a ``const char *[]``, and what must stay alive while C reads it."""
     strings = [ffi.new("char[]", text.encode()) for text in texts]
     return ffi.new("const char *[]", strings), strings
 
 
 def check_texts(name: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Return texts as a tuple; one text is not a sequence of them."""
+    """Return texts as a tuple; reject a single text."""
     if isinstance(texts, str | bytes):
-        raise TypeError(f"{name} must be a sequence of texts, not one: [{texts!r}]")
+        raise TypeError(f"{name} must be a sequence of texts, not a single one: give [{texts!r}]")
     return tuple(elements(name, texts, "texts"))
 
 
 def _check_last_n(last_n: int) -> None:
-    integer("last_n", last_n, 0, MAX_LAST_N, "; for the whole context give its n_ctx")
+    integer("last_n", last_n, 0, MAX_LAST_N, "; give n_ctx to cover the whole context")

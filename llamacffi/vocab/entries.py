@@ -291,3 +291,13 @@ class Entries(Pointer):
     def _special(self, function: Callable[..., int]) -> int | None:
         token: int = self._call(function)
         return None if token == lib.LLAMA_TOKEN_NULL else token
+
+
+def sorted_pieces(vocab: Entries) -> Any:
+    """Return the texts of all tokens, sorted in C, for the grammars of a vocabulary."""
+    return vocab._pieces
+
+
+def textless_tokens(vocab: Entries) -> dict[str, list[int]]:
+    """Return the tokens that are generated without text, by the text that stands for them."""
+    return vocab._textless

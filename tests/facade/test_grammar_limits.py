@@ -89,7 +89,7 @@ def test_a_token_takes_a_bounded_time(model, chain, kind):
     n_accepted = len(seconds) - bool(refusal)
     assert n_accepted == ENDS.get(kind, n_accepted) >= 1
     assert bool(refusal) == (kind in ENDS)
-    assert "does not allow the token" in refusal or not refusal
+    assert "does not allow token" in refusal or not refusal
 
 
 def test_a_token_that_takes_too_many_steps_is_an_error(model, chain):
@@ -134,7 +134,7 @@ def test_the_limit_of_a_token_holds_for_a_large_vocabulary(vocabularies, chain, 
     ("text", "message"),
     [
         ("root ::= " + "(" * 200_000 + '"a"' + ")" * 200_000, "parentheses"),
-        ('root ::= "a"{5,3}', "at least 5 times is more than at most 3"),
+        ('root ::= "a"{5,3}', "the minimum, 5, is larger than the maximum, 3"),
         ('root ::= "a"{2000}{2000}', "at most 2000"),
         ('x ::= "a"{2000}\n' + "root ::= " + "((x{1999} x){1999} x){1999} " * 200, "unfolds|2000"),
         ("root ::= <[" + "9" * 5000 + "]>", None),
@@ -387,7 +387,7 @@ def test_the_search_for_a_trigger_costs_the_same_anywhere(model, chain):
     assert min(parts[5:]) < 3 * min(parts[:5])
     for char in "<go>":
         one.accept(IDS[f"<0x{ord(char):02X}>"])
-    with pytest.raises(GrammarError, match="does not begin"):
+    with pytest.raises(GrammarError, match="does not match the start"):
         one.accept(IDS["<0x3E>"])
 
 

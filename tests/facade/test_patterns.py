@@ -86,7 +86,7 @@ PIECES = st.sampled_from(
 # What C++ takes, and a trigger must not have: where that is, and what the error says.
 NOT_IN_TRIGGERS = {
     r"(?:[*+?]|\{[0-9,]+\}){4}": "over 3 repetitions follow each other",
-    r"\(\?[=!]|\\1": "it looks at the text more than once",
+    r"\(\?[=!]|\\1": "would read the text more than once",
 }
 
 

@@ -87,21 +87,15 @@ PRIVATE: dict[tuple[str, str], str] = {
     ("generation.step", "_token_range"): "the inlined step of one token",
     ("generation.step", "_value"): "the inlined step of one token",
     ("generation.step", "_vocab"): "the inlined step of one token",
-    ("generation.stops", "_textless"): "its owner has no function for it yet",
     ("model.making", "_origin"): "its owner has no function for it yet",
     ("model.making", "_pieces"): "its owner has no function for it yet",
     ("model.saving", "_check_weights"): "its owner has no function for it yet",
     ("model.saving", "_divided"): "its owner has no function for it yet",
-    ("sampling.candidates", "_vocab"): "its owner has no function for it yet",
     ("sampling.chain", "_lock"): "chains and contexts know each other",
     ("sampling.chain", "_samplers"): "chains and contexts know each other",
     ("sampling.chain", "_take_clone"): "chains and contexts know each other",
     ("sampling.chain", "_vocab"): "chains and contexts know each other",
     ("sampling.chain_base", "_drop"): "chains and contexts know each other",
-    ("sampling.grammar", "_pieces"): "its owner has no function for it yet",
-    ("sampling.python", "_over"): "its owner has no function for it yet",
-    ("sampling.python", "_release"): "its owner has no function for it yet",
-    ("sampling.python", "_sorted_is_told"): "its owner has no function for it yet",
 }
 
 

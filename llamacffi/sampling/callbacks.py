@@ -1,9 +1,9 @@
-"""Samplers in Python, as C sees them: the callbacks, and what runs behind them.
+"""Callbacks through which C runs samplers that are written in Python.
 
-C holds a ``struct llama_sampler`` whose ``ctx`` leads to a `ChainedRunner`.  Who owns the chain
-keeps that, and C has nothing to free.  An exception cannot go through C: it is stored, the
-candidates are left so that any sampler can work with them, and `SamplerChain` raises it when the
-call is over.
+C holds a ``struct llama_sampler`` whose ``ctx`` is a handle to a `ChainedRunner`.  The owner of the
+chain keeps the handle alive, so C has nothing to free.  An exception cannot pass through C: it is
+stored, the candidates are left in a state that any sampler can work with, and `SamplerChain` raises
+it after the call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.values import INT32_MAX
 from .._native import ffi, lib
-from .candidates import Candidates, problem, token_data
+from .candidates import Candidates, lend, problem, token_data
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """What a sampler in Python does; it has the state of one chain."""
+    """What a sampler in Python does in one chain; it holds the state for that chain."""
 
     sampler: Sampler
-    """Its description."""
+    """The description that it was made from."""
     name: str
 
     def apply(self, candidates: Candidates) -> None:
@@ -35,18 +35,18 @@ class Runner:
         raise NotImplementedError
 
     def accept(self, token: int) -> None:
-        """Take notice of a token."""
+        """Record that a token was chosen."""
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget the tokens accepted so far."""
 
     def clone(self) -> Runner:
-        """Return another one in the same state."""
+        """Return a copy in the same state."""
         raise NotImplementedError
 
 
 class CandidateBuffer:
-    """Memory for the candidates of one chain, which C fills and numpy looks into."""
+    """Memory for the candidates of one chain: C fills it, and numpy arrays view it."""
 
     __slots__ = ("array", "base", "data", "size")
 
@@ -58,13 +58,13 @@ class CandidateBuffer:
         self.size: int = n
 
     def has(self, struct: Any) -> bool:
-        """Return whether the candidates of a struct are in this memory."""
+        """Return whether the candidates of a struct lie in this memory."""
         offset = int(ffi.cast("uintptr_t", struct.data)) - self.base
         return bool(offset >= 0 and offset + struct.size * self.array.itemsize <= self.array.nbytes)
 
 
 class ChainedRunner:
-    """A `Runner` in a chain."""
+    """A `Runner` that a chain in C calls."""
 
     __slots__ = ("c_name", "chain", "clones", "error", "room", "runner")
 
@@ -72,38 +72,38 @@ class ChainedRunner:
         self.runner: Runner = runner
         self.error: BaseException | None = None
         self.c_name: Any = ffi.new("char[]", runner.name.encode())
-        # The handles of its clones in C, until the owner of the clones takes them.
+        # The handles of clones that C has made, until the owner of the cloned chain takes them.
         self.clones: list[Any] = []
         self.chain: Any = None
-        """The ``struct llamacffi_chain`` that it is in."""
+        """The ``struct llamacffi_chain`` that it belongs to."""
         self.room: CandidateBuffer | None = None
-        """The memory for the candidates of that chain."""
+        """The candidate buffer of that chain."""
 
     def make(self) -> tuple[Any, Any]:
-        """Make it in C.
+        """Make the sampler in C.
 
         Returns:
-            The handle that leads C here and must be kept as long as it, and the pointer.
+            The handle that leads C here, which must outlive the sampler, and the pointer.
         """
         handle = ffi.new_handle(self)
         return handle, lib.llama_sampler_init(_interface(), handle)
 
     def fail(self, error: BaseException) -> None:
-        """Store what was raised, and let C know."""
+        """Store an exception, and tell C that the sampler failed."""
         if self.error is None:
             self.error = error
         if self.chain is not None:
             self.chain.failed = True
 
     def apply(self, struct: Any) -> None:
-        """Let the runner work on what C gives."""
+        """Let the runner work on the candidates that C passes."""
         if not struct.size:
             return
         room = self.room
         if room is not None and room.has(struct):
             self._apply(struct, room.array, room.base)
             return
-        # C's own memory, which arrays that somebody keeps would outlive: the runner gets a copy.
+        # This memory is C's, and a numpy array that the runner keeps would outlive it: lend a copy.
         n, original = struct.size, struct.data
         copy = CandidateBuffer(n)
         ffi.memmove(copy.data, original, n * copy.array.itemsize)
@@ -115,30 +115,15 @@ class ChainedRunner:
             struct.data = original
 
     def _apply(self, struct: Any, memory: npt.NDArray[Any], base: int) -> None:
-        candidates = Candidates._over(struct, memory, base)
-        try:
-            self.runner.apply(candidates)
-        finally:
-            told = candidates._sorted_is_told
-            candidates._release()
-        if not told:
-            struct.sorted = False
+        lend(struct, memory, base, self.runner.apply)
         n_vocab = INT32_MAX if self.chain is None else self.chain.n_vocab
         if code := lib.llamacffi_candidates_check(struct, n_vocab):
             raise problem(code)
 
 
-def running(sampler: Any) -> ChainedRunner | None:
-    """Return what runs behind a ``struct llama_sampler *``, if that is in Python."""
-    if sampler.iface != _interface():
-        return None
-    found: ChainedRunner = ffi.from_handle(sampler.ctx)
-    return found
-
-
 @cache
 def _interface() -> Any:
-    """Return the ``struct llama_sampler_i`` of all samplers in Python; it is never freed."""
+    """Return the ``struct llama_sampler_i`` that all samplers in Python share, and never free."""
     interface = ffi.new("struct llama_sampler_i *")
     interface.name = lib.llamacffi_on_sampler_name
     interface.accept = lib.llamacffi_on_sampler_accept
@@ -149,10 +134,10 @@ def _interface() -> Any:
 
 
 def _callback(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Register an ``extern "Python"`` function, whose first argument is the sampler."""
+    """Register an ``extern "Python"`` function whose first argument is the sampler."""
 
     def interrupted(_type: Any, error: BaseException, traceback: Any) -> None:
-        # Raised before the `try`: by the handler of a signal.
+        # A signal handler has raised this before the function reached its `try`.
         ChainedRunner.fail(ffi.from_handle(traceback.tb_frame.f_locals["sampler"].ctx), error)
 
     ffi.def_extern(name=function.__name__, onerror=interrupted)(function)
@@ -161,54 +146,54 @@ def _callback(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @_callback
 def llamacffi_on_sampler_name(sampler: Any) -> Any:
-    """Return its name, which lives as long as the sampler."""
+    """Return the name of a sampler; the string lives as long as the sampler."""
     return ffi.from_handle(sampler.ctx).c_name
 
 
 @_callback
 def llamacffi_on_sampler_accept(sampler: Any, token: int) -> None:
-    """Pass on a token."""
-    one: ChainedRunner = ffi.from_handle(sampler.ctx)
+    """Pass an accepted token to the runner."""
+    chained: ChainedRunner = ffi.from_handle(sampler.ctx)
     try:
-        one.runner.accept(token)
-    except BaseException as error:  # KeyboardInterrupt too must come out of the call
-        one.fail(error)
+        chained.runner.accept(token)
+    except BaseException as error:  # KeyboardInterrupt too must reach the caller
+        chained.fail(error)
 
 
 @_callback
 def llamacffi_on_sampler_apply(sampler: Any, candidates: Any) -> None:
-    """Let it work on the candidates."""
-    one: ChainedRunner = ffi.from_handle(sampler.ctx)
+    """Let the runner work on the candidates."""
+    chained: ChainedRunner = ffi.from_handle(sampler.ctx)
     try:
-        if one.error is None:
-            one.apply(candidates)
+        if chained.error is None:
+            chained.apply(candidates)
     except BaseException as error:
-        one.fail(error)
-    if one.error is not None and candidates.size:
-        # Whatever is left there, the samplers after it can work with this.
+        chained.fail(error)
+    if chained.error is not None and candidates.size:
+        # Whatever it has left, the samplers after it can work with this.
         candidates.size, candidates.selected = 1, -1
         candidates.data[0] = (0, 0.0, 1.0)
 
 
 @_callback
 def llamacffi_on_sampler_reset(sampler: Any) -> None:
-    """Begin anew."""
-    one: ChainedRunner = ffi.from_handle(sampler.ctx)
+    """Forget the tokens accepted so far."""
+    chained: ChainedRunner = ffi.from_handle(sampler.ctx)
     try:
-        one.runner.reset()
+        chained.runner.reset()
     except BaseException as error:
-        one.fail(error)
+        chained.fail(error)
 
 
 @_callback
 def llamacffi_on_sampler_clone(sampler: Any) -> Any:
-    """Return a sampler in the same state; one that does nothing if that fails."""
-    one: ChainedRunner = ffi.from_handle(sampler.ctx)
+    """Return a sampler in the same state; on failure, one that shares the runner."""
+    chained: ChainedRunner = ffi.from_handle(sampler.ctx)
     try:
-        other = ChainedRunner(one.runner.clone())
+        other = ChainedRunner(chained.runner.clone())
     except BaseException as error:
-        one.fail(error)
-        other = ChainedRunner(one.runner)
+        chained.fail(error)
+        other = ChainedRunner(chained.runner)
     handle, pointer = other.make()
-    one.clones.append(handle)
+    chained.clones.append(handle)
     return pointer

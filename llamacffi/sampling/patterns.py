@@ -1,4 +1,4 @@
-"""The patterns of a lazy grammar, as programs that look at each character once."""
+"""The trigger patterns of a lazy grammar, compiled to programs that read each character once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .._core.regex import (
 from .._native import ffi, lib
 from ..errors import ArgumentError
 
-# Each character costs as many steps at most.
+# Upper bound on the work for one character of text.
 MAX_STEPS = 5000
 MAX_GROUPS = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Trigger:
-    """A regular expression as ``struct llamacffi_pattern`` has it."""
+class Pattern:
+    """A regular expression, compiled for ``struct llamacffi_pattern``."""
 
     steps: bytes
     ranges: bytes
@@ -44,11 +44,11 @@ class Trigger:
         return [steps, ranges]
 
 
-def trigger(pattern: str) -> Trigger:
-    """Return what a regular expression is for C.
+def compile_pattern(pattern: str) -> Pattern:
+    """Compile a regular expression for C.
 
     Raises:
-        ArgumentError: It is none, or it needs more than a look at each character.
+        ArgumentError: It is not a regular expression, or it would read a character twice.
     """
     compiler = _Compiler()
     compiler.save(0)
@@ -56,10 +56,12 @@ def trigger(pattern: str) -> Trigger:
     compiler.save(1)
     compiler.emit(lib.LLAMACFFI_PATTERN_MATCH)
     steps = array("i", [number for step in compiler.steps for number in step])
-    return Trigger(steps.tobytes(), compiler.ranges.tobytes(), 2 * compiler.n_groups + 2)
+    return Pattern(steps.tobytes(), compiler.ranges.tobytes(), 2 * compiler.n_groups + 2)
 
 
 class _Compiler:
+    """Translates the nodes of a parsed expression into steps."""
+
     def __init__(self) -> None:
         self.steps: list[list[int]] = []
         self.ranges = array("I")
@@ -69,7 +71,7 @@ class _Compiler:
         if len(self.steps) >= MAX_STEPS:
             raise ArgumentError(
                 f"its repetitions unfold to more than {MAX_STEPS} steps; repeat fewer times, or "
-                "without a limit (* and +), which takes two steps more"
+                "without a limit (* or +), which adds only two steps"
             )
         self.steps.append([op, a, b])
         return self.steps[-1]
@@ -90,7 +92,9 @@ class _Compiler:
                 self.repeated(node)
             case Group(item, number):
                 if number > MAX_GROUPS:
-                    raise ArgumentError(f"it has over {MAX_GROUPS} groups; write (?:...) for some")
+                    raise ArgumentError(
+                        f"it has more than {MAX_GROUPS} groups; make some of them (?:...)"
+                    )
                 self.n_groups = max(self.n_groups, number)
                 self.save(2 * number)
                 self.node(item)
@@ -99,7 +103,9 @@ class _Compiler:
                 self.emit(getattr(lib, f"LLAMACFFI_PATTERN_{ASSERTIONS[kind]}"))
             case Look() | Back():
                 what = "(?=...) and (?!...)" if isinstance(node, Look) else "\\1"
-                raise ArgumentError(f"it looks at the text more than once: {what} cannot be used")
+                raise ArgumentError(
+                    f"{what} would read the text more than once: write the pattern without"
+                )
 
     def chars(self, ranges: Any) -> None:
         first, end = len(self.ranges) // 2, -1
@@ -140,7 +146,7 @@ class _Compiler:
             self.branch(split, inside, node.greedy)
 
     def branch(self, split: list[int], inside: int, greedy: bool) -> None:
-        """Let a split go inside or to what comes next, the preferred first."""
+        """Let a split lead inside or past the repetition, the preferred one first."""
         outside = len(self.steps)
         split[1:] = (inside, outside) if greedy else (outside, inside)
 

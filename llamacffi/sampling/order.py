@@ -1,4 +1,4 @@
-"""The order of the samplers of a chain: what cannot be, and what C needs in between."""
+"""The order of the samplers in a chain: what is forbidden, and what C needs between them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,23 @@ from .token_samplers import Infill
 
 
 def check_order(samplers: Sequence[Sampler]) -> None:
-    """Check what llama.cpp would do wrong with samplers in this order."""
+    """Reject an order of samplers that llama.cpp would get wrong."""
     reduced = False
     for i, sampler in enumerate(samplers):
         if not isinstance(sampler, Sampler):
-            raise TypeError(f"not a sampler: {sampler!r:.80}")
+            raise TypeError(f"a SamplerChain takes samplers, not {sampler!r:.80}")
         if sampler.selects and i + 1 < len(samplers):
             raise ArgumentError(
-                f"{sampler!r:.80} chooses the token, so {samplers[i + 1]!r:.80} after it would "
-                "spoil that: it must be the last"
+                f"{sampler!r:.80} chooses the token, so it must come last: move "
+                f"{samplers[i + 1]!r:.80} before it"
             )
         reduced = reduced or (isinstance(sampler, TopK) and sampler.k > 0)
         if isinstance(sampler, Infill) and not reduced:
-            raise ArgumentError(
-                "Infill() compares each candidate with each other: put TopK before it"
-            )
+            raise ArgumentError("Infill() compares every pair of candidates: put TopK before it")
 
 
 def plan_of(samplers: Sequence[Sampler]) -> tuple[Sampler, ...]:
-    """Return what is made in C for a chain, in order."""
+    """Return the samplers to make in C for a chain, in order."""
     plan: list[Sampler] = []
     in_order = False
     for sampler in samplers:
@@ -42,7 +40,7 @@ def plan_of(samplers: Sequence[Sampler]) -> tuple[Sampler, ...]:
 
 
 def reseeded(sampler: Sampler, seed: int | None) -> Sampler:
-    """Return a sampler with another seed, if it has one."""
+    """Return a sampler with another seed, if it takes one."""
     if "seed" in {field.name for field in fields(sampler)}:  # type: ignore[arg-type]  # all are
         return replace(sampler, seed=seed)  # type: ignore[type-var]  # all samplers are dataclasses
     return sampler
