@@ -4,7 +4,6 @@
 // can count: where a rule is ambiguous their number doubles with each character.
 #include "grammar.hpp"
 
-#include "guard.hpp"
 #include "llamacffi/grammar.h"
 #include "llamacffi/sampling.h"
 
@@ -189,9 +188,7 @@ int32_t grammar_prepare(llama_sampler *sampler, llama_token token) { return Gram
 } // namespace llamacffi
 
 llamacffi_pieces *llamacffi_pieces_init(const llama_vocab *vocab) {
-    return llamacffi::guarded("llamacffi_pieces_init", [&] {
-        return new llamacffi_pieces{std::make_shared<llamacffi::Pieces>(vocab)};
-    });
+    return new llamacffi_pieces{std::make_shared<llamacffi::Pieces>(vocab)};
 }
 
 void llamacffi_pieces_free(llamacffi_pieces *pieces) { delete pieces; }
@@ -201,32 +198,30 @@ llama_sampler *llamacffi_sampler_init_grammar(const llamacffi_grammar_rules *sou
                                               const int32_t *triggers, int32_t n_triggers,
                                               const llamacffi_pieces *pieces) {
     using namespace llamacffi;
-    return guarded("llamacffi_sampler_init_grammar", [&] {
-        auto rules = std::make_shared<Rules>();
-        for (int32_t i = 0; i < source->n_slots; ++i) {
-            const int32_t *one = source->slots + 3 * i;
-            const bool token = one[0] == SLOT_TOKEN || one[0] == SLOT_NOT_TOKEN;
-            rules->slots.push_back({one[0], token ? tokens[one[1]] : one[1], one[2]});
+    auto rules = std::make_shared<Rules>();
+    for (int32_t i = 0; i < source->n_slots; ++i) {
+        const int32_t *one = source->slots + 3 * i;
+        const bool token = one[0] == SLOT_TOKEN || one[0] == SLOT_NOT_TOKEN;
+        rules->slots.push_back({one[0], token ? tokens[one[1]] : one[1], one[2]});
+    }
+    rules->alternatives.assign(source->alternatives, source->alternatives + source->n_alternatives);
+    rules->first.assign(source->first, source->first + source->n_rules + 1);
+    for (int32_t i = 0; i < source->n_ranges; ++i) {
+        rules->ranges.push_back({source->ranges[2 * i], source->ranges[2 * i + 1]});
+    }
+    rules->root = source->root;
+    for (int32_t k = 0; k < n_patterns; ++k) {
+        Pattern &pattern = rules->patterns.emplace_back();
+        for (int32_t i = 0; i < patterns[k].n_steps; ++i) {
+            const int32_t *one = patterns[k].steps + 3 * i;
+            pattern.steps.push_back({one[0], one[1], one[2]});
         }
-        rules->alternatives.assign(source->alternatives, source->alternatives + source->n_alternatives);
-        rules->first.assign(source->first, source->first + source->n_rules + 1);
-        for (int32_t i = 0; i < source->n_ranges; ++i) {
-            rules->ranges.push_back({source->ranges[2 * i], source->ranges[2 * i + 1]});
+        for (int32_t i = 0; i < patterns[k].n_ranges; ++i) {
+            pattern.ranges.push_back({patterns[k].ranges[2 * i], patterns[k].ranges[2 * i + 1]});
         }
-        rules->root = source->root;
-        for (int32_t k = 0; k < n_patterns; ++k) {
-            Pattern &pattern = rules->patterns.emplace_back();
-            for (int32_t i = 0; i < patterns[k].n_steps; ++i) {
-                const int32_t *one = patterns[k].steps + 3 * i;
-                pattern.steps.push_back({one[0], one[1], one[2]});
-            }
-            for (int32_t i = 0; i < patterns[k].n_ranges; ++i) {
-                pattern.ranges.push_back({patterns[k].ranges[2 * i], patterns[k].ranges[2 * i + 1]});
-            }
-            pattern.n_saved = patterns[k].n_saved;
-        }
-        rules->triggers.assign(triggers, triggers + n_triggers);
-        rules->pieces = pieces->shared;
-        return new_grammar(std::make_unique<Grammar>(std::move(rules)));
-    });
+        pattern.n_saved = patterns[k].n_saved;
+    }
+    rules->triggers.assign(triggers, triggers + n_triggers);
+    rules->pieces = pieces->shared;
+    return new_grammar(std::make_unique<Grammar>(std::move(rules)));
 }

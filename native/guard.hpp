@@ -1,4 +1,4 @@
-// The wrapper around one function of llama.cpp; guard.cpp, which is generated, has one line for each.
+// The wrapper around one C function.  The generated guards.cpp has a line for each function.
 #pragma once
 
 #include "guard.h"
@@ -14,34 +14,54 @@
 
 namespace llamacffi {
 
-// Finds a function of a library that was loaded after us; throws if there is none.
+// Finds a function in a library that was loaded after this module; throws if no library has it.
 void *find_late(const char *function);
 
-// Leaves a failure for the Python frame that made the call.
+// Stores a failure, which the Python frame that made the call raises.
 void set_failure(const char *function, const char *message) noexcept;
 
-// The "C" locale, which llama.cpp takes for granted: it writes metadata with the decimal point of the
-// process, and a program may have set one that is a comma.
+// The "C" locale, which llama.cpp assumes: it writes metadata with the decimal point of the process, and
+// a program may have set a locale in which that is a comma.
 inline locale_t plain_locale() {
     static const locale_t plain = newlocale(LC_ALL_MASK, "C", nullptr);
     return plain;
 }
 
-// Whether the calling thread has a stack that is large enough to compute; if not, a failure is left.
+// Whether the stack of the calling thread is large enough to compute; if not, stores a failure.
 bool has_stack(const char *function) noexcept;
+
+constexpr bool is_same(const char *one, const char *other) {
+    return *one == *other && (!*one || is_same(one + 1, other + 1));
+}
 
 constexpr bool begins(const char *name, const char *prefix) {
     return !*prefix || (*name == *prefix && begins(name + 1, prefix + 1));
 }
 
-// Whether a function builds or runs graphs, or reads files, which takes more stack than the smallest
-// that a thread can have.  The others must work everywhere: they free, too.
+// The name of a function in errors: our own functions that stand in for one of llama.h bear its name.
+constexpr const char *name_in_errors(const char *name) {
+    constexpr const char *names[][2] = {
+        {"llamacffi_context_new", "llama_init_from_model"},
+        {"llamacffi_adapter_load", "llama_adapter_lora_init_from_file_ptr"},
+        {"llamacffi_adapter_free", "llama_adapter_lora_free"},
+        {"llamacffi_quantize", "llama_model_quantize"}};
+    for (const auto &one : names) {
+        if (is_same(name, one[0])) {
+            return one[1];
+        }
+    }
+    return name;
+}
+
+// Whether a function builds or runs graphs, or reads files, which takes more stack than the smallest that
+// a thread can have.  The other functions must work on any stack, since they include those that free.
 constexpr bool needs_stack(const char *name) {
     constexpr const char *prefixes[] = {
         "llama_decode", "llama_encode", "llama_process", "llama_init_from_model", "llama_model_load_",
         "llama_model_init_from_", "llama_model_quantize", "llama_model_save_", "llama_opt_",
         "llama_adapter_lora_init", "ggml_graph_compute", "ggml_backend_graph_compute",
-        "ggml_backend_sched_graph_compute", "mtmd_init", "mtmd_encode", "mtmd_helper_"};
+        "ggml_backend_sched_graph_compute", "mtmd_init", "mtmd_encode", "mtmd_helper_",
+        "llamacffi_graph_describe", "llamacffi_memory_update", "llamacffi_reserve"};
     for (const char *prefix : prefixes) {
         if (begins(name, prefix)) {
             return true;
@@ -50,7 +70,7 @@ constexpr bool needs_stack(const char *name) {
     return false;
 }
 
-// As long as it lives, the thread is inside a guard, and in the "C" locale.
+// While it exists, the thread is inside a guard and uses the "C" locale.
 struct Enter {
     Enter() : outside(uselocale(plain_locale())), further_out(llamacffi_guard.locale) {
         llamacffi_guard.locale = outside;
@@ -68,18 +88,18 @@ struct Enter {
     void *const further_out;
 };
 
-// Runs `body` under a guard: what it throws is left for the Python frame that made the call, in the
-// name of `function`, and the result means nothing.
+// Runs `body` under a guard.  If it throws, stores the failure under the name of `function` for the Python
+// frame that made the call, and returns a result to be ignored.
 template <typename Body> auto guarded(const char *function, const Body &body) -> decltype(body()) {
     if (llamacffi_guard.depth > 0) {
-        return body(); // C calls back into C: the guard further out catches
+        return body(); // the outer guard catches
     }
     try {
         Enter enter;
         return body();
 #if __has_include(<cxxabi.h>)
     } catch (abi::__forced_unwind &) {
-        throw; // a thread is being ended, which nobody may stop
+        throw; // the thread is being cancelled, which must not be stopped
 #endif
     } catch (const std::exception &error) {
         set_failure(function, error.what());
@@ -104,8 +124,8 @@ struct Guarded<Function, Result(Arguments...)> {
         return guarded(Function::name, [&] { return target()(arguments...); });
     }
 
-    // The reference to the function is weak: it is null if the function is in a backend, which is
-    // loaded at run time, or in no library at all.
+    // References to functions of llama.cpp are weak: null if the function is in a backend, which is loaded
+    // at run time, or in no library at all.
     static Pointer target() {
         if (Pointer linked = Function::linked()) {
             return linked;
@@ -120,12 +140,16 @@ struct Guarded<Function, Result(Arguments...)> {
 
 } // namespace llamacffi
 
-// Defines `llamacffi_guarded_f`, a constant that points to the wrapper of f.
+// Defines `llamacffi_guarded_f`, a constant that points to the wrapper of f: a function of llama.cpp,
 #define LLAMACFFI_GUARD(f)                                                                         \
     extern "C" decltype(f) f __attribute__((weak));                                                \
+    LLAMACFFI_GUARD_OWN(f)
+
+// or a function of this module.
+#define LLAMACFFI_GUARD_OWN(f)                                                                     \
     namespace {                                                                                    \
     struct guard_of_##f {                                                                          \
-        static constexpr const char *name = #f;                                                    \
+        static constexpr const char *name = llamacffi::name_in_errors(#f);                         \
         static decltype(&::f) linked() { return &::f; }                                            \
     };                                                                                             \
     }                                                                                              \

@@ -1,5 +1,4 @@
 // Which libraries there are in this process, and what they were built from.
-#include "guard.hpp"
 #include "has.h" // generated
 #include "llamacffi/libraries.h"
 

@@ -5,7 +5,6 @@
 // what holds it is a single call, which nothing can interrupt, and a finalizer needs no Python for it.
 #include "planning.hpp"
 
-#include "guard.hpp"
 #include "has.h" // generated
 #include "llama.h"
 #include "llamacffi/planning.h"
@@ -26,35 +25,23 @@ std::recursive_mutex &planning() { return *mutex; }
 using llamacffi::Planning;
 
 llama_context *llamacffi_context_new(llama_model *model, const llama_context_params *params) {
-    return llamacffi::guarded("llama_init_from_model", [&]() -> llama_context * {
-        if (!llamacffi::has_stack("llama_init_from_model")) {
-            return nullptr;
-        }
-        Planning planning;
-        return llama_init_from_model(model, *params);
-    });
+    Planning planning;
+    return llama_init_from_model(model, *params);
 }
 
 llama_adapter_lora *llamacffi_adapter_load(llama_model *model, FILE *file) {
-    return llamacffi::guarded("llama_adapter_lora_init_from_file_ptr", [&]() -> llama_adapter_lora * {
 #if LLAMACFFI_HAS_llama_adapter_lora_init_from_file_ptr
-        if (!llamacffi::has_stack("llama_adapter_lora_init_from_file_ptr")) {
-            return nullptr;
-        }
-        Planning planning;
-        return llama_adapter_lora_init_from_file_ptr(model, file);
+    Planning planning;
+    return llama_adapter_lora_init_from_file_ptr(model, file);
 #else
-        (void)model, (void)file;
-        throw std::runtime_error("this llama.cpp cannot read an adapter from an open file");
+    (void)model, (void)file;
+    throw std::runtime_error("this llama.cpp cannot read an adapter from an open file");
 #endif
-    });
 }
 
 void llamacffi_adapter_free(llama_adapter_lora *adapter) {
-    llamacffi::guarded("llama_adapter_lora_free", [&] {
-        Planning planning;
-        llama_adapter_lora_free(adapter);
-    });
+    Planning planning;
+    llama_adapter_lora_free(adapter);
 }
 
 void llamacffi_planning_stop(void) { llamacffi::planning().lock(); }

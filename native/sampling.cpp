@@ -1,13 +1,11 @@
 // Choosing a token with a chain of samplers so that grammars fail closed, and two small samplers.
 #include "compat.hpp"
 #include "grammar.hpp"
-#include "guard.hpp"
 #include "llama.h"
 #include "llamacffi/sampling.h"
 
 #include <cmath>
 #include <cstdlib>
-#include <exception>
 #include <memory>
 #include <stdexcept>
 #include <vector>
@@ -15,17 +13,6 @@
 namespace {
 
 using Candidates = llama_token_data_array;
-
-// Runs `body` under a guard of its own, as the generated wrappers do for llama.cpp's functions.
-template <typename Body> auto guarded(const char *function, Body body) -> decltype(body()) {
-    try {
-        llamacffi::Enter enter;
-        return body();
-    } catch (const std::exception &error) {
-        llamacffi::set_failure(function, error.what());
-    }
-    return decltype(body())();
-}
 
 // --- Candidates ----------------------------------------------------------------------------------
 
@@ -248,7 +235,7 @@ const llama_sampler_i unsorted = {
 } // namespace
 
 int32_t llamacffi_candidates(llama_context *context, int32_t i, llama_token_data *data) {
-    return guarded("llamacffi_candidates", [&] { return fill(context, i, data); });
+    return fill(context, i, data);
 }
 
 int32_t llamacffi_candidates_check(const Candidates *candidates, int32_t n_vocab) {
@@ -256,49 +243,36 @@ int32_t llamacffi_candidates_check(const Candidates *candidates, int32_t n_vocab
 }
 
 int32_t llamacffi_chain_sample(llamacffi_chain *chain, llama_context *context, int32_t i) {
-    return guarded("llamacffi_chain_sample", [&] {
-        return limited([&] { return sample(*chain, context, i); });
-    });
+    return limited([&] { return sample(*chain, context, i); });
 }
 
 int32_t llamacffi_chain_apply(llamacffi_chain *chain, Candidates *candidates) {
-    return guarded("llamacffi_chain_apply", [&] {
-        return limited([&] { return apply(*chain, *candidates); });
-    });
+    return limited([&] { return apply(*chain, *candidates); });
 }
 
 int32_t llamacffi_chain_accept(llamacffi_chain *chain, int32_t token) {
-    return guarded("llamacffi_chain_accept", [&] {
-        chain->failed = false;
-        return limited([&] { return accept(*chain, token); });
-    });
+    chain->failed = false;
+    return limited([&] { return accept(*chain, token); });
 }
 
 void llamacffi_chain_accept_prompt(llamacffi_chain *chain, const int32_t *tokens, int32_t n_tokens) {
-    guarded("llamacffi_chain_accept_prompt", [&] {
-        chain->failed = false;
-        const int32_t n = llama_sampler_chain_n(chain->sampler);
-        for (int32_t k = 0; k < n; ++k) {
-            llama_sampler *sampler = llama_sampler_chain_get(chain->sampler, k);
-            if (llamacffi::is_grammar(sampler) || sampler->iface == &min_tokens) {
-                continue;
-            }
-            for (int32_t t = 0; t < n_tokens && !chain->failed; ++t) {
-                llama_sampler_accept(sampler, tokens[t]);
-            }
+    chain->failed = false;
+    const int32_t n = llama_sampler_chain_n(chain->sampler);
+    for (int32_t k = 0; k < n; ++k) {
+        llama_sampler *sampler = llama_sampler_chain_get(chain->sampler, k);
+        if (llamacffi::is_grammar(sampler) || sampler->iface == &min_tokens) {
+            continue;
         }
-        return 0;
-    });
+        for (int32_t t = 0; t < n_tokens && !chain->failed; ++t) {
+            llama_sampler_accept(sampler, tokens[t]);
+        }
+    }
 }
 
 llama_sampler *llamacffi_sampler_init_min_tokens(const int32_t *ends, int32_t n_ends, int32_t n) {
-    return guarded("llamacffi_sampler_init_min_tokens", [&] {
-        return new_min_tokens({n, std::vector<llama_token>(ends, ends + n_ends), 0});
-    });
+    return new_min_tokens({n, std::vector<llama_token>(ends, ends + n_ends), 0});
 }
 
 llama_sampler *llamacffi_sampler_init_unsorted(void) {
-    return guarded("llamacffi_sampler_init_unsorted", [&] {
-        return llama_sampler_init(const_cast<llama_sampler_i *>(&unsorted), nullptr);
-    });
+    return llama_sampler_init(const_cast<llama_sampler_i *>(&unsorted), nullptr);
 }

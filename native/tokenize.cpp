@@ -1,5 +1,4 @@
 // Tokens from texts and texts from tokens, on stacks that suffice, one or many at once.
-#include "guard.hpp"
 #include "llamacffi/tokenize.h"
 #include "stack.hpp"
 #include "tokenizer.hpp"
@@ -17,8 +16,6 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
-
-using llamacffi::guarded;
 
 namespace {
 
@@ -247,18 +244,14 @@ size_t llamacffi_stack_per_byte(const llama_vocab *vocab) {
     if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_BPE) {
         return 0; // only this one uses regular expressions
     }
-    return guarded("llamacffi_stack_per_byte", [&]() -> size_t {
-        constexpr size_t few = 8, many = 512;
-        const size_t with_few = stack_used(vocab, few), with_many = stack_used(vocab, many);
-        const size_t per_character = with_many > with_few ? (with_many - with_few) / (many - few) : 0;
-        return per_character < 16 ? 0 : 2 * per_character; // below, it is no recursion
-    });
+    constexpr size_t few = 8, many = 512;
+    const size_t with_few = stack_used(vocab, few), with_many = stack_used(vocab, many);
+    const size_t per_character = with_many > with_few ? (with_many - with_few) / (many - few) : 0;
+    return per_character < 16 ? 0 : 2 * per_character; // below, it is no recursion
 }
 
 llamacffi_tokenizer *llamacffi_tokenizer_new(const llama_vocab *vocab, const char *templates, int64_t size) {
-    return guarded("llamacffi_tokenizer_new", [&] {
-        return new llamacffi_tokenizer(vocab, {templates, static_cast<size_t>(size)});
-    });
+    return new llamacffi_tokenizer(vocab, {templates, static_cast<size_t>(size)});
 }
 
 void llamacffi_tokenizer_free(llamacffi_tokenizer *tokenizer) { delete tokenizer; }
@@ -266,31 +259,25 @@ void llamacffi_tokenizer_free(llamacffi_tokenizer *tokenizer) { delete tokenizer
 int32_t llamacffi_tokenize(const llamacffi_tokenizer *tokenizer, const char *text, int64_t length,
                            llama_token *tokens, int32_t size, bool add_special, bool parse_special,
                            size_t stack_per_byte) {
-    return guarded("llamacffi_tokenize", [&] {
-        return tokenizer->tokenize({text, static_cast<size_t>(length)}, tokens, size,
-                                   {add_special, parse_special, stack_per_byte});
-    });
+    return tokenizer->tokenize({text, static_cast<size_t>(length)}, tokens, size,
+                               {add_special, parse_special, stack_per_byte});
 }
 
 llamacffi_tokens *llamacffi_tokens_begin(const llamacffi_tokenizer *tokenizer, const char *text,
                                          int64_t length, bool add_special, bool parse_special,
                                          size_t stack_per_byte) {
-    return guarded("llamacffi_tokens_begin", [&] {
-        return new llamacffi_tokens(*tokenizer, {text, static_cast<size_t>(length)},
-                                    {add_special, parse_special, stack_per_byte});
-    });
+    return new llamacffi_tokens(*tokenizer, {text, static_cast<size_t>(length)},
+                                {add_special, parse_special, stack_per_byte});
 }
 
 bool llamacffi_tokens_more(llamacffi_tokens *tokens) {
-    return guarded("llamacffi_tokens_more", [&] {
-        const auto until = std::chrono::steady_clock::now() + pause;
-        while (tokens->advance()) {
-            if (std::chrono::steady_clock::now() > until) {
-                return true;
-            }
+    const auto until = std::chrono::steady_clock::now() + pause;
+    while (tokens->advance()) {
+        if (std::chrono::steady_clock::now() > until) {
+            return true;
         }
-        return false;
-    });
+    }
+    return false;
 }
 
 int64_t llamacffi_tokens_size(const llamacffi_tokens *tokens) {
@@ -305,42 +292,37 @@ void llamacffi_tokens_free(llamacffi_tokens *tokens) { delete tokens; }
 
 int32_t llamacffi_detokenize(const llama_vocab *vocab, const llama_token *tokens, int64_t n_tokens,
                              char *text, int32_t size, const llamacffi_text_style *style) {
-    return guarded("llamacffi_detokenize",
-                   [&] { return detokenize(vocab, tokens, n_tokens, text, size, *style); });
+    return detokenize(vocab, tokens, n_tokens, text, size, *style);
 }
 
 llamacffi_sequences *llamacffi_tokenize_all(const llamacffi_tokenizer *tokenizer, const char *text,
                                             const int64_t *starts, int64_t n_texts, bool add_special,
                                             bool parse_special, size_t stack_per_byte,
                                             int32_t n_threads) {
-    return guarded("llamacffi_tokenize_all", [&] {
-        int64_t longest = 0;
-        for (int64_t i = 0; i < n_texts; ++i) {
-            longest = std::max(longest, starts[i + 1] - starts[i]);
-        }
-        longest = std::min(longest, piece_usual); // a longer piece gets a stack of its own
-        const int64_t useful = 1 + (starts[n_texts] - starts[0]) / bytes_per_thread;
-        const auto room = [&](int64_t i) { return starts[i + 1] - starts[i] + 8; };
-        const auto make = [&](int64_t i, llama_token *tokens, int32_t size) {
-            return tokenizer->tokenize({text + starts[i], static_cast<size_t>(starts[i + 1] - starts[i])},
-                                       tokens, size, {add_special, parse_special, stack_per_byte});
-        };
-        return make_all<llama_token>(n_texts, std::min<int64_t>(n_threads, useful),
-                                     stack_for(longest, stack_per_byte), room, make);
-    });
+    int64_t longest = 0;
+    for (int64_t i = 0; i < n_texts; ++i) {
+        longest = std::max(longest, starts[i + 1] - starts[i]);
+    }
+    longest = std::min(longest, piece_usual); // a longer piece gets a stack of its own
+    const int64_t useful = 1 + (starts[n_texts] - starts[0]) / bytes_per_thread;
+    const auto room = [&](int64_t i) { return starts[i + 1] - starts[i] + 8; };
+    const auto make = [&](int64_t i, llama_token *tokens, int32_t size) {
+        return tokenizer->tokenize({text + starts[i], static_cast<size_t>(starts[i + 1] - starts[i])},
+                                   tokens, size, {add_special, parse_special, stack_per_byte});
+    };
+    return make_all<llama_token>(n_texts, std::min<int64_t>(n_threads, useful),
+                                 stack_for(longest, stack_per_byte), room, make);
 }
 
 llamacffi_sequences *llamacffi_detokenize_all(const llama_vocab *vocab, const llama_token *tokens,
                                               const int64_t *starts, int64_t n_sequences,
                                               const llamacffi_text_style *style, int32_t n_threads) {
-    return guarded("llamacffi_detokenize_all", [&] {
-        const int64_t useful = 1 + (starts[n_sequences] - starts[0]) / bytes_per_thread;
-        const auto room = [&](int64_t i) { return 8 * (starts[i + 1] - starts[i]) + 64; };
-        const auto make = [&](int64_t i, char *text, int32_t size) {
-            return detokenize(vocab, tokens + starts[i], starts[i + 1] - starts[i], text, size, *style);
-        };
-        return make_all<char>(n_sequences, std::min<int64_t>(n_threads, useful), stack_base, room, make);
-    });
+    const int64_t useful = 1 + (starts[n_sequences] - starts[0]) / bytes_per_thread;
+    const auto room = [&](int64_t i) { return 8 * (starts[i + 1] - starts[i]) + 64; };
+    const auto make = [&](int64_t i, char *text, int32_t size) {
+        return detokenize(vocab, tokens + starts[i], starts[i + 1] - starts[i], text, size, *style);
+    };
+    return make_all<char>(n_sequences, std::min<int64_t>(n_threads, useful), stack_base, room, make);
 }
 
 int64_t llamacffi_sequences_failed(const llamacffi_sequences *sequences) {

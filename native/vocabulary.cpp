@@ -1,6 +1,5 @@
 // What a file says of its vocabulary, looked at before llama.cpp reads it: with some it would not come to an
 // end, overflow the stack, or end the process.
-#include "guard.hpp"
 #include "llamacffi/vocabulary.h"
 
 #include "gguf.h"
@@ -14,8 +13,6 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
-
-using llamacffi::guarded;
 
 namespace {
 
@@ -266,8 +263,6 @@ std::string check(const gguf_context *gguf, std::string_view kind, uint64_t n_du
 
 int32_t llamacffi_vocab_fault(const gguf_context *gguf, const char *kind, uint64_t n_dummies, char *text,
                               size_t size) {
-    return guarded("llamacffi_vocab_fault", [&] {
-        const std::string wrong = check(gguf, kind, n_dummies);
-        return std::snprintf(text, size, "%s", wrong.c_str());
-    });
+    const std::string wrong = check(gguf, kind, n_dummies);
+    return std::snprintf(text, size, "%s", wrong.c_str());
 }

@@ -2,7 +2,6 @@
 // Without this file, llamacffi cannot inspect the graph of a context.
 #include "ggml-backend.h"
 #include "ggml.h"
-#include "guard.hpp"
 #include "llama-ext.h"    // llama_graph_reserve: exported, but not in llama.h yet
 #include "llama-memory.h" // of which kind a memory is
 #include "llamacffi/graph.h"
@@ -187,22 +186,17 @@ void check_hybrid(llama_context *context, ggml_cgraph *graph, char (&problem)[25
 
 void llamacffi_graph_describe(llama_context *context, uint32_t n_tokens, uint32_t n_seqs,
                               uint32_t n_outputs, llamacffi_graph *graph) {
-    try {
-        llamacffi::Enter enter;
-        llamacffi::Planning planning;
-        const llama_vocab *vocab = llama_model_get_vocab(llama_get_model(context));
-        ggml_cgraph *reserved = llama_graph_reserve(context, n_tokens, n_seqs, n_outputs);
-        if (!reserved) {
-            throw std::runtime_error("no memory for the graph");
-        }
-        *graph = describe(reserved, llama_vocab_n_tokens(vocab));
-        check_hybrid(context, reserved, graph->problem);
-#ifndef LLAMACFFI_WITHOUT_TURNING
-        if (!graph->problem[0]) {
-            llamacffi::look_at_keys(*context, reserved, *graph);
-        }
-#endif
-    } catch (const std::exception &error) {
-        llamacffi::set_failure("llamacffi_graph_describe", error.what());
+    llamacffi::Planning planning;
+    const llama_vocab *vocab = llama_model_get_vocab(llama_get_model(context));
+    ggml_cgraph *reserved = llama_graph_reserve(context, n_tokens, n_seqs, n_outputs);
+    if (!reserved) {
+        throw std::runtime_error("not enough memory for the graph");
     }
+    *graph = describe(reserved, llama_vocab_n_tokens(vocab));
+    check_hybrid(context, reserved, graph->problem);
+#ifndef LLAMACFFI_WITHOUT_TURNING
+    if (!graph->problem[0]) {
+        llamacffi::look_at_keys(*context, reserved, *graph);
+    }
+#endif
 }

@@ -1,18 +1,13 @@
 // Work that llama.cpp defers to the next decode.
 // Without this file, llamacffi cannot apply updates that a memory defers to the next decode.
-#include "guard.hpp"
 #include "llama-context.h" // the functions are exported, but only as members
 #include "llamacffi/abort.h"
 #include "llamacffi/pending.h"
 #include "planning.hpp"
 
 void llamacffi_reserve(llama_context *context) {
-    llamacffi::guarded("llamacffi_reserve", [&] {
-        if (llamacffi::has_stack("llamacffi_reserve")) {
-            llamacffi::Planning planning;
-            context->sched_reserve();
-        }
-    });
+    llamacffi::Planning planning;
+    context->sched_reserve();
 }
 
 namespace {
@@ -30,15 +25,10 @@ struct Unstoppable {
 } // namespace
 
 void llamacffi_memory_update(llama_context *context, llamacffi_abort_flag *flag) {
-    llamacffi::guarded("llamacffi_memory_update", [&] {
-        if (!llamacffi::has_stack("llamacffi_memory_update")) {
-            return;
-        }
-        {
-            llamacffi::Planning planning;
-            context->sched_reserve(); // as decode does: the update's graph is within what is reserved
-        }
-        Unstoppable unstoppable(context, flag);
-        context->memory_update(false);
-    });
+    {
+        llamacffi::Planning planning;
+        context->sched_reserve(); // as decode does: the update's graph is within what is reserved
+    }
+    Unstoppable unstoppable(context, flag);
+    context->memory_update(false);
 }

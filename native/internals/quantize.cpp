@@ -1,7 +1,6 @@
 // Quantization that reports progress and can be stopped, by means of what llama.cpp logs meanwhile.
 // Without this file, llamacffi cannot quantize with progress.
 #include "ggml.h"
-#include "guard.hpp"
 #include "llama-ext.h" // the type of a file's tensors: exported, but not in llama.h yet
 #include "llama.h"
 #include "llamacffi/quantize.h"
@@ -46,11 +45,9 @@ void watch_log(int level, const char *text) {
 
 uint32_t llamacffi_quantize(const char *source, const char *target, const llama_model_quantize_params *params,
                             llamacffi_message_callback on_message, void *user_data) {
-    return llamacffi::guarded("llama_model_quantize", [&] {
-        const Watch told = {on_message, user_data};
-        Watching watching(&told);
-        return llama_model_quantize(source, target, params);
-    });
+    const Watch told = {on_message, user_data};
+    Watching watching(&told);
+    return llama_model_quantize(source, target, params);
 }
 
 int32_t llamacffi_ftype_type(int32_t ftype) {

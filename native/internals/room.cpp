@@ -1,7 +1,6 @@
 // Whether there is enough memory for what llama.cpp allocates where a failure would end the process.
 // Without this file, llamacffi cannot check whether there is room for a snapshot.
 #include "ggml-cpp.h"
-#include "guard.hpp"
 #include "llama-io.h"     // how a memory is written
 #include "llama-memory.h" // its functions are virtual
 #include "llamacffi/room.h"
@@ -62,21 +61,17 @@ size_t llamacffi_snapshot_description(uint64_t n_tensors) {
 
 void llamacffi_snapshot_size(llama_context *context, int32_t seq_id, uint32_t flags,
                              llamacffi_snapshot *snapshot) {
-    llamacffi::guarded("llamacffi_snapshot_size", [&] {
-        Counter counter;
-        llama_get_memory(context)->state_write(counter, seq_id, flags);
-        *snapshot = {};
-        for (const auto &[type, buffer] : counter.buffers) {
-            (ggml_backend_buft_is_host(type) ? snapshot->n_host : snapshot->n_device) += buffer.n_bytes;
-            snapshot->n_tensors += buffer.n_tensors;
-        }
-    });
+    Counter counter;
+    llama_get_memory(context)->state_write(counter, seq_id, flags);
+    *snapshot = {};
+    for (const auto &[type, buffer] : counter.buffers) {
+        (ggml_backend_buft_is_host(type) ? snapshot->n_host : snapshot->n_device) += buffer.n_bytes;
+        snapshot->n_tensors += buffer.n_tensors;
+    }
 }
 
 bool llamacffi_snapshot_fits(llama_context *context, int32_t seq_id, uint32_t flags, bool data) {
-    return llamacffi::guarded("llamacffi_snapshot_fits", [&] {
-        Counter counter;
-        llama_get_memory(context)->state_write(counter, seq_id, flags);
-        return fits(counter, data);
-    });
+    Counter counter;
+    llama_get_memory(context)->state_write(counter, seq_id, flags);
+    return fits(counter, data);
 }

@@ -1,7 +1,6 @@
 // Whether cached keys can be shifted to other positions (rotated): tried out, since no backend tells.
 // Without this file, llamacffi cannot check whether cached keys can be shifted.
 #include "ggml-cpp.h"
-#include "guard.hpp"
 #include "llama-context.h" // what rotary positions are computed with
 #include "llama-model.h"   // the shapes of the layers
 #include "llamacffi/turning.h"
@@ -422,7 +421,6 @@ int32_t llamacffi_try_turning(const llama_context *context, int32_t type, bool o
                               const llamacffi_graph *graph, char *reason, size_t size) {
     reason[0] = '\0';
     try {
-        llamacffi::Enter enter;
         if (context->get_model().hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
             return LLAMACFFI_TURNS; // there is nothing to do
         }

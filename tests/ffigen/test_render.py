@@ -161,6 +161,13 @@ def test_the_guard_is_for_all_but_variadic_functions(api, headers):
     assert "_cffi_f_go" in source
 
 
+def test_the_guard_is_for_our_own_functions_too(plant, headers, tmp_path):
+    tree = plant(tmp_path, "")
+    named = {one.name for one in guarded(read_api(preprocess(headers, tree), headers, tree))}
+    assert {"llamacffi_chain_sample", "llamacffi_vocab_fault"} <= named
+    assert named.isdisjoint({"llamacffi_abort_requested", "llamacffi_log_checkpoint"})
+
+
 def test_generate_is_deterministic_and_writes_only_what_changed(plant, headers, tmp_path):
     def run(text: str) -> set[str]:
         tree = plant(tmp_path / "tree", text)

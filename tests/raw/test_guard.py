@@ -314,3 +314,8 @@ def test_no_debugger_is_started(run_python, demo_path, tmp_path, end, wanted):
     if not wanted:
         frames = [line for line in result.stderr.splitlines() if "(+0x" in line or "bt -" in line]
         assert not frames
+
+
+def test_our_own_functions_have_guards_too():
+    with pytest.raises(NativeError, match="llamacffi_check_regex"):
+        lib.llamacffi_check_regex(b"(")
