@@ -1,4 +1,4 @@
-"""Run the benchmarks and print them as one table; `python -m bench.threads` has more on threads.
+"""Run the benchmarks and print them as one table; `python -m bench.threads` measures threads.
 
 Question: how much slower is the package than C, or than raw calls of the same library?  The two
 sides of a row are measured alternately in one run, so that a busy machine disturbs both alike; the
@@ -22,7 +22,7 @@ from .measure import PAIRS, alternately, nanoseconds, row
 
 
 def main() -> None:
-    """Print where this ran and what it measured."""
+    """Run the benchmarks; print the machine, the versions and the results."""
     commit = ffi.string(lib.ggml_commit()).decode()
     print(f"llamacffi {llamacffi.__version__}, llama.cpp {commit[:12]}")
     print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, medians of pairs\n")
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def calls() -> None:
-    """Compare a guarded call with one of the same kind that has no guard."""
+    """Compare a guarded call with a similar one without a guard."""
     guarded, plain = alternately(
         lambda: nanoseconds(lib.llama_max_devices), lambda: nanoseconds(lib.llamacffi_log_count)
     )
@@ -45,7 +45,7 @@ def calls() -> None:
 
 
 def imports() -> None:
-    """Time the import in fresh processes, without the start of Python itself."""
+    """Time the import in fresh processes, excluding the start of Python itself."""
     code = "import time; t = time.perf_counter(); import llamacffi; print(time.perf_counter() - t)"
     seconds = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)

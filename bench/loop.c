@@ -1,4 +1,4 @@
-/* The loop that the facade is measured against: decode, sample, detokenize, in C alone. */
+/* The loop that the facade is measured against: decode, sample, detokenize, in pure C. */
 #include "llama.h"
 
 #include <time.h>
@@ -10,7 +10,7 @@ static double now(void) {
 }
 
 /* Generate `n` tokens after the last output of `ctx`.  Writes them to `tokens`, adds the bytes of their
- * text to `*n_bytes`, and returns the seconds that it took; a negative number if a call failed. */
+ * text to `*n_bytes`, and returns the seconds taken, or a negative number if a call failed. */
 double bench_loop(struct llama_context *ctx, struct llama_sampler *sampler, int32_t n,
                   llama_token *tokens, int64_t *n_bytes) {
     const struct llama_vocab *vocab = llama_model_get_vocab(llama_get_model(ctx));

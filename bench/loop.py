@@ -1,7 +1,7 @@
 """The loop of generation against the same loop in C: the same library, context and thread pool.
 
-Question: how much of the speed of C does a decode-sample-detokenize loop through the facade keep,
-when the model is so small that Python shows, and when it is of a usual size?
+Question: how fast, relative to C, is a decode-sample-detokenize loop through the facade, with a
+model so small that Python's share shows, and with one of a usual size?
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ def nanoseconds(function: Callable[[], object], calls: int = CALLS) -> float:
 def alternately(
     first: Callable[[], float], second: Callable[[], float], pairs: int = PAIRS
 ) -> tuple[list[float], list[float]]:
-    """Measure two things in turn, so that a busy machine disturbs both alike.
+    """Measure two things alternately, so that a busy machine disturbs both alike.
 
-    Which of them goes first changes with each pair.
+    The order changes with each pair.
     """
     firsts, seconds = [], []
     for i in range(pairs):
@@ -42,5 +42,5 @@ def alternately(
 
 
 def ratio(what: str, reference: list[float], measured: list[float]) -> float:
-    """Print how fast something is beside a reference: 1.0 is as fast, 0.5 takes twice the time."""
+    """Print the speed relative to a reference: 1.0 is as fast, 0.5 takes twice the time."""
     return row(what, [a / b for a, b in zip(reference, measured, strict=True)], "of it")

@@ -72,7 +72,7 @@ def shapes(n_layer: int, n_embd: int, n_ff: int, n_vocab: int) -> dict[str, tupl
 
 
 def weights(name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return random numbers, the same for each run; norms are ones."""
+    """Return random numbers, the same in each run; norms are ones."""
     if len(shape) == 1:
         return np.ones(shape, np.float32)
     random = np.random.default_rng(list(name.encode()))

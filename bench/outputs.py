@@ -1,8 +1,8 @@
-"""Outputs: what it takes to get the logits of a large vocabulary.
+"""Outputs: the cost of getting the logits of a large vocabulary.
 
-Question: how much slower than a ``memcpy`` of the same bytes is `Context.logits`?  An array that is
-reused is compared with copying into one; a new one each time with copying into a new one, since the
-system then gives out memory page by page.
+Question: how much slower than a ``memcpy`` of the same bytes is `Context.logits`?  A reused
+array is compared with copying into one buffer, a new array with copying into a new buffer, which
+the system allocates page by page.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run() -> None:
 
 
 def measure(context: llamacffi.Context) -> None:
-    """Compare the ways to the logits of one token."""
+    """Compare the ways to get the logits of one token."""
     view = context.logits_view()
     source, n_bytes = ffi.from_buffer(view), view.nbytes
     out, other = np.empty(N_VOCAB, np.float32), np.empty(N_VOCAB, np.float32)
@@ -57,7 +57,7 @@ def measure(context: llamacffi.Context) -> None:
 
 
 def compare(first: str, copy: Callable[[], object], second: str, get: Callable[[], object]) -> None:
-    """Print the times of two ways, and their ratio."""
+    """Print the times of two ways and their ratio."""
     copies, gets = alternately(lambda: time_of(copy), lambda: time_of(get))
     row(first, copies, "us")
     row(second, gets, "us")
@@ -70,7 +70,7 @@ def time_of(function: Callable[[], object]) -> float:
 
 
 def write_wide(path: Path) -> None:
-    """Write a llama of one small layer with a large vocabulary, of which nothing is known."""
+    """Write a llama of one small layer with a large vocabulary and no tokenizer."""
     with llamacffi.Gguf.new() as gguf:
         gguf["general.architecture"] = "llama"
         gguf["tokenizer.ggml.model"] = "no_vocab"

@@ -34,13 +34,13 @@ ROUNDS = 15
 
 
 class Threads(NamedTuple):
-    """How a row computes."""
+    """The configuration of a row."""
 
     library: str
-    """Whose CPU backend: ``"own"`` or ``"openmp"``."""
+    """The CPU backend: ``"own"`` or ``"openmp"``."""
     n_threads: int
     pool: dict[str, Any] | None
-    """The parameters of the pool; None for threads that C starts itself."""
+    """The parameters of the pool; None if ggml starts its own threads."""
     waiting: bool
     """Whether the loop runs in a thread that the main thread waits for."""
 
@@ -51,7 +51,7 @@ class Threads(NamedTuple):
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Run the benchmark with the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("openmp", nargs="?", type=Path, help="directory of the other libggml-cpu")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def run(openmp: Path | None = None) -> None:
-    """Print all rows, for one and two threads, for a tiny model and for one of 130M weights."""
+    """Print all rows, for one and two threads, for a tiny model and one of 130M weights."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = {"own": stack.enter_context(worker(library_dir()))}
@@ -81,7 +81,7 @@ def run(openmp: Path | None = None) -> None:
 
 
 def block(workers: dict[str, Worker], path: Path, n_tokens: int, n_threads: int) -> None:
-    """Measure all ways to have so many threads, in turn."""
+    """Measure all configurations with this number of threads, in turn."""
     polls = (0, 1, 50, 100) if n_threads > 1 else (0,)
     pools = [None, *({"poll": poll} for poll in polls)]
     ways = [Threads("own", n_threads, pool, waiting) for waiting in (False, True) for pool in pools]
@@ -101,7 +101,7 @@ def block(workers: dict[str, Worker], path: Path, n_tokens: int, n_threads: int)
 
 
 class Worker:
-    """A process with one of the libraries."""
+    """A process that has loaded one of the libraries."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin
@@ -110,7 +110,7 @@ class Worker:
         self._out: IO[str] = process.stdout
 
     def ask(self, **question: Any) -> float:
-        """Return the seconds that it takes."""
+        """Return how many seconds it takes."""
         print(json.dumps(question), file=self._in, flush=True)
         return float(self._out.readline())
 
@@ -127,7 +127,7 @@ def worker(directory: Path) -> Iterator[Worker]:
 
 
 def work(directory: Path) -> None:
-    """Answer the questions of the other process."""
+    """Answer the requests of the main process."""
     lib.ggml_backend_load_all_from_path(str(directory).encode())  # before the package's own
     models: dict[str, llamacffi.Model] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -149,7 +149,7 @@ def measure(
     pool: dict[str, Any] | None,
     waiting: bool,
 ) -> float:
-    """Return the seconds of one run of the C loop: of the clock, or for one thread of the CPU."""
+    """Return the seconds of one run of the C loop: wall time, or CPU time for one thread."""
     result: list[float] = []
     with (
         llamacffi.Context(model, n_ctx=512, n_threads=n_threads) as context,
@@ -163,7 +163,7 @@ def measure(
             context.attach_threadpool(threads)
 
         def compute() -> None:
-            # The first time brings the threads to work.
+            # The first run wakes the threads.
             for n in (8, n_tokens):
                 context.memory.clear()
                 began = time.thread_time()

@@ -1,7 +1,7 @@
 """Tokenizing a megabyte, and many small texts, against raw calls of llama_tokenize.
 
-Question: how much of the speed of C is left when the tokens are a list, or an array; and what do
-several threads in one call give?  The raw side has its buffer ready and makes no Python objects.
+Question: how fast is it, relative to C, if the result is a list or an array, and how much do
+several threads in one call gain?  The C side has its buffer ready and creates no Python objects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KINDS = {"llama-spm": "SPM", "llama-bpe": "BPE", "deepseek-llm": "BPE by std::re
 
 
 def run() -> dict[str, float]:
-    """Print and return how fast each way is beside C, by kind of vocabulary."""
+    """Print and return the speed of each way relative to C, by kind of vocabulary."""
     from ffigen.vendor import ensure_tree
 
     tree = ensure_tree(Path(__file__).parent.parent).path
@@ -34,7 +34,7 @@ def run() -> dict[str, float]:
 
 
 def corpus(tree: Path) -> bytes:
-    """Return a megabyte of code and comments, with texts in many languages in between."""
+    """Return a megabyte of code and comments, mixed with text in many languages."""
     files = [*sorted((tree / "src").glob("*.cpp")), *sorted((tree / "models").glob("*.inp"))]
     data = b"".join(file.read_bytes() for file in files[::-1])
     assert len(data) > MEGABYTE
@@ -63,7 +63,7 @@ def measure(vocab: Vocab, kind: str, data: bytes) -> list[tuple[str, float]]:
 
 
 def raw_call(vocab: Vocab, texts: list[bytes]) -> Callable[[], object]:
-    """Return what tokenizes texts by the C function alone, into a buffer that is there already."""
+    """Return a function that tokenizes with the C function alone, into an existing buffer."""
     ptr = vocab.ptr
     size = max(map(len, texts)) + 8
     buffer = ffi.new("llama_token[]", size)

@@ -1,4 +1,4 @@
-"""The reference of the raw layer in the site: pages made from the headers, which are no files.
+"""The reference of the raw layer in the site: pages generated from the headers, without files.
 
 They contain upstream's text, and so are never written into the repository.
 """
@@ -21,7 +21,7 @@ INDEX = f"{DIRECTORY}/index.md"
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages, and put them where the navigation has the first of them."""
+    """Add the pages, and put them where the navigation names the first one."""
     made = pages(reference(filtered(config)))
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))

@@ -34,13 +34,13 @@ from .params import Params
 from .places import CALLBACKS, Places, Writer
 
 TEMPLATES = Path(__file__).parent / "templates"
-# A declaration that is longer has one parameter on each line.
+# Longer declarations have one parameter per line.
 WIDTH = 80
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the pages tell."""
+    """The facts that the pages show."""
 
     api: Api
     upstream: str
@@ -52,9 +52,9 @@ class Facts:
     uses: Mapping[str, Collection[str]] = field(default_factory=dict)
     """The names of the facade that call a function."""
     late: Mapping[str, str] = field(default_factory=dict)
-    """The functions that only a library loaded at run time has."""
+    """Functions that exist only in a library loaded at run time."""
     unexported: Collection[str] = ()
-    """The functions that no library has."""
+    """Functions that are declared, but in no library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Row:
     """A field in the table of a struct."""
 
     name: str
-    """With the names of the fields that it is in."""
+    """With the names of the fields around it."""
     type: str
     doc: str
 
@@ -102,7 +102,7 @@ class Reference:
         return self.render("header.md.j2", header, header=header, **entries)
 
     def index(self) -> str:
-        """Return the page that leads to the others, and says what is left out."""
+        """Return the index page, which also lists what is left out."""
         counts = {page: self.counts(page) for page in self.places.pages}
         totals = [sum(column) for column in zip(*counts.values(), strict=True)]
         return self.render("index.md.j2", "", counts=counts, totals=totals)
@@ -168,7 +168,7 @@ def listed(start: str, items: list[str]) -> str:
 
 
 def rows(fields: tuple[Field, ...], prefix: str = "") -> Iterator[Row]:
-    """Yield the rows of a table of fields, with those of the structs that are written inside."""
+    """Yield the rows of a table of fields, including those of nested anonymous structs."""
     for one in fields:
         inner = one.type.record if isinstance(one.type, Inline) else None
         if one.name:

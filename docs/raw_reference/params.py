@@ -18,14 +18,14 @@ ALIAS = re.compile(r"\btypes\.(\w+)")
 
 @dataclass(frozen=True)
 class Python:
-    """What the package says of parameters."""
+    """What the package declares about parameters."""
 
     names: Mapping[str, str] = field(default_factory=dict)
     """The Python names of headers/surface.toml."""
     annotations: Mapping[str, str] = field(default_factory=dict)
-    """Those of headers/surface.toml."""
+    """The annotations of headers/surface.toml."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """What the aliases in the annotations stand for."""
+    """The types that the aliases in the annotations stand for."""
     instead: Mapping[str, str] = field(default_factory=dict)
     """For fields that cannot be given, what to do instead."""
     public: Callable[[str], bool] = lambda _: False
@@ -42,7 +42,7 @@ class Param:
     takes: str
     """The annotation."""
     instead: str
-    """What to do if it cannot be given."""
+    """What to do instead if it cannot be given."""
     doc: str
 
 
@@ -52,9 +52,9 @@ class Params:
 
     struct: Struct
     function: str
-    """The function that returns the defaults; empty if there is none without arguments."""
+    """The function without arguments that returns the defaults; empty if none exists."""
     public: str
-    """The name in the reference; empty if it has none."""
+    """Its name in the reference; empty if it is not there."""
     rows: tuple[Param, ...]
 
 
@@ -109,7 +109,7 @@ def written(value: Any, one: Field, api: Api, values: Mapping[str, str]) -> str:
                 if values[member.name] == str(value):
                     return py_member(member.name, enum)
     if kind == "float":
-        return repr(float(f"{value:.7g}"))  # a float of C has no more digits
+        return repr(float(f"{value:.7g}"))  # a C float has no more digits
     if kind == "pointer":
         return "set" if value else "NULL"
     return "{...}" if kind == "struct" else str(value)
@@ -124,7 +124,7 @@ def takes(path: str, one: Field, annotations: Annotations, python: Python) -> st
 
 
 def type_aliases(text: str) -> dict[str, str]:
-    """Return what the ``TypeAlias`` of a module stand for."""
+    """Return the types that the ``TypeAlias`` of a module stand for."""
     return {
         node.target.id: ast.unparse(node.value)
         for node in ast.walk(ast.parse(text))

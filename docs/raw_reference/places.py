@@ -1,4 +1,4 @@
-"""Where each name of the API stands in the pages, and C as HTML with links there."""
+"""Where the pages describe each name of the API, and C code as HTML with links to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Place:
         return f"#{self.anchor}" if page == self.page else f"../{self.page}/#{self.anchor}"
 
     def of_part(self, name: str) -> Place:
-        """Return the place of a field of the struct that is here."""
+        """Return the place of a field of this struct."""
         return Place(self.page, f"{self.anchor}.{name}")
 
 
@@ -83,7 +83,7 @@ class Places:
         return self.types[one.name] if is_type else self.all[one.name]
 
     def entries(self, page: str, kind: type[Declaration]) -> list[Declaration]:
-        """Return what a page describes of a kind; a typedef of a struct's name is the struct's."""
+        """Return the declarations of a kind on a page; structs include typedefs of their name."""
         shapes = {one.name for one in self.api.declarations if isinstance(one, Struct | Enum)}
         return [
             one
@@ -99,7 +99,7 @@ def page_of(one: Declaration) -> str:
 
 
 def mentions(api: Api) -> dict[str, str]:
-    """Return the header that first mentions each tag: the home of what no header declares."""
+    """Return the header that first mentions each tag, the page of tags that no header declares."""
     homes: dict[str, str] = {}
     for one in api.declarations:
         for tag in tags_of(one):
@@ -115,7 +115,7 @@ class Writer:
         self.page = page
 
     def link(self, place: Place | None, text: str) -> Markup:
-        """Return ``text`` as a link, or as it is if there is nowhere to go."""
+        """Return ``text`` as a link, or unchanged without a target."""
         if place is None:
             return escape(text)
         return Markup('<a href="{}">{}</a>').format(place.seen_from(self.page), text)

@@ -1,4 +1,4 @@
-"""The reference of this tree: what is read from where, and the pages of it."""
+"""The reference of this tree: where its facts come from, and its pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGE = ROOT / "llamacffi"
 
 @lru_cache(maxsize=1)
 def read() -> tuple[Api, dict[str, str]]:
-    """Return the API of the pinned llama.cpp, and what the C compiler knows of it."""
+    """Return the API of the pinned llama.cpp, with sizes and values from the C compiler."""
     tree = ensure_tree(ROOT).path
     api = PROJECT.api(tree)
     return api, measure(api, PROJECT.headers, tree)
@@ -72,7 +72,7 @@ def pages(made: Reference) -> dict[str, str]:
 
 
 def python() -> Python:
-    """Return what the package says of parameters."""
+    """Return what the package declares about parameters."""
     from llamacffi.context.params import OWNED as CONTEXT
     from llamacffi.model.params import OWNED as MODEL
 

@@ -1,4 +1,4 @@
-"""Which names of the facade call a function of C: what the ``Source:`` lines of docstrings say."""
+"""Which names of the facade call a C function, from the ``Source:`` lines of docstrings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Package:
             }
 
     def described(self, names: Iterable[str], homes: Mapping[str, str]) -> Iterator[Entry]:
-        """Yield what has a name, and the methods of classes, with that name.
+        """Yield each name with its object, including methods of classes.
 
         Args:
             names: The names, as in the reference: ``Model``, ``gguf.quantize_array``.
@@ -50,7 +50,7 @@ class Package:
                 yield from ((f"{name}.{method.name}", method) for method in self.methods(one))
 
     def methods(self, cls: ast.ClassDef) -> Iterator[Described]:
-        """Yield the methods of a class and of its bases, as far as they are in the package."""
+        """Yield the methods of a class and of its bases, if they are in the package."""
         for one in cls.body:
             if isinstance(one, Described):
                 yield one
@@ -87,7 +87,7 @@ def uses(
 
 
 def reference_names(text: str) -> list[str]:
-    """Return the names that docs/reference.md describes: of a module, the members it lists."""
+    """Return the names that docs/reference.md describes: for a module, its listed members."""
     names: list[str] = []
     for name, listed in ENTRY.findall(text):
         members = [f"{name}.{one}" for one in listed.split(", ")] if listed else []

@@ -1,4 +1,4 @@
-"""The module ``greedy_loop._loop``: a function in C that takes a context of llamacffi."""
+"""The module ``greedy_loop._loop``: a C function that takes a llamacffi context."""
 
 from __future__ import annotations
 

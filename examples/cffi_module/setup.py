@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the module that CFFI makes."""
+"""Declare the CFFI module, which pyproject.toml cannot."""
 
 from setuptools import setup
 

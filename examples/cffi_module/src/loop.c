@@ -12,8 +12,8 @@ static llama_token best(const float *logits, int32_t n_vocab)
     return found;
 }
 
-/* Decode `first`, and then each time the most likely token, until there are `size` of them in `out` or
- * the model ends the text.  Returns how many there are, or -1 if llama.cpp cannot decode. */
+/* Decode `first`, then repeatedly the most likely token, until `out` has `size` tokens or the model ends
+ * the text.  Returns the number of tokens in `out`, or -1 if llama.cpp fails to decode. */
 static int32_t greedy_loop(struct llama_context *context, llama_token first, llama_token *out,
                            int32_t size)
 {

@@ -1,4 +1,4 @@
-// The module logit_reader._reader: what it reads is llama.cpp's own memory.
+// The module logit_reader._reader, which reads llama.cpp's memory in place.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -16,8 +16,8 @@ struct Logits {
     int32_t size;
 };
 
-// The logits of the arguments: the address of a llama_context, and the index of a token in its batch.
-// Without data if there are none, and then a Python error is set.
+// Returns the logits of a token; the arguments are the address of a llama_context and the index of the
+// token in its batch.  On failure, sets a Python error and returns null data.
 Logits logits(PyObject *args) {
     PyObject *address;
     int i;
@@ -49,7 +49,7 @@ PyObject *entropy(PyObject *, PyObject *args) {
     for (const float *one = data; one != data + size; ++one) {
         const double below = *one - highest, weight = std::exp(below);
         sum += weight;
-        weighted += weight > 0 ? weight * below : 0; // -inf: a token that cannot come
+        weighted += weight > 0 ? weight * below : 0; // -inf: a token that is ruled out
     }
     return PyFloat_FromDouble(std::log(sum) - weighted / sum);
 }

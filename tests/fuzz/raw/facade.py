@@ -226,6 +226,6 @@ def used() -> frozenset[str]:
     """Return the functions of C that the package calls, from Python or from native/."""
     python = [*Path(llamacffi.__file__).parent.rglob("*.py")]
     names = {name for path in python for name in re.findall(r"\blib\.(\w+)", path.read_text())}
-    for path in (ROOT / "native").glob("*.cpp"):
+    for path in (ROOT / "native").rglob("*.cpp"):
         names |= set(re.findall(r"\b((?:llama|ggml|gguf|mtmd)_\w+)\(", path.read_text()))
     return frozenset(names)

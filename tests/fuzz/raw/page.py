@@ -57,7 +57,7 @@ def _section(
 
 
 def _number(text: str) -> str:
-    """Write what is near a large power of two as such."""
+    """Write a number near a large power of two as that power."""
     if not text.lstrip("-").isdigit() or abs(int(text)) < 1 << 20:
         return text
     value = int(text)
@@ -68,7 +68,7 @@ def _number(text: str) -> str:
 
 
 def _rows(rows: list[Fatal]) -> Iterator[str]:
-    """Yield a table, with one line for what differs in the place or in the function alone."""
+    """Yield a table; rows that differ only in the parameter or the function are one line."""
     yield "| function | parameter | for example | ends with | the facade |"
     yield "|---|---|---|---|---|"
     lines: dict[tuple[str, ...], list[str]] = {}
@@ -87,7 +87,7 @@ def _rows(rows: list[Fatal]) -> Iterator[str]:
 
 
 def _null_by_type(null: dict[str, list[str]], all_of_area: list[Function]) -> Iterator[str]:
-    """Say by the type of the pointer which functions die of NULL, in the shorter way."""
+    """List, by type of pointer, the functions that NULL ends, or those that survive if fewer."""
     yield "| pointer | NULL ends the process in | but not in |"
     yield "|---|---|---|"
     for type_, found in sorted(_by_type(null, all_of_area).items()):
@@ -100,7 +100,7 @@ def _null_by_type(null: dict[str, list[str]], all_of_area: list[Function]) -> It
         (name, place) for name, of in null.items() for place in of if "." in place or "[" in place
     ]
     if parts:
-        yield "And in what a struct or an array holds:\n"
+        yield "And NULL inside a struct or an array:\n"
         yield from (f"* `lib.{name}`: `{place}`" for name, place in parts)
         yield ""
 
@@ -118,7 +118,7 @@ def _by_type(null: dict[str, list[str]], all_of_area: list[Function]) -> dict[st
 
 
 def _names(these: list[str], others: list[str]) -> str:
-    """Name functions, or only count them where the others are fewer."""
+    """Name functions, or count them if the others are fewer."""
     if not these:
         return "-"
     if len(these) > LISTED and len(these) >= len(others):
@@ -132,8 +132,8 @@ def _not_called(table: Table) -> Iterator[str]:
         yield f"* `lib.{name}`: it {reason}."
     if table.missing:
         yield (
-            "\nThe following were called with NULL alone for the parameters that are named, since "
-            "there is no object of that type without a model of its kind or another device:\n"
+            "\nThe following were called only with NULL for these parameters, because an object of "
+            "that type needs a special model or another device:\n"
         )
         for name, places in table.missing.items():
             yield f"* `lib.{name}`: {', '.join(f'`{place}`' for place in places)}"

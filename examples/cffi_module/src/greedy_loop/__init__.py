@@ -1,4 +1,4 @@
-"""Generate text greedily by a loop in C, in a context of llamacffi."""
+"""Generate text greedily with a loop in C, in a llamacffi context."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _text(pointer: object) -> str:
     return ffi.string(pointer).decode()
 
 
-# What loop.c knows of structs and functions was true of this llama.cpp alone.
+# loop.c was compiled for the structs and functions of exactly this llama.cpp.
 BUILT = _text(lib.LLAMACFFI_LLAMA_CPP_COMMIT)
 THERE = _text(llamacffi.lib.llamacffi_built_commit())
 if BUILT != THERE:
@@ -22,17 +22,17 @@ if BUILT != THERE:
 
 
 def generate(context: Context, prompt: str, max_tokens: int) -> str:
-    """Return what most likely comes after ``prompt``."""
+    """Return the most likely continuation of ``prompt``."""
     vocab = context.model.vocab
     *before, last = vocab.tokenize(prompt)
     context.memory.clear()
     if before:
         context.decode(Batch.from_tokens(before))
-    # The C function does not check what it is given, and no guard is around what it calls.
+    # The C function neither checks its arguments nor has a guard around its calls.
     if len(before) + max_tokens >= context.n_ctx_seq:
         raise ValueError(f"{len(before)} + {max_tokens} tokens do not fit {context.n_ctx_seq}")
     out = ffi.new("llama_token[]", max_tokens)
-    with context.lock:  # a context is for one thread at a time
+    with context.lock:  # a context serves one thread at a time
         n = lib.greedy_loop(context.ptr, last, out, max_tokens)
     if n < 0:
         raise RuntimeError("llama.cpp cannot decode")

@@ -1,4 +1,4 @@
-"""Measure how sure a model is, from the logits where llama.cpp has them."""
+"""Measure how certain a model is, from the logits in llama.cpp's memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import _reader
 
 __all__ = ["entropy"]
 
-# What reader.cpp knows of structs and functions was true of this llama.cpp alone.
+# reader.cpp was compiled for the structs and functions of exactly this llama.cpp.
 THERE = llamacffi.ffi.string(llamacffi.lib.llamacffi_built_commit()).decode()
 if THERE != _reader.BUILT:
     raise ImportError(
@@ -18,7 +18,7 @@ if THERE != _reader.BUILT:
 
 
 def entropy(context: Context, i: int = -1) -> float:
-    """Return the entropy of what comes after token ``i`` of the last batch, in nats."""
-    _held = context.ptr  # until this returns, closing it in another thread frees nothing
-    with context.lock:  # and nobody computes, which could move the logits
+    """Return the entropy of the prediction after token ``i`` of the last batch, in nats."""
+    _held = context.ptr  # keeps the context alive if another thread closes it
+    with context.lock:  # no other thread computes, which could move the logits
         return _reader.entropy(context.address, i)
