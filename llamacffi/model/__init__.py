@@ -1,1 +1,1 @@
-"""Models: loading, checking, describing, making and saving them."""
+"""Load, check, describe, build and save models."""

@@ -1,4 +1,4 @@
-"""What a file is that is no model, or no adapter and the like, and what to do with it."""
+"""Recognise GGUF files that hold something other than expected, and say how to use them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..errors import LoadError
 
 
 def check_kind(gguf: Any, name: str) -> None:
-    """Raise unless the metadata in a file can be those of a model.
+    """Raise LoadError if the metadata of a file show that it is not a model.
 
     Args:
         gguf: The ``struct gguf_context *`` of the file.
-        name: Of the file, for the message.
+        name: The name of the file, for the message.
 
     Raises:
-        LoadError: It is something else.
+        LoadError: The file is an adapter, a control vector or another kind of GGUF.
     """
     found = kind_of(gguf)
     if found not in ("", MODEL):
@@ -24,7 +24,7 @@ def check_kind(gguf: Any, name: str) -> None:
 
 
 def kind_of(gguf: Any) -> str:
-    """Return what a GGUF is, and what to do with it; empty if its metadata do not tell.
+    """Return what a GGUF holds and how to use it, or "" if its metadata do not say.
 
     Args:
         gguf: The ``struct gguf_context *``.
@@ -37,18 +37,16 @@ def kind_of(gguf: Any) -> str:
 
 
 def check_magic(start: bytes, name: str | bytes) -> None:
-    """Raise LoadError unless ``start`` is how a GGUF begins."""
+    """Raise LoadError unless a file that begins with ``start`` is a GGUF."""
     if not start:
-        raise LoadError(f"{name!r} is no GGUF file: it is empty")
+        raise LoadError(f"{name!r} is not a GGUF file: it is empty")
     if start != MAGIC:
-        hint = OTHERS.get(start)
-        raise LoadError(
-            f"{name!r} is no GGUF file: it begins with {start!r}{f', as {hint}' if hint else ''}"
-        )
+        hint = f", like {OTHERS[start]}" if start in OTHERS else ""
+        raise LoadError(f"{name!r} is not a GGUF file: it begins with {start!r}{hint}")
 
 
 def text_of(gguf: Any, key: str) -> str:
-    """Return a string of the metadata; empty if there is none."""
+    """Return a string of the metadata, or "" if the key is missing or holds another type."""
     at = lib.gguf_find_key(gguf, key.encode())
     if at < 0 or lib.gguf_get_kv_type(gguf, at) != lib.GGUF_TYPE_STRING:
         return ""
@@ -57,24 +55,24 @@ def text_of(gguf: Any, key: str) -> str:
 
 ARCHITECTURE = "general.architecture"
 MAGIC: bytes = ffi.string(lib.GGUF_MAGIC)
-# How other files begin that are taken for models, as long as the magic of GGUF.
+# The first bytes (as many as the GGUF magic has) of files that people mistake for models.
 OTHERS = {
-    b"vers": "a pointer of Git LFS does: get the file itself with `git lfs pull`",
-    b"<!do": "a web page does: download the file itself",
-    b"<!DO": "a web page does: download the file itself",
-    b"<htm": "a web page does: download the file itself",
-    b"PK\3\4": "a model of PyTorch does: convert it with llama.cpp's convert_hf_to_gguf.py",
-    b"lmgg": "files of the time before GGUF do: get the model as GGUF",
-    b"fmgg": "files of the time before GGUF do: get the model as GGUF",
-    b"tjgg": "files of the time before GGUF do: get the model as GGUF",
+    b"vers": "a Git LFS pointer: fetch the file itself with `git lfs pull`",
+    b"<!do": "a web page: download the file itself",
+    b"<!DO": "a web page: download the file itself",
+    b"<htm": "a web page: download the file itself",
+    b"PK\3\4": "a PyTorch model: convert it with llama.cpp's convert_hf_to_gguf.py",
+    b"lmgg": "a model in a format older than GGUF: download it as GGUF",
+    b"fmgg": "a model in a format older than GGUF: download it as GGUF",
+    b"tjgg": "a model in a format older than GGUF: download it as GGUF",
 }
 MODEL = "a model: load it with Model(path)"
-LORA = "a LoRA adapter: load its base model, and give both to Adapter(model, path)"
-VECTOR = "a control vector: use ControlVector.from_file, and Context.control_vector"
-IMATRIX = "an importance matrix: use Imatrix.open, to quantize a model with it"
-PROJECTOR = "a projector of images or sounds (mmproj), which goes beside a model of text"
+LORA = "a LoRA adapter: load its base model and pass both to Adapter(model, path)"
+VECTOR = "a control vector: use ControlVector.from_file and Context.control_vector"
+IMATRIX = "an importance matrix: open it with Imatrix.open and pass it to quantize()"
+PROJECTOR = "an image or audio projector (mmproj): load the text model that it belongs to"
 
-# By key: the values that only other files have.
+# Metadata values, by key, that identify each kind of file.
 KINDS = {
     ARCHITECTURE: {"controlvector": VECTOR, "clip": PROJECTOR},
     "general.type": {

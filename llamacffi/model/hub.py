@@ -18,10 +18,10 @@ from ..errors import ArgumentError, DependencyError, LoadError, ModelNotFoundErr
 # The end of the name of one of several files of a model.
 SHARD = re.compile(r"-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
-# Files that lie beside models and are none: projectors of media, statistics for quantizing.
+# GGUF files next to models that are not models: media projectors, importance matrices.
 COMPANIONS = ("mmproj", "imatrix")
 
-# How many names an error lists.
+# The most names that an error message lists.
 MAX_LISTED = 30
 
 _T = TypeVar("_T")
@@ -36,27 +36,27 @@ def download(
     local_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
 ) -> list[str]:
-    """Download a GGUF, or all files of one, unless they are there already.
+    """Download a GGUF model, all its files if it is split, unless they are already cached.
 
     Args:
         repo_id: ``"owner/name"``, or ``"owner/name:Q4_K_M"`` for the model with that in its name.
         filename: The file, or a pattern such as ``"*Q4_K_M.gguf"`` that one model matches.  Without
-            it the repository must have one only.  Projectors (mmproj) and importance matrices count
-            only if the pattern says so.
+            it the repository must hold exactly one model.  Projectors (mmproj) and importance
+            matrices are considered only if the pattern contains ``mmproj`` or ``imatrix``.
         revision: A branch, a tag or a commit; by default the main branch.
-        cache_dir: Where to keep files, in the hub's own layout.
-        local_dir: Where to put the files instead, under their own names.
-        token: For repositories that are not public; by default that of ``hf auth login``.
+        cache_dir: The directory of the cache, in the hub's own layout.
+        local_dir: A directory to put the files in under their own names, instead of the cache.
+        token: Access token for gated or private repositories; by default that of ``hf auth login``.
 
     Returns:
-        The paths, in order if there are several.
+        The paths of the files, in order.
 
     Raises:
         DependencyError: ``huggingface_hub`` is not installed.
-        ArgumentError: No model matches, or several, or some files of it are missing; the message
-            lists what there is.
-        ModelNotFoundError: There is no such repository, revision or file.
-        LoadError: The hub cannot be reached, or refuses.
+        ArgumentError: No model matches, several match, or files of the model are missing; the
+            message lists the candidates.
+        ModelNotFoundError: The repository, revision or file does not exist.
+        LoadError: The hub cannot be reached or denies access.
     """
     repo_id, wanted = _parse(repo_id, filename)
     if revision is not None:
@@ -95,39 +95,39 @@ def download(
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the file of a model is called."""
+    """Which file of a repository the caller asked for."""
 
     text: str
-    """A name, a pattern or a tag."""
+    """A file name, a pattern or a tag."""
     is_tag: bool = False
 
     @property
     def is_exact(self) -> bool:
-        """Whether it is the name of a file."""
+        """Whether the text is an exact file name."""
         return not self.is_tag and not any(char in self.text for char in "*?[")
 
     def matches(self, name: str) -> bool:
-        """Return whether a file is meant."""
+        """Return whether the file called ``name`` is one that was asked for."""
         base = name.rpartition("/")[2].lower()
         if any(one in base and one not in self.text.lower() for one in COMPANIONS):
             return False
         whole = SHARD.sub(".gguf", name)
         if self.is_tag:
-            tag = rf"(^|[-._/]){re.escape(self.text)}([-./]|$)"  # Q4_K is not in Q4_K_M
+            tag = rf"(^|[-._/]){re.escape(self.text)}([-./]|$)"  # Q4_K must not match Q4_K_M
             return re.search(tag, whole.removesuffix(".gguf"), re.IGNORECASE) is not None
         return any(fnmatch.fnmatchcase(one, self.text) for one in (name, whole))
 
 
 def choose(repo_id: str, names: Iterable[str], wanted: Wanted) -> list[str]:
-    """Return the files of the one model that is wanted, in order.
+    """Return the files of the one model that matches, in order.
 
     Args:
-        repo_id: For messages.
+        repo_id: The repository, for messages.
         names: All files of the repository.
-        wanted: What it is called.
+        wanted: What the caller asked for.
 
     Raises:
-        ArgumentError: There is none, or more than one, or a file of it is missing.
+        ArgumentError: No model matches, several match, or a file of the model is missing.
     """
     there = sorted(name for name in names if name.endswith(".gguf"))
     if not there:
@@ -139,11 +139,11 @@ def choose(repo_id: str, names: Iterable[str], wanted: Wanted) -> list[str]:
     if len(models) != 1:
         number, found = ("no", there) if not models else (len(models), list(models.values()))
         raise ArgumentError(
-            f"{repo_id} has {number} models for {wanted.text!r}; there are {_listed(found)}"
+            f"{repo_id} has {number} models that match {wanted.text!r}; it has {_listed(found)}"
         )
     shards = _all_shards(*models.values())
     if missing := [name for name in shards if name not in there]:
-        raise ArgumentError(f"{repo_id} lacks files of the model: {_listed(missing)}")
+        raise ArgumentError(f"{repo_id} lacks files of this model: {_listed(missing)}")
     return shards
 
 
@@ -154,14 +154,16 @@ def _parse(repo_id: str, filename: str | None) -> tuple[str, Wanted]:
         check_text("filename", filename)
     repo_id, colon, tag = repo_id.partition(":")
     if colon and (filename is not None or not tag):
-        raise ArgumentError(f"{repo_id!r} has {f':{tag}'!r} behind it: give a tag or a filename")
+        raise ArgumentError(
+            f"{repo_id!r} is followed by {f':{tag}'!r}: give either a tag or a filename"
+        )
     if colon:
         return repo_id, Wanted(tag, is_tag=True)
     return repo_id, Wanted("*.gguf" if filename is None else filename)
 
 
 def _all_shards(name: str) -> list[str]:
-    """Return the names of all files of the model that a file belongs to."""
+    """Return the names of all files of the model that the file ``name`` belongs to."""
     shard = SHARD.search(name)
     if shard is None or not int(shard["count"]):
         return [name]
@@ -175,7 +177,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _ask(hub: Any, what: str, call: Callable[[], _T]) -> _T:
-    """Call the hub; its errors, and those of the HTTP library under it, become ours."""
+    """Call the hub, and turn its errors and those of its HTTP library into ours."""
     try:
         return call()
     except (
@@ -183,14 +185,14 @@ def _ask(hub: Any, what: str, call: Callable[[], _T]) -> _T:
         hub.errors.RepositoryNotFoundError,
         hub.errors.RevisionNotFoundError,
     ) as error:
-        # The last two are also what the hub says of what is there, but not for everybody; and the
-        # first of what is not in the cache, if it cannot be reached.
+        # The hub also says "not found" of a gated repository; and EntryNotFoundError is the base of
+        # the error for a file that is not cached while the hub cannot be reached.
         if isinstance(error, (hub.errors.GatedRepoError, hub.errors.LocalEntryNotFoundError)):
             raise LoadError(f"cannot get {what}: {error}") from error
-        raise ModelNotFoundError(errno.ENOENT, f"the hub has none: {error}", what) from error
+        raise ModelNotFoundError(errno.ENOENT, f"not found on the hub: {error}", what) from error
     except hub.errors.HFValidationError as error:
         raise ArgumentError(str(error)) from error
-    except Exception as error:  # of several libraries, without a base of their own
+    except Exception as error:  # from several libraries that share no base class
         raise LoadError(f"cannot get {what}: {type(error).__name__}: {error}") from error
 
 
@@ -200,6 +202,6 @@ def _import_hub() -> Any:
         import huggingface_hub.errors
     except ImportError as error:
         raise DependencyError(
-            "models from the hub need huggingface_hub: pip install 'llamacffi[hf]'"
+            "downloading from the hub needs huggingface_hub: pip install 'llamacffi[hf]'"
         ) from error
     return huggingface_hub

@@ -1,8 +1,8 @@
-"""The numbers of an architecture in the metadata of a file, looked at before C computes with them.
+"""Check a model's hyperparameters in the metadata of its file before C computes with them.
 
-llama.cpp believes most of them: it divides by a zero, allocates by a negative number, and fails an
-assertion on a thread where nothing can catch it.  What only the compute graph shows is checked when
-a context is made; see `_context.graph`.
+llama.cpp trusts most of them: it divides by zeros, allocates by negative numbers, and fails
+assertions on threads where nothing can catch them.  What only the compute graph shows is checked
+when a context is created; see `context.graph`.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ Number: TypeAlias = "int | float"
 
 INT32_MAX = 2**31 - 1
 WIDE = 2**24
-"""More than any width, count or size that there is; products of two of them fit in 64 bits."""
+"""Above any real width, count or size; the product of two such numbers fits in 64 bits."""
 
 
 class Rule(NamedTuple):
-    """What the numbers of some keys of some architectures must be."""
+    """The range that some keys of some architectures must be in."""
 
     keys: re.Pattern[str]
     architectures: re.Pattern[str]
     low: float
     high: float
     excepted: tuple[float, ...] = ()
-    """What else they may be: what llama.cpp itself writes where there is none."""
+    """Values outside the range that are allowed too: llama.cpp writes them for "none"."""
 
     def allows(self, value: Number) -> bool:
-        """Return whether a hyperparameter may have the value."""
+        """Return whether a hyperparameter may have this value."""
         return self.low <= value <= self.high or value in self.excepted
 
     def __str__(self) -> str:
@@ -47,15 +47,15 @@ def _rule(keys: str, architectures: str, low: float, high: float, *excepted: flo
 
 
 def check_hyperparameters(struct: Any, gguf: Any, name: str) -> None:
-    """Raise for a number that llama.cpp cannot compute with.
+    """Raise LoadError for a number that llama.cpp cannot compute with.
 
     Args:
-        struct: The ``struct llama_model_params *``, which may override what is in the file.
+        struct: The ``struct llama_model_params *``, which may override metadata.
         gguf: The ``struct gguf_context *`` of the file.
-        name: Of the file, for the message.
+        name: The name of the file, for the message.
 
     Raises:
-        LoadError: There is such a number.
+        LoadError: A number is out of range, or several do not fit together.
     """
     if struct.vocab_only:  # llama.cpp reads none of them
         return
@@ -72,31 +72,31 @@ def check_hyperparameters(struct: Any, gguf: Any, name: str) -> None:
             if wanted:
                 where = "kv_overrides" if key in overridden else "the file"
                 raise LoadError(
-                    f"cannot load {name!r}: {key} is {value} in {where}, and it must be {wanted}"
+                    f"cannot load {name!r}: {key} is {value} in {where}, but must be {wanted}"
                 )
     for keys, architectures, problem in RELATIONS:
         values = [_listed(found.get(prefix + key)) for key in keys]
         if re.fullmatch(architectures, architecture) and problem(*values):
             raise LoadError(
-                f"cannot load {name!r}: {prefix}{keys[0]} is {_short(values[0])}, and "
+                f"cannot load {name!r}: {prefix}{keys[0]} is {_abbreviated(values[0])}, but "
                 f"{problem(*values)}"
             )
 
 
 def _listed(value: Any) -> list[Any]:
-    """Return one number, or those of an array, or none, as a list."""
+    """Return a number or an array of numbers as a list; None as an empty one."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
 
 
-def _short(values: list[Any]) -> str:
+def _abbreviated(values: list[Any]) -> str:
     text = ", ".join(map(str, values[:4])) + (", ..." if len(values) > 4 else "")
     return text if len(values) == 1 else f"[{text}]"
 
 
 def _wanted(key: str, architecture: str, value: Any) -> str | None:
-    """Return what a number must be that is something else, in words."""
+    """Return what a number must be, in words, if it is not that; else None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if (key, value) in INFINITE else "a finite number"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -108,7 +108,7 @@ def _wanted(key: str, architecture: str, value: Any) -> str | None:
 
 
 def _overrides(struct: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the keys that are overridden, with their new values."""
+    """Yield the overridden keys with their new values."""
     for i in itertools.count():
         if struct.kv_overrides == ffi.NULL or struct.kv_overrides[i].key[0] == b"\0":
             return
@@ -124,7 +124,7 @@ def _overrides(struct: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _numbers(gguf: Any, prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Yield the keys that begin so, and are numbers or arrays of them."""
+    """Yield the numbers and arrays of numbers whose keys start with one of the prefixes."""
     types = _c_types()
     for i in range(lib.gguf_get_n_kv(gguf)):
         key = ffi.string(lib.gguf_get_key(gguf, i)).decode(errors="replace")
@@ -144,7 +144,7 @@ def _numbers(gguf: Any, prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 
 def _c_types() -> Mapping[int, str]:
-    """Return the types of C of numbers in a GGUF."""
+    """Return the C type of each number type of GGUF."""
     return {
         lib.GGUF_TYPE_UINT8: "uint8_t",
         lib.GGUF_TYPE_INT8: "int8_t",
@@ -165,18 +165,18 @@ def _needs_heads(heads: list[Any]) -> str | None:
 
 def _needs_keys(kv_heads: list[Any], heads: list[Any]) -> str | None:
     if kv_heads and not any(kv_heads) and any(heads):
-        return "some layers have attention, which needs heads of keys and values"
+        return "some layers have attention, which needs key/value heads"
     return None
 
 
 def _needs_both(one: list[Any], other: list[Any]) -> str | None:
     if any(one) != any(other):
-        return f"the other length of MLA is {_short(other)}: both must be 0, or none"
+        return f"the other MLA length is {_abbreviated(other)}: either both are 0 or neither is"
     return None
 
 
 def _needs_first(types: list[Any]) -> str | None:
-    return "the first layer must have an indexer of its own (1)" if types and not types[0] else None
+    return "the first layer must have its own indexer (1)" if types and not types[0] else None
 
 
 def _needs_layers(stacked: list[Any], layers: list[Any]) -> str | None:
@@ -186,13 +186,14 @@ def _needs_layers(stacked: list[Any], layers: list[Any]) -> str | None:
 
 
 def _needs_windows(pattern: list[Any]) -> str | None:
-    return "at least one layer must slide" if pattern and not any(pattern) else None
+    return "at least one layer must have a sliding window" if pattern and not any(pattern) else None
 
 
-# What has no attention at all, or need not have it.
+# Architectures that need no attention heads.
 WITHOUT_HEADS = r"mamba2?|a?rwkv.*|wavtokenizer-dec"
 
-# What must be true of several numbers: the keys, for which architectures, and what finds a problem.
+# Rules that relate several numbers: the keys, the architectures, and a function that returns what
+# is wrong, or None.
 RELATIONS: tuple[tuple[tuple[str, ...], str, Callable[..., str | None]], ...] = (
     (("attention.head_count",), f"(?!({WITHOUT_HEADS})$).*", _needs_heads),
     (
@@ -206,14 +207,15 @@ RELATIONS: tuple[tuple[tuple[str, ...], str, Callable[..., str | None]], ...] = 
     (("attention.sliding_window_pattern",), "dots3note", _needs_windows),
 )
 
-# The numbers of an activation (of Apertus), which have no architecture before them.
+# upstream: src/llama-arch.cpp "xielu.alpha_p": the keys of the activation of Apertus do not start
+# with the name of the architecture, and so they are checked under this prefix.
 OTHER = "xielu."
 
-# A bound that is not there.
+# Values that may be infinite: they mean that there is no bound.
 INFINITE = (("kda.gate_lower_bound", -math.inf),)
 
-# The first rule for a key counts.  A zero is common, and means that there is none of that; where
-# llama.cpp divides by the number, or needs what it counts, the architectures are named.
+# The first rule that matches a key applies.  Zero is common and means "none"; rules that forbid it
+# name the architectures where llama.cpp divides by the number or needs what it counts.
 RULES = (
     _rule(r"pooling_type|classifier\.pooling_type", ".*", -1, 4, 2**32 - 1),
     _rule(r"decoder_start_token_id", ".*", -1, INT32_MAX, 2**32 - 1),
@@ -253,7 +255,7 @@ FLOAT_RULES = (
     _rule(r"rope\.freq_base(_swa)?", ".*", 1e-9, 1e18),
     _rule(r"attention\.compress_rope_freq_base", ".*", 0, 1e18),
     _rule(r"rope\.scaling\.(factor|original_context_length)", ".*", 0, 1e9),
-    _rule(r"rope\.scaling\.attn_factor", ".*", 0, 1000),  # keys are stored times this, often as F16
+    _rule(r"rope\.scaling\.attn_factor", ".*", 0, 1000),  # scales keys, often stored as F16
     _rule(r"attention\.max_alibi_bias|attention\.clamp_kqv", ".*", 0, 1e9),
     _rule(r".*", ".*", -1e9, 1e9),
 )

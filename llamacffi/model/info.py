@@ -1,4 +1,4 @@
-"""What is known of a model: its sizes, its kind, and what its file says of it."""
+"""Properties of a model: its sizes, its architecture and the metadata of its file."""
 
 from __future__ import annotations
 
@@ -18,47 +18,49 @@ from .weights import tensors, weights_identity
 if TYPE_CHECKING:
     from .._generated.enums import Ftype, RopeType
 
-# The metadata with the default chat template; others have a dot and their name behind it.
+# Metadata key of the default chat template; named templates append a dot and their name.
 CHAT_TEMPLATE = "tokenizer.chat_template"
 
 
 class ModelInfo(Handle):
-    """The properties of a `Model`; `Model` itself is how to get one.
+    """The properties of a `Model`, its only subclass.
 
-    Of a model that was loaded with ``vocab_only=True`` llama.cpp knows the metadata, the vocabulary
-    and the kind; the other properties raise `UnsupportedError`.
+    For a model loaded with ``vocab_only=True``, llama.cpp reads the metadata, the vocabulary and
+    the architecture only; properties that need more raise `UnsupportedError`.
     """
 
     __slots__ = ("__dict__", "_divided", "without_weights")
 
     _divided: list[Any]
-    """The devices among which each tensor is divided; empty if none is."""
+    """The devices that each tensor is split across; empty unless ``split_mode`` is ``"tensor"``."""
 
     without_weights: str | None
-    """The parameter that left the weights out, ``"vocab_only"`` or ``"no_alloc"``; else None."""
+    """Why the weights were not loaded: ``"vocab_only"``, ``"no_alloc"`` or None if they were."""
 
     def _check_weights(self) -> None:
-        """Raise UnsupportedError if it was loaded without its weights."""
+        """Raise UnsupportedError if the model was loaded without its weights."""
         if self.without_weights:
             raise UnsupportedError(
-                f"{self!r} was loaded with {self.without_weights}=True, without its weights: load "
-                "it without that"
+                f"{self!r} was loaded with {self.without_weights}=True, so it has no weights: load "
+                "it without that parameter"
             )
 
     def _known(self, function: Callable[[Any], Any]) -> Any:
-        """Return what a C function says that reads the parameters of the architecture."""
+        """Call a C function that reads the hyperparameters, if they were loaded."""
         ptr = self.ptr
-        if self.without_weights == "vocab_only":  # they are not set, or an assertion fails
-            raise UnsupportedError("that is not known of a model loaded with vocab_only=True")
+        # upstream: src/llama-model.cpp vocab_only: hyperparameters are not loaded then; reading one
+        # returns a default or fails an assertion, and so we refuse.
+        if self.without_weights == "vocab_only":
+            raise UnsupportedError("not known with vocab_only=True: load the model without it")
         return function(ptr)
 
     # The file
 
     @functools.cached_property
     def metadata(self) -> Mapping[str, str]:
-        """The scalar metadata of the file, as text; `Gguf` reads arrays and types too.
+        """The scalar metadata of the file, as text; use `Gguf` to read arrays and types.
 
-        It does not show what ``kv_overrides`` has overridden.
+        Values that ``kv_overrides`` replaced appear as they are in the file.
 
         Source: ``llama_model_meta_key_by_index``, ``llama_model_meta_val_str_by_index``.
         """
@@ -66,19 +68,19 @@ class ModelInfo(Handle):
 
     @functools.cached_property
     def _identity(self) -> Mapping[str, str]:
-        """What tells it from others, in saved states."""
+        """The fingerprint that saved states use to recognise the model."""
         return {"desc": self.desc, **weights_identity(self.ptr, self.metadata)}
 
     @property
     def architecture(self) -> str:
-        """The name of its architecture, such as ``llama``; empty if the file does not say."""
+        """The name of the architecture, such as ``llama``; empty if the file does not name one."""
         return self.metadata.get("general.architecture", "")
 
     @property
     def desc(self) -> str:
-        """What kind of model it is, such as ``llama 7B Q4_K - Medium``.
+        """A short description, such as ``llama 7B Q4_K - Medium``.
 
-        Empty if it was loaded with ``vocab_only=True``.
+        Empty if the model was loaded with ``vocab_only=True``.
 
         Source: ``llama_model_desc``.
         """
@@ -87,7 +89,7 @@ class ModelInfo(Handle):
 
     @property
     def ftype(self) -> Ftype | None:
-        """The type of most of its weights; None if the file names one that llama.cpp has not.
+        """The type of most weights; None if the file gives a type that llama.cpp does not know.
 
         Source: ``llama_model_ftype``.
         """
@@ -101,9 +103,9 @@ class ModelInfo(Handle):
 
     @property
     def ftype_name(self) -> str:
-        """The type of most of its weights in words, such as ``Q4_K - Medium``.
+        """The type of most weights as text, such as ``Q4_K - Medium``.
 
-        ``(guessed)`` stands before it if the file does not say.
+        Starts with ``(guessed)`` if the file does not give the type.
 
         Source: ``llama_ftype_name``.
         """
@@ -116,7 +118,8 @@ class ModelInfo(Handle):
     def size(self) -> int:
         """The size of all tensors, in bytes.  Source: ``llama_model_size``."""
         ptr = self.ptr
-        # llama.cpp counts while it reads a file, and knows neither of a model made in memory.
+        # upstream: src/llama-model.cpp n_bytes, n_elements: counted while a file is read, so 0 for
+        # a model built in memory, and so we add up its tensors.
         return int(lib.llama_model_size(ptr)) or sum(map(lib.ggml_nbytes, weights(ptr)))
 
     @property
@@ -127,7 +130,7 @@ class ModelInfo(Handle):
 
     @property
     def n_ctx_train(self) -> int:
-        """The length of the texts it was trained with, in tokens.
+        """The context length that the model was trained with, in tokens.
 
         Source: ``llama_model_n_ctx_train``.
         """
@@ -135,12 +138,12 @@ class ModelInfo(Handle):
 
     @property
     def n_embd(self) -> int:
-        """The width of its hidden states.  Source: ``llama_model_n_embd``."""
+        """The width of the hidden states.  Source: ``llama_model_n_embd``."""
         return int(self._known(lib.llama_model_n_embd))
 
     @property
     def n_embd_inp(self) -> int:
-        """The width of an embedding as input; more than `n_embd` if it has several parts.
+        """The width of an input embedding; larger than `n_embd` if it has several parts.
 
         Source: ``llama_model_n_embd_inp``.
         """
@@ -148,12 +151,12 @@ class ModelInfo(Handle):
 
     @property
     def n_embd_out(self) -> int:
-        """The width of an embedding as output.  Source: ``llama_model_n_embd_out``."""
+        """The width of an output embedding.  Source: ``llama_model_n_embd_out``."""
         return int(self._known(lib.llama_model_n_embd_out))
 
     @property
     def n_layer(self) -> int:
-        """The number of layers, without those of `n_layer_nextn`.
+        """The number of layers, not counting those of `n_layer_nextn`.
 
         Source: ``llama_model_n_layer``.
         """
@@ -161,7 +164,7 @@ class ModelInfo(Handle):
 
     @property
     def n_layer_nextn(self) -> int:
-        """The number of layers that predict further tokens (MTP); 0 without.
+        """The number of layers for multi-token prediction (MTP); 0 if the model has none.
 
         Source: ``llama_model_n_layer_nextn``.
         """
@@ -169,7 +172,7 @@ class ModelInfo(Handle):
 
     @property
     def n_head(self) -> int:
-        """The number of attention heads in the first layer; 0 without attention.
+        """The number of attention heads in the first layer; 0 if it has no attention.
 
         Source: ``llama_model_n_head``.
         """
@@ -177,7 +180,7 @@ class ModelInfo(Handle):
 
     @property
     def n_head_kv(self) -> int:
-        """The number of heads of keys and values in the first layer.
+        """The number of key/value heads in the first layer.
 
         Source: ``llama_model_n_head_kv``.
         """
@@ -185,14 +188,14 @@ class ModelInfo(Handle):
 
     @property
     def n_swa(self) -> int:
-        """The width of its sliding window, in tokens; 0 without.  Source: ``llama_model_n_swa``."""
+        """The sliding window in tokens; 0 if the model has none.  Source: ``llama_model_n_swa``."""
         return int(self._known(lib.llama_model_n_swa))
 
     # Kind
 
     @property
     def rope_type(self) -> RopeType:
-        """How it rotates by positions; ``NONE`` if it does not.
+        """The kind of rotary position embedding (RoPE); ``NONE`` if the model has none.
 
         Source: ``llama_model_rope_type``.
         """
@@ -202,7 +205,7 @@ class ModelInfo(Handle):
 
     @property
     def rope_freq_scale_train(self) -> float:
-        """The scale of the frequencies of its rotation.
+        """The RoPE frequency scale that the model was trained with.
 
         Source: ``llama_model_rope_freq_scale_train``.
         """
@@ -220,7 +223,7 @@ class ModelInfo(Handle):
 
     @property
     def decoder_start_token(self) -> int | None:
-        """The token that the decoder begins with, after the encoder; None if it names none.
+        """The token that starts the decoder of an encoder-decoder model; None if there is none.
 
         Source: ``llama_model_decoder_start_token``.
         """
@@ -229,7 +232,7 @@ class ModelInfo(Handle):
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether it has a state in place of a cache, as Mamba.
+        """Whether the model has a recurrent state instead of a KV cache, like Mamba.
 
         Source: ``llama_model_is_recurrent``.
         """
@@ -237,19 +240,22 @@ class ModelInfo(Handle):
 
     @property
     def is_hybrid(self) -> bool:
-        """Whether it has both a state and a cache, as Jamba.  Source: ``llama_model_is_hybrid``."""
+        """Whether the model has both a recurrent state and a KV cache, like Jamba.
+
+        Source: ``llama_model_is_hybrid``.
+        """
         return bool(lib.llama_model_is_hybrid(self.ptr))
 
     @property
     def is_diffusion(self) -> bool:
-        """Whether it fills in many tokens at once.  Source: ``llama_model_is_diffusion``."""
+        """Whether it is a diffusion language model.  Source: ``llama_model_is_diffusion``."""
         return bool(lib.llama_model_is_diffusion(self.ptr))
 
     @property
     def n_cls_out(self) -> int:
-        """The number of scores that it gives a text, if it is a classifier or reranker.
+        """The number of scores that a classifier or reranker gives a text.
 
-        1 for any other model, since llama.cpp does not tell them apart.
+        1 for any other model too: llama.cpp does not distinguish them.
 
         Source: ``llama_model_n_cls_out``.
         """
@@ -257,7 +263,7 @@ class ModelInfo(Handle):
 
     @property
     def cls_labels(self) -> tuple[str | None, ...]:
-        """What each score of a classifier is called, None if it has no name; ``()`` without names.
+        """The label of each score of a classifier, None where it has none; ``()`` if no score has.
 
         Source: ``llama_model_cls_label``.
         """
@@ -269,7 +275,7 @@ class ModelInfo(Handle):
     # Text
 
     def chat_template(self, name: str | None = None) -> str | None:
-        """Return the default chat template, or the one called ``name``; None if there is none.
+        """Return the default chat template, or the one called ``name``; None if it does not exist.
 
         Source: ``llama_model_chat_template``.
         """
@@ -282,14 +288,16 @@ class ModelInfo(Handle):
             except UnicodeEncodeError:
                 return None
             if b"\0" in raw:
-                raise ArgumentError(f"a chat template cannot be called {name!r}")
+                raise ArgumentError(
+                    f"a chat template cannot have a NUL character in its name: {name!r}"
+                )
         ptr = self.ptr  # the text is the model's
         chars = lib.llama_model_chat_template(ptr, raw)
         return None if chars == ffi.NULL else text(chars)
 
     @property
     def chat_templates(self) -> Mapping[str, str]:
-        """All chat templates by name; the one without is ``"default"``."""
+        """All chat templates by name; the unnamed one is ``"default"``."""
         found = {}
         if (default := self.chat_template()) is not None:
             found["default"] = default
@@ -300,10 +308,10 @@ class ModelInfo(Handle):
 
     @property
     def recommended_sampling(self) -> Mapping[str, int | float | str]:
-        """How its makers sample from it: those of their settings that are in the file.
+        """The sampling settings that the model's authors recommend in the file's metadata.
 
-        The keys are the ends of llama.cpp's own: ``temp``, ``top_k``, ``top_p``, ``min_p``,
-        ``penalty_repeat``, ``sequence`` and so on.
+        The keys are the last parts of llama.cpp's metadata keys: ``temp``, ``top_k``, ``top_p``,
+        ``min_p``, ``penalty_repeat``, ``sequence`` and so on.
 
         Source: ``llama_model_meta_key_str``.
         """
@@ -322,24 +330,25 @@ class ModelInfo(Handle):
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The devices that it uses besides the processor; ``()`` if there are none.
+        """The devices that the model uses besides the CPU; ``()`` if it uses none.
 
         Source: ``llamacffi_model_device``.
         """
         ptr = self.ptr
         count = lib.llamacffi_model_n_devices(ptr)
-        # Those among which each tensor is divided are one for llama.cpp, which has no backend.
+        # upstream: src/llama.cpp ggml_backend_meta_device: split_mode="tensor" gives the model one
+        # device that belongs to no backend, and so we list the devices that it stands for.
         found = self._divided or [lib.llamacffi_model_device(ptr, i) for i in range(count)]
         return tuple(map(new_device, found))
 
     @property
     def placement(self) -> Mapping[str, int]:
-        """Where its weights are: bytes by the name of the buffer type, such as ``CUDA0``.
+        """Where the weights are: bytes by the name of the buffer type, such as ``CUDA0``.
 
-        ``CPU_Mapped`` is the file, mapped into memory; ``CPU_REPACK`` and its like are memory with
-        the weights in a layout for this processor.  With ``no_alloc=True`` it is where they would
-        be, if the file were not mapped: ``CPU``, and not ``CPU_Mapped``.  Empty with
-        ``vocab_only=True``, which places none.
+        ``CPU_Mapped`` is the file mapped into memory; ``CPU_REPACK`` and similar types hold weights
+        in a layout for this CPU.  With ``no_alloc=True``, this is where the weights would go if the
+        file were not mapped, so ``CPU`` takes the place of ``CPU_Mapped``.  Empty with
+        ``vocab_only=True``.
 
         Source: ``ggml_backend_buffer_name``.
         """
@@ -352,7 +361,7 @@ class ModelInfo(Handle):
 
 
 class Metadata(Mapping[str, str]):
-    """The metadata of a model: read from C once, then independent of it."""
+    """The metadata of a model: copied from C once, so they stay valid after it is closed."""
 
     def __init__(self, ptr: Any) -> None:
         self._values = read_metadata(
@@ -376,17 +385,17 @@ class Metadata(Mapping[str, str]):
 
 
 def weights(ptr: Any) -> Iterator[Any]:
-    """Yield the tensors of a model, each once."""
+    """Yield each tensor of a model once."""
     return iter({bytes(ffi.string(tensor.name)): tensor for tensor in tensors(ptr)}.values())
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:
-    """Return the shape of a ``struct ggml_tensor *`` as numpy has it: rows are last."""
+    """Return the shape of a ``struct ggml_tensor *`` in numpy's order: rows come last."""
     return tuple(tensor.ne[i] for i in reversed(range(lib.ggml_n_dims(tensor))))
 
 
 def typed(value: str) -> int | float | str:
-    """Return a metadata value by what it looks like."""
+    """Convert the text of a metadata value to the int or float that it looks like."""
     if re.fullmatch(r"-?\d+", value):
         return int(value)
     return float(value) if re.fullmatch(r"-?\d+\.\d+(e[-+]?\d+)?", value) else value

@@ -1,4 +1,4 @@
-"""Models from files: the calls of C, and clear errors for what can be wrong with a file."""
+"""Load models from files: the C calls, and clear errors for files that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ if TYPE_CHECKING:
     Progress: TypeAlias = Callable[[float], bool | None]
     Path: TypeAlias = str | os.PathLike[str]
 
-# What llama.cpp says of every load that failed, beside the reason.
+# upstream: src/llama.cpp "failed to load model": logged after the reason of every failure.
 NO_REASON = re.compile(r"failed to load model( from .*)?$")
-# What stands before it: names of functions, and what we say ourselves.
+# upstream: src/llama.cpp "error loading model: ": logged before a reason, like names of functions;
+# our message says the same, and so we cut it off.
 BEFORE_REASON = re.compile(r"^(\w+: |error loading model: )+")
 
-# What it says of a tensor that ends behind the file.
+# upstream: src/llama-model-loader.h "data is not within the file bounds": said of a tensor whose
+# file was cut off, and so we say that.
 CUT_OFF = re.compile(r" data is not within the file bounds.*$")
 
 
 def load_path(path: Path, struct: Any, progress: Progress | None) -> Made:
-    """Load a file, and those that belong to it.  Source: ``llama_model_load_from_file``."""
+    """Load a file, or all files of a split model.  Source: ``llama_model_load_from_file``."""
     check_gguf(path)
     raw = c_path(path)
     return load(
@@ -58,7 +60,7 @@ def load_path(path: Path, struct: Any, progress: Progress | None) -> Made:
 
 
 def load_splits(paths: Sequence[Path], struct: Any, progress: Progress | None) -> Made:
-    """Load the files of one model.  Source: ``llama_model_load_from_splits``."""
+    """Load a model from the files it is split into.  Source: ``llama_model_load_from_splits``."""
     check_shards(paths)
     raw = [ffi.new("char[]", c_path(path)) for path in paths]
     array = ffi.new("const char *[]", raw)
@@ -82,28 +84,30 @@ def load_file(
     with c_file(source, offset=offset, name=name) as file:
         if file.offset == file.size > 0:
             raise LoadError(
-                f"{file.name!r} is read from its end, at byte {file.offset}: seek to where the "
-                "GGUF begins, or give offset="
+                f"the position of {file.name!r} is at its end, byte {file.offset}: seek to the "
+                "start of the GGUF or give offset="
             )
         check_magic(file.read(len(MAGIC)), file.name)
         _check_mode(file, struct)
         load_ptr = lib.llama_model_load_from_file_ptr
         return load(
-            lambda params: _read_again(file, make_model, load_ptr, params),
+            lambda params: _call_reopened(file, make_model, load_ptr, params),
             struct,
             file.name,
             progress,
-            read=lambda params: _read_again(file, _make_gguf, lib.gguf_init_from_file_ptr, params),
+            read=lambda params: _call_reopened(
+                file, _make_gguf, lib.gguf_init_from_file_ptr, params
+            ),
         )
 
 
 def make_model(function: Callable[..., Any], *args: Any) -> Made:
-    """Call a C function that loads a model, for `own`."""
+    """Call a C function that loads a model; `own` takes the result."""
     return make(lib.llama_model_free, (), function, *args)
 
 
 def _make_gguf(function: Callable[..., Any], *args: Any) -> Made:
-    """Call a C function that reads metadata, for `own`."""
+    """Call a C function that reads metadata; `own` takes the result."""
     return make(lib.gguf_free, (), function, *args)
 
 
@@ -116,31 +120,32 @@ def load(
     read: Callable[[Any], Made] | None = None,
     explain: Callable[[], None] | None = None,
 ) -> Made:
-    """Run a C function that loads a model, and perhaps again in a way that is possible.
+    """Call a C function that loads a model, and again without mapping if that is what failed.
 
     Args:
-        call: Gets the parameters, returns what `make` does.
+        call: Loads the model: takes the parameters, returns what `make` returns.
         struct: The ``struct llama_model_params *``.
-        name: The file, for messages.
+        name: The name of the file, for messages.
         progress: The user's function.
-        read: Gets the parameters for it, returns the metadata in the file as `make` does.
-        explain: Raises a better error for a load that failed, if it finds one.
+        read: Reads the metadata of the file: takes ``struct gguf_init_params``, returns what `make`
+            returns.
+        explain: Called after a failure; raises a better error if it knows the reason.
 
     Returns:
         The ``struct llama_model *``, for `own`.
 
     Raises:
-        LoadError: llama.cpp cannot load it; the lines of its log are in the notes.
+        LoadError: llama.cpp cannot load the model; the lines of its log are in the notes.
     """
-    is_aligned = read is None or _look(struct, read, name)
+    is_aligned = read is None or _check_file(struct, read, name)
     made, failure = _call(call, struct, name, progress)
     if failure is not None and not is_aligned:
         if load_mode.is_auto(struct):
-            load_mode.read(struct)
+            load_mode.use_read(struct)
             made, failure = _call(call, struct, name, progress)
         elif load_mode.is_mapped(struct):
             raise ArgumentError(
-                f"{name!r} is not aligned to be mapped: load_mode='none' can"
+                f"{name!r} is not aligned, so it cannot be mapped: use load_mode='none'"
             ) from failure
     try:
         if failure is None:
@@ -149,18 +154,18 @@ def load(
             explain()
         raise failure
     finally:
-        del failure  # it would keep this frame, and this frame it
+        del failure  # breaks the cycle between the error and this frame
 
 
 def _call(
     call: Callable[[Any], Made], struct: Any, name: str, progress: Progress | None
 ) -> tuple[Made, LoadError | None]:
-    """Run a C function that loads a model; return the model, or why there is none.
+    """Call a C function that loads a model; return the model, or the error if it failed.
 
     Raises:
-        BaseException: What ``progress`` has raised.
+        BaseException: Whatever ``progress`` raised.
     """
-    # Always a callback: Python must run now and then for Ctrl-C to stop the load.
+    # Always set a callback: Ctrl-C can stop the load only while Python code runs.
     bridge = Bridge(progress or (lambda _part: None))
     user_data = ffi.new_handle(bridge)
     struct.progress_callback = lib.llamacffi_on_progress
@@ -175,7 +180,7 @@ def _call(
         failure = log.with_log(LoadError(f"cannot load {name!r}: {reason}"))
         failure.__cause__ = error
     if bridge.error is not None:
-        made = nothing  # which frees the model
+        made = nothing  # frees the model
         bridge.reraise()
     if made[1] == ffi.NULL and failure is None:
         failure = log.with_log(LoadError(f"cannot load {name!r}: {_reason()}"))
@@ -183,43 +188,45 @@ def _call(
 
 
 def _reason() -> str:
-    """Return why a load failed, in a few words: the first error that llama.cpp logged."""
+    """Return the reason why a load failed: the first error that llama.cpp logged."""
     for line in log.recent(logging.ERROR):
         if NO_REASON.search(line):
             continue
         reason = BEFORE_REASON.sub("", line)
         if reason.startswith("unknown model architecture"):
             version = ffi.string(lib.llama_version()).decode()
-            return f"{reason}; this is llama.cpp {version}, and a newer one may know it"
+            return f"{reason}; this is llama.cpp {version}, a newer version may support it"
         if CUT_OFF.search(reason):
-            return f"{CUT_OFF.sub('', reason)} is not all in the file, which is cut off"
+            return f"{CUT_OFF.sub('', reason)} ends after the end of the file, which is cut off"
         if reason.startswith("failed to read ") or "remaining file size" in reason:
             return f"{reason}; the file is damaged or cut off"
         return reason
-    return "llama.cpp gives no reason"
+    return "llama.cpp gave no reason"
 
 
 def check_gguf(path: Path) -> None:
-    """Raise a clear error unless ``path`` is a file that begins as a GGUF does.
+    """Raise a clear error unless ``path`` is a file that starts with the GGUF magic.
 
     Raises:
-        ModelNotFoundError: There is no such file.
-        LoadError: It cannot be read, or is something else.
-        ArgumentError: No file can be called so.
+        ModelNotFoundError: The file does not exist.
+        LoadError: The file cannot be read or is not a GGUF.
+        ArgumentError: The path cannot be the name of a file.
     """
     name = checked_path(path)
     try:
         mode = os.stat(name).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to open a pipe could take forever
-            raise LoadError(f"{name!r} is no regular file; see Model.from_file for bytes")
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe could block forever
+            raise LoadError(
+                f"{name!r} is not a regular file: read its bytes and use Model.from_file"
+            )
         with open(name, "rb") as file:
             start = file.read(len(MAGIC))
     except FileNotFoundError:
-        raise no_file("there is no such model file", name) from None
+        raise no_file("no such model file", name) from None
     except LoadError:
         raise
     except IsADirectoryError as error:
-        reason = f"{error.strerror}: name a GGUF file in it"
+        reason = f"{error.strerror}: give the path of a GGUF file in it"
         raise LoadError(error.errno, reason, name) from None
     except OSError as error:
         raise LoadError(error.errno, error.strerror, name) from None
@@ -227,50 +234,48 @@ def check_gguf(path: Path) -> None:
 
 
 def _check_mode(file: OpenFile, struct: Any) -> None:
-    """Choose how to read from an open file where llama.cpp's own choice would fail.
+    """Choose how to read an open file where llama.cpp's own choice would fail.
 
     Raises:
-        ArgumentError: What was asked for is not possible.
+        ArgumentError: The parameters ask for a way of reading that this file does not allow.
     """
     if load_mode.is_direct(struct):
         raise ArgumentError("load_mode='direct_io' needs a path: llama.cpp opens the file itself")
     if struct.vocab_only and load_mode.is_auto(struct):
-        load_mode.read(struct)  # without tensors, nothing need be aligned
+        load_mode.use_read(struct)  # no tensors are read, so alignment does not matter
     alignment = _alignment()
     if file.offset % alignment == 0:
         return
-    # Mapped tensors are where they are in the file.
-    where = (
-        f"the GGUF is at byte {file.offset} of {file.name!r}, and {alignment} does not divide that"
-    )
+    # A mapped tensor has the same alignment as in the file.
+    where = f"the GGUF starts at byte {file.offset} of {file.name!r}, not a multiple of {alignment}"
     if load_mode.is_auto(struct):
-        load_mode.read(struct)
+        load_mode.use_read(struct)
     elif load_mode.is_mapped(struct):
-        raise ArgumentError(f"{where}: it cannot be mapped; load_mode='none' reads it into memory")
-    if not hasattr(struct, "lazy_mode"):  # an older llama.cpp reads all at once
+        raise ArgumentError(f"{where}, so it cannot be mapped: use load_mode='none'")
+    if not hasattr(struct, "lazy_mode"):  # older versions of llama.cpp have no lazy mode
         return
     if struct.lazy_mode == lib.LLAMA_LAZY_MODE_ON:
-        raise ArgumentError(f"{where}: lazy_mode='on' is not possible, 'off' is")
+        raise ArgumentError(f"{where}, so lazy_mode='on' is not possible: use lazy_mode='off'")
     struct.lazy_mode = lib.LLAMA_LAZY_MODE_OFF
 
 
 def _metadata(call: Callable[[Any], Made]) -> Any:
-    """Return an owned ``struct gguf_context *`` from one of C's functions, or None."""
+    """Return the ``struct gguf_context *`` that a C function reads, owned; None if it fails."""
     log.drain()
     made = call(ffi.new("struct gguf_init_params *", {"no_alloc": True})[0])
     return None if made[1] == ffi.NULL else own(made)
 
 
 def check_metadata(struct: Any, gguf: Any, name: str) -> None:
-    """Fit the overrides of metadata, and check what llama.cpp would read then.
+    """Adapt the metadata overrides to the file, and check the metadata that llama.cpp will use.
 
     Args:
         struct: The ``struct llama_model_params *``.
         gguf: The ``struct gguf_context *``.
-        name: Of the file, for messages.
+        name: The name of the file, for messages.
 
     Raises:
-        LoadError: It is no model, or has numbers or a vocabulary that llama.cpp could not read.
+        LoadError: The file is not a model, or llama.cpp cannot handle its metadata or vocabulary.
     """
     check_kind(gguf, name)
     fit_kv_overrides(struct, gguf)
@@ -279,17 +284,17 @@ def check_metadata(struct: Any, gguf: Any, name: str) -> None:
     check_factor_types(struct, gguf, name)
 
 
-def _look(struct: Any, read: Callable[[Any], Made], name: str) -> bool:
-    """Look at the metadata in a file, and fit the overrides of it.
+def _check_file(struct: Any, read: Callable[[Any], Made], name: str) -> bool:
+    """Check the metadata of a file, and adapt the overrides to them.
 
     Returns:
-        Whether tensors can be used where they are in the file.
+        Whether the tensors are aligned in the file, so that they can be mapped.
 
     Raises:
-        LoadError: It is no model, or has numbers or a vocabulary that llama.cpp could not read.
+        LoadError: The file is not a model, or llama.cpp cannot handle its metadata or vocabulary.
     """
     gguf = _metadata(read)
-    if gguf is None:  # the load itself will say what is wrong
+    if gguf is None:  # loading it will report what is wrong
         return True
     check_metadata(struct, gguf, name)
     return bool(lib.gguf_get_data_offset(gguf) % _alignment() == 0)
@@ -299,19 +304,19 @@ def _alignment() -> int:
     return int(lib.ggml_backend_buft_get_alignment(lib.ggml_backend_cpu_buffer_type()))
 
 
-def _read_again(
+def _call_reopened(
     file: OpenFile, call: Callable[..., Made], function: Callable[..., Any], params: Any
 ) -> Made:
-    """Call a C function that reads a ``FILE *`` with one of its own, at the beginning."""
+    """Open the file again and call a C function that reads it from the start of the GGUF."""
     with own_file(file.descriptor, file.offset, file.name) as again:
         return call(function, again.ptr, params)
 
 
 def shard_info(path: Path) -> tuple[int, int]:
-    """Return which of how many files this is, counted from 0; of a single one, 0 of 1.
+    """Return the index of a shard and the number of shards; (0, 1) if the model is not split.
 
     Raises:
-        LoadError: It is no GGUF, or damaged.
+        LoadError: The file is not a GGUF or is damaged.
     """
     raw = c_path(path)
     gguf = _metadata(lambda params: _make_gguf(lib.gguf_init_from_file, raw, params))
@@ -328,11 +333,11 @@ def shard_info(path: Path) -> tuple[int, int]:
 
 
 def check_shards(paths: Sequence[Path]) -> None:
-    """Raise unless these are all files of one model, in order.
+    """Check that these are all the shards of one model, in order.
 
     Raises:
-        ArgumentError: There are too few or too many, or the order is another.
-        LoadError: One is no GGUF, or not there.
+        ArgumentError: There are too few or too many files, or their order is wrong.
+        LoadError: A file is missing or is not a GGUF.
     """
     if not paths:
         raise ArgumentError("from_splits needs at least one path")
@@ -342,20 +347,21 @@ def check_shards(paths: Sequence[Path]) -> None:
         no, count = shard_info(path)
         if i == 0 and count != len(paths):
             raise ArgumentError(
-                f"{os.fspath(path)!r} is of a model in {count} files, but {len(paths)} are given"
+                f"{os.fspath(path)!r} belongs to a model in {count} files, but {len(paths)} were "
+                "given"
             )
         if no != i:
             raise ArgumentError(
-                f"{os.fspath(path)!r} is file {no + 1} of {count}, but is given as file {i + 1}"
+                f"{os.fspath(path)!r} is file {no + 1} of {count}, but was given as file {i + 1}"
             )
 
 
 def explain_shards(path: Path) -> None:
-    """Raise for a file that is one of several, if that is why it could not be loaded.
+    """Raise a clear error if a file could not be loaded because the model is split.
 
     Raises:
-        ModelNotFoundError: Another file of the model is not there.
-        LoadError: It is not the first, or its name does not tell the others.
+        ModelNotFoundError: Another file of the model is missing.
+        LoadError: It is not the first file, or the other names cannot be derived from its name.
     """
     name = os.fsdecode(path)
     try:
@@ -367,21 +373,21 @@ def explain_shards(path: Path) -> None:
     prefix = read_prefix(name, no, count)
     if prefix is None:
         raise LoadError(
-            f"{name!r} is file {no + 1} of {count}, but its name does not end as theirs do "
-            f"(-00001-of-{count:05}.gguf): use Model.from_splits with all of them"
+            f"{name!r} is file {no + 1} of {count}, but its name does not end in "
+            f"-{no + 1:05}-of-{count:05}.gguf: pass all files to Model.from_splits"
         )
     names = [shard_name(prefix, i, count) for i in range(count)]
     if no:
-        raise LoadError(f"{name!r} is file {no + 1} of {count}: load the first, {names[0]!r}")
+        raise LoadError(f"{name!r} is file {no + 1} of {count}: load the first one, {names[0]!r}")
     for i, one in enumerate(names):
         if not os.path.exists(one):
             raise ModelNotFoundError(
-                errno.ENOENT, f"file {i + 1} of the {count} of this model is missing", one
+                errno.ENOENT, f"file {i + 1} of the {count} files of this model is missing", one
             )
 
 
 def read_prefix(name: str, no: int, count: int) -> str | None:
-    """Return the part of a shard's name that all have, or None.  Source: ``llama_split_prefix``."""
+    """Return the common prefix of shard names, or None.  Source: ``llama_split_prefix``."""
     raw = c_path(name)
     buffer = ffi.new("char[]", len(raw) + 1)
     size = lib.llama_split_prefix(buffer, len(raw) + 1, raw, no, count)

@@ -1,4 +1,4 @@
-"""Models made in memory: of a `Gguf`, or of its metadata and a function that gives the weights."""
+"""Build models in memory: from a `Gguf`, or from metadata and a function that sets the weights."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 
 def load_gguf(gguf: Any, struct: Any, progress: Progress | None) -> Made:
-    """Load the model that a `Gguf` is, as if it were written to a file.
+    """Load a `Gguf` as if it were written to a file first.
 
     Source: ``llama_model_load_from_file_ptr``.
     """
     if not isinstance(gguf, Gguf):
-        raise TypeError(f"without fill=, the model must be a Gguf with its tensors, not {gguf!r}")
+        raise TypeError(f"without fill=, gguf must be a Gguf with tensors, not {gguf!r}")
     if not gguf.tensors and not struct.vocab_only:
-        raise ArgumentError("the Gguf has no tensors: give fill=, or vocab_only=True")
+        raise ArgumentError("the Gguf has no tensors: pass fill= or vocab_only=True")
     name = gguf._origin
     with anonymous_file(gguf._pieces(), name) as file:
         return load_file(file, 0, struct, progress, name)
 
 
 def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) -> Made:
-    """Make the model that ``gguf`` describes, with weights from ``fill``.
+    """Build the model that ``gguf`` describes, with weights from ``fill``.
 
     Source: ``llama_model_init_from_user``.
     """
     if not callable(fill):
-        raise TypeError(f"fill must be a function of a name and an array, not {fill!r}")
-    _check_fixed(struct, given)
+        raise TypeError(f"fill must be a function that takes a name and an array, not {fill!r}")
+    _check_file_params(struct, given)
     bridge = Bridge(_Filler(fill))
     user_data = ffi.new_handle(bridge)
 
@@ -57,7 +57,9 @@ def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) ->
         except NativeError:
             bridge.reraise()
             raise
-        if bridge.error is not None:  # C could not be told to stop
+        # upstream: include/llama.h llama_model_set_tensor_data_t: the callback cannot make the load
+        # fail, and so we drop the finished model.
+        if bridge.error is not None:
             del made
             bridge.reraise()
         return made
@@ -74,30 +76,32 @@ def _metadata_of(gguf: Any) -> Any:
         return gguf.copy().ptr  # a copy: another thread may change the Gguf
     wanted = ffi.typeof("struct gguf_context *")
     if not isinstance(gguf, ffi.CData) or ffi.typeof(gguf) is not wanted or gguf == ffi.NULL:
-        raise TypeError(f"a model is made of a Gguf or a struct gguf_context *, not {gguf!r}")
+        raise TypeError(f"gguf must be a Gguf or a struct gguf_context *, not {gguf!r}")
     return gguf
 
 
-def _check_fixed(struct: Any, given: Mapping[str, Any]) -> None:
-    """Raise for what llama.cpp does not look at here, or sets itself."""
+def _check_file_params(struct: Any, given: Mapping[str, Any]) -> None:
+    """Raise ArgumentError for parameters that apply only to files."""
+    # upstream: src/llama.cpp llama_model_init_from_user: ignores load_mode and use_extra_bufts, and
+    # so we refuse them.
     lazy = hasattr(struct, "lazy_mode") and struct.lazy_mode == lib.LLAMA_LAZY_MODE_ON
     read = load_mode.is_auto(struct) or load_mode.is_read(struct)
-    for name, of_files in (
+    for name, is_given in (
         ("load_mode", not read or load_mode.is_direct(struct)),
         ("lazy_mode", lazy),
         ("check_tensors", struct.check_tensors),
     ):
-        if of_files:
-            raise ArgumentError(f"{name}={given.get(name)!r} is for files; fill= gives the weights")
+        if is_given:
+            raise ArgumentError(f"{name}={given.get(name)!r} applies to files only, not to fill=")
     if given.get("use_extra_bufts"):
         raise ArgumentError(
-            "use_extra_bufts=True is not possible with fill=: llama.cpp keeps such weights as they "
-            "are given"
+            "use_extra_bufts=True is not possible with fill=: llama.cpp keeps the weights in the "
+            "layout that fill= gives them"
         )
 
 
 class _Filler:
-    """Gets the tensors of a model one by one, and lets the user's function fill them."""
+    """Takes the tensors of a model from C one by one, and has the user's function fill them."""
 
     def __init__(self, fill: Fill) -> None:
         self._fill = fill
@@ -112,11 +116,13 @@ class _Filler:
         name = ffi.string(tensor.name).decode(errors="replace")
         n_bytes = lib.ggml_nbytes(tensor)
         buffer = np.zeros(n_bytes, np.uint8)
-        if name in self._seen:  # of a tensor that is used in two places there are two
+        # upstream: src/llama-model-loader.cpp TENSOR_DUPLICATED: a tensor that is used in two
+        # places may exist twice, and so the second gets the data of the first.
+        if name in self._seen:
             lib.ggml_backend_tensor_get(self._seen[name], ffi.from_buffer(buffer), 0, n_bytes)
         else:
             array = array_of(buffer, GgmlType(tensor.type), shape_of(tensor))
             if self._fill(name, array) is not None:
-                raise TypeError(f"fill returned something for {name!r}: it must write to the array")
+                raise TypeError(f"fill returned a value for {name!r}; it must write to the array")
             self._seen[name] = tensor
         lib.ggml_backend_tensor_set(tensor, ffi.from_buffer(buffer), 0, n_bytes)

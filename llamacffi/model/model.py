@@ -1,4 +1,4 @@
-"""A model: its weights, its vocabulary and what its file says of it."""
+"""A model: its weights, its vocabulary and its metadata."""
 
 from __future__ import annotations
 
@@ -35,59 +35,59 @@ class Model(ModelInfo):
 
     ::
 
-        model = Model("model.gguf")                             # on the GPUs, if there are any
+        model = Model("model.gguf")                             # on the GPUs, if any
         model = Model("model.gguf", n_gpu_layers=20, load_mode="none")
         model = Model.from_pretrained("owner/repo", "*Q4_K_M.gguf")
-        print(model)                                            # what it is, and where
+        print(model)                                            # description, size, devices
         print(model.metadata["general.name"], model.n_ctx_train, model.placement)
         tokens = model.vocab.tokenize("Hello")
 
-    It comes from a file, by its path (this class itself); from an open file, a descriptor or bytes
-    (`from_file`); from several files (`from_splits`); from a `Gguf`, or from metadata and a
-    function that gives the weights (`from_gguf`); or from the Hugging Face hub (`from_pretrained`).
+    Load one from a path with this class itself; from an open file, a descriptor or bytes with
+    `from_file`; from split files with `from_splits`; from a `Gguf`, or metadata and a function that
+    sets the weights, with `from_gguf`; or from the Hugging Face hub with `from_pretrained`.
 
-    It owns the ``struct llama_model``.  One model serves any number of contexts and threads: its
-    weights are in memory once.  `close`, or the end of a ``with``, frees them and closes the
-    contexts first; else they go with the last reference to the model and its contexts.
+    The model owns the ``struct llama_model``.  Any number of contexts and threads can share one
+    model, so its weights are in memory only once.  `close`, or leaving a ``with`` block, closes the
+    contexts and then frees the weights; otherwise the weights are freed with the last reference to
+    the model and its contexts.
 
-    **Parameters.**  All ways to get a model take the fields of ``llama_model_params``, with
-    llama.cpp's defaults for those that are not given:
+    **Parameters.**  Each way to load a model takes the fields of ``llama_model_params``.  Fields
+    that are not given keep llama.cpp's defaults:
 
-    * ``devices``: the devices to use besides the processor: a sequence of `Device` or names, as
-      ``llamacffi.devices()`` has them; ``"none"`` or ``[]`` for the processor alone.  By default
-      all GPUs.
-    * ``n_gpu_layers``: how many layers go there; negative, the default, is all of them.
-    * ``split_mode``: how several devices share the model: by ``"layer"``, by ``"row"``, each
-      ``"tensor"``, or ``"none"``: only device ``main_gpu`` of the list is used.  ``tensor_split``:
-      the part for each, as ``[3, 1]``.
-    * ``tensor_buft_overrides``: where tensors go, by regular expressions for their names (of C++,
-      ECMAScript): ``{r"ffn_.*_exps": "CPU"}``.  A place is a device or a buffer type, or its name.
-      The first pattern that matches counts.
-    * ``cpu_moe``, ``n_cpu_moe``: keep the experts of a mixture, of all layers or of the first so
-      many, on the processor.
-    * ``load_mode``: ``"mmap"``, ``"mmap_mlock"`` (mapped, and never swapped out), ``"none"`` (read
-      into memory), ``"mlock"`` (read, and never swapped out), ``"direct_io"`` (read past the cache
-      of the system).  By default mapped, unless a device cannot.  ``lazy_mode``: whether large
+    * ``devices``: the devices to use besides the CPU: a sequence of `Device` objects or names from
+      ``llamacffi.devices()``; ``"none"`` or ``[]`` for the CPU alone.  The default is all GPUs.
+    * ``n_gpu_layers``: the number of layers to offload to them; negative, the default, for all.
+    * ``split_mode``: how several devices share the model: split by ``"layer"``, by ``"row"`` or
+      within each ``"tensor"``, or ``"none"`` to use only the device at index ``main_gpu``.
+      ``tensor_split``: the proportion of the model for each device, such as ``[3, 1]``.
+    * ``tensor_buft_overrides``: where to put tensors, by regular expressions (C++ ECMAScript) that
+      are searched for in their names: ``{r"ffn_.*_exps": "CPU"}``.  A place is a device, a buffer
+      type, or the name of either.  The first pattern that matches applies.
+    * ``cpu_moe``, ``n_cpu_moe``: keep the expert weights of a mixture-of-experts model on the CPU,
+      for all layers or for the first ``n_cpu_moe``.
+    * ``load_mode``: ``"mmap"``, ``"mmap_mlock"`` (mapped and locked in RAM), ``"none"`` (read into
+      memory), ``"mlock"`` (read and locked in RAM), ``"direct_io"`` (read past the page cache).
+      The default is mapped, unless a device does not support it.  ``lazy_mode``: whether large
       tables are read on demand.
-    * ``kv_overrides``: metadata to use in place of the file's: bools, ints, floats and strings by
-      key.  The type must be the one that llama.cpp reads.
-    * ``vocab_only``, ``no_alloc``: without weights; such a model has no contexts.
-      ``check_tensors``: look for numbers that are none.  ``use_extra_bufts``: allow layouts for
-      this processor.  ``no_host``, ``load_mtp``: see llama.h.
-    * ``progress``: a function, called with the part that is loaded, 0.0 to 1.0, in the thread of
-      the call.  Loading stops if it returns False; what it raises is raised here.  Ctrl-C stops it
-      too.
+    * ``kv_overrides``: values that replace metadata of the file: bools, ints, floats and strings by
+      key.  Each must have the type that llama.cpp reads.
+    * ``vocab_only``, ``no_alloc``: do not load the weights; such a model cannot have contexts.
+      ``check_tensors``: look for NaN and infinite weights.  ``use_extra_bufts``: allow layouts for
+      this CPU.  ``no_host``, ``load_mtp``: see llama.h.
+    * ``progress``: a function that is called with the fraction loaded, 0.0 to 1.0, in the calling
+      thread.  Loading stops if it returns False or raises, or if the user presses Ctrl-C; its
+      exception propagates.
 
-    A parameter for a GPU where there is none, or for experts of a model without any, is a
-    `RuntimeWarning`, since llama.cpp ignores it.
+    llama.cpp ignores parameters for a GPU on a machine without one, and for experts of a model
+    without any; llamacffi warns about them with a `RuntimeWarning`.
     """
 
-    _instead = "any number of contexts can use it; in another process, load the file again"
+    _instead = "any number of contexts can share it; in another process, load the file again"
 
     __slots__ = ("_name", "_vocab", "path")
 
     path: str | None
-    """The file that it was loaded from; None if it came otherwise."""
+    """The path of the file that it was loaded from; None if it was not loaded from a path."""
 
     def __init__(
         self,
@@ -98,22 +98,22 @@ class Model(ModelInfo):
         n_cpu_moe: int = 0,
         **params: Unpack[ModelParams],
     ) -> None:
-        """Load a GGUF file.  Of a model in several files, name the first.
+        """Load a GGUF file.  For a split model, give the path of the first file.
 
         Args:
-            path: The file.
-            progress: Called with the part that is loaded, 0.0 to 1.0; False stops.
-            cpu_moe: Keep the experts of a mixture on the processor.
-            n_cpu_moe: Keep those of the first so many layers there.
+            path: The path of the file.
+            progress: Called with the fraction loaded, 0.0 to 1.0; return False to stop.
+            cpu_moe: Keep the expert weights of a mixture-of-experts model on the CPU.
+            n_cpu_moe: Keep the expert weights of the first ``n_cpu_moe`` layers on the CPU.
             **params: Fields of ``llama_model_params``; see `Model`.
 
         Raises:
-            ModelNotFoundError: There is no such file, or another file of the model is missing.
-            LoadError: The file cannot be read, is no GGUF, or llama.cpp cannot load it; the lines
-                of its log are in the notes.  Or a tensor has a type that the processor cannot
-                compute with.
-            ArgumentError: A parameter is out of range, or two do not go together.
-            BackendUnavailableError: There is no such device.
+            ModelNotFoundError: The file, or another file of a split model, does not exist.
+            LoadError: The file cannot be read, is not a GGUF, or llama.cpp cannot load it; the
+                notes hold the lines of its log.  Or the CPU cannot compute with the type of a
+                tensor.
+            ArgumentError: A parameter is out of range, or two contradict each other.
+            BackendUnavailableError: A device does not exist.
 
         Source: ``llama_model_load_from_file``.
         """
@@ -131,24 +131,24 @@ class Model(ModelInfo):
     ) -> Self:
         """Load from an open file, a descriptor, or bytes.
 
-        The file is mapped or read as one given by its path would be, wherever the GGUF begins in
-        it.  It stays open, where it was, and is not needed any more.  Its position never moves:
-        other threads may read it meanwhile, or load from it too.  A file that may not be opened
-        again, as one whose rights this process has given up, is copied into memory first.  Bytes
-        are copied once, to memory that the model keeps.
+        The file is mapped or read like one that is given by its path, wherever the GGUF starts in
+        it.  It stays open at the same position, and the model does not need it after loading.  The
+        position never moves, so other threads can read the file or load from it at the same time.
+        A file that the process can no longer open, for example because it dropped privileges, is
+        copied into memory first.  Bytes are copied once, into memory that the model owns.
 
         Args:
             file: A binary file with a descriptor, a descriptor, or bytes, a bytearray, a memoryview
                 or an `io.BytesIO`.
-            offset: Where the GGUF begins, in bytes; by default at the position of the file, or at
-                the first of the bytes.
+            offset: Where the GGUF starts, in bytes; by default the position of the file, or 0 for
+                bytes.
             **params: See `Model`.
 
         Raises:
-            LoadError: It is no GGUF, or llama.cpp cannot load it.
+            LoadError: The file is not a GGUF, or llama.cpp cannot load it.
             ArgumentError: The file is closed, not open for reading, a pipe, or ends before
-                ``offset``; or the GGUF is not aligned in it, and ``load_mode`` maps it.
-            TypeError: ``file`` is a path, a text file or something else.
+                ``offset``; or ``load_mode`` asks to map a GGUF that is not aligned in the file.
+            TypeError: ``file`` is a path, a text file or an object of another type.
 
         Source: ``llama_model_load_from_file_ptr``.
         """
@@ -158,16 +158,16 @@ class Model(ModelInfo):
 
     @classmethod
     def from_splits(cls, paths: Sequence[Path], **params: Unpack[types.LoadParams]) -> Self:
-        """Load a model in several files, whatever their names.
+        """Load a split model from files with any names.
 
         Args:
             paths: The files, in order.
             **params: See `Model`.
 
         Raises:
-            ModelNotFoundError: One of them is not there.
-            LoadError: One is no GGUF, or llama.cpp cannot load them.
-            ArgumentError: There are too few or too many, or the order is another.
+            ModelNotFoundError: A file does not exist.
+            LoadError: A file is not a GGUF, or llama.cpp cannot load them.
+            ArgumentError: There are too few or too many files, or their order is wrong.
 
         Source: ``llama_model_load_from_splits``.
         """
@@ -184,27 +184,27 @@ class Model(ModelInfo):
         fill: types.Fill | None = None,
         **params: Unpack[types.LoadParams],
     ) -> Self:
-        """Make a model in memory, of any architecture.
+        """Build a model of any architecture in memory.
 
-        Without ``fill``, the model is what it would be if ``gguf`` were written to a file.
+        Without ``fill``, the model is the same as if ``gguf`` were written to a file and loaded.
 
-        With ``fill``, only the metadata count, and the types of tensors: the model has all tensors
-        that its architecture can have, float32 unless ``gguf`` has one of the name with another
-        type, and ``fill`` writes their data.  ``load_mode``, ``lazy_mode``, ``check_tensors``,
-        ``use_extra_bufts`` and ``progress`` are for files, and refused.
+        With ``fill``, only the metadata and the types of the tensors are used: the model gets all
+        tensors that its architecture can have, float32 unless ``gguf`` has a tensor of that name
+        with another type, and ``fill`` writes their data.  ``load_mode``, ``lazy_mode``,
+        ``check_tensors``, ``use_extra_bufts`` and ``progress`` apply to files only and are refused.
 
         Args:
             gguf: A `Gguf`; with ``fill`` also a ``struct gguf_context *``.
-            fill: Called for each tensor with its name and an array of zeros to write to, which is
-                its own: ``[..., elements of a row]`` of the type of the tensor (the bits of
-                bfloat16 as uint16), or ``[..., bytes of a row]`` uint8 for types in blocks.  What
-                it raises is raised here.
+            fill: Called for each tensor with its name and an array of zeros to write the data to:
+                ``[..., elements per row]`` in the type of the tensor (bfloat16 as its bits in
+                uint16), or ``[..., bytes per row]`` uint8 for block-quantized types.  It can keep
+                the array.  Its exceptions propagate.
             **params: See `Model`.
 
         Raises:
-            LoadError: llama.cpp cannot make a model of it, for lack of metadata or tensors.
-            ArgumentError: ``gguf`` has no tensors, or a parameter is not possible.
-            TypeError: ``gguf`` or ``fill`` is something else.
+            LoadError: llama.cpp cannot build the model: metadata or tensors are missing.
+            ArgumentError: ``gguf`` has no tensors, or a parameter cannot be used here.
+            TypeError: ``gguf`` or ``fill`` has the wrong type.
 
         Source: ``llama_model_init_from_user``; ``llama_model_load_from_file_ptr``.
         """
@@ -214,7 +214,7 @@ class Model(ModelInfo):
         if fill is None:
             return cls._make("<Gguf>", given, lambda *load: load_gguf(gguf, *load))
         if given.pop("progress", None) is not None:
-            raise TypeError("'progress' is for files; fill= is called for each tensor")
+            raise TypeError("'progress' is for files: use fill=, which is called for each tensor")
         return cls._make("<Gguf>", given, lambda struct, _: load_filled(gguf, fill, struct, given))
 
     @classmethod
@@ -229,36 +229,38 @@ class Model(ModelInfo):
         token: str | bool | None = None,
         **params: Unpack[types.LoadParams],
     ) -> Self:
-        """Load a model from the Hugging Face hub, downloaded unless it is there already.
+        """Load a model from the Hugging Face hub; download it first unless it is cached.
 
-        It needs ``pip install 'llamacffi[hf]'``.  ``progress`` is of the load; downloads have the
+        Needs ``pip install 'llamacffi[hf]'``.  ``progress`` reports loading; downloads show the
         hub's own progress bars.
 
         Args:
             repo_id: ``"owner/name"``, or ``"owner/name:Q4_K_M"`` for the model with that in its
                 name.
-            filename: The file, or a pattern such as ``"*Q4_K_M.gguf"`` that one model matches; of
-                one in several files all are downloaded.  Without it the repository must have one
-                model only.
+            filename: The file, or a pattern such as ``"*Q4_K_M.gguf"`` that one model matches; all
+                files of a split model are downloaded.  Without it the repository must hold exactly
+                one model.
             revision: A branch, a tag or a commit; by default the main branch.
-            cache_dir: Where to keep files, in the hub's own layout.
-            local_dir: Where to put the files instead, under their own names.
-            token: For repositories that are not public; by default that of ``hf auth login``.
+            cache_dir: The directory of the cache, in the hub's own layout.
+            local_dir: A directory to put the files in under their own names, instead of the cache.
+            token: Access token for gated or private repositories; by default that of
+                ``hf auth login``.
             **params: See `Model`.
 
         Raises:
             DependencyError: ``huggingface_hub`` is not installed.
-            ArgumentError: No model matches, or several: the message lists them; or a parameter is
-                out of range.
-            ModelNotFoundError: There is no such repository, revision or file.
-            LoadError: The hub cannot be reached, or refuses; or llama.cpp cannot load the file.
+            ArgumentError: No model or several models match (the message lists them), or a parameter
+                is out of range.
+            ModelNotFoundError: The repository, revision or file does not exist.
+            LoadError: The hub cannot be reached or denies access, or llama.cpp cannot load the
+                file.
 
         Source: ``llama_model_load_from_file``, ``llama_model_load_from_splits``.
         """
         from .hub import download
 
         backend.load()
-        model_params(dict(params), warning=False)  # before gigabytes are on their way
+        model_params(dict(params), warning=False)  # raise before downloading gigabytes
         paths = download(
             repo_id,
             filename,
@@ -285,14 +287,14 @@ class Model(ModelInfo):
         """Load the model and own it.
 
         Args:
-            name: Where it comes from, for `repr`.
-            given: The parameters, with ``progress``.
-            load: Gets the struct and ``progress``; returns a model for `own`.
+            name: The source of the model, for `repr`.
+            given: The parameters, including ``progress``.
+            load: Takes the struct and ``progress``; returns what `make` returns.
         """
         backend.load()
         struct, keep = model_params(given)
         progress = given.get("progress")
-        # C may read what the parameters point to as long as the model lives.
+        # C may read what the parameters point to for as long as the model lives.
         owner = own(load(struct, progress), keep)
         check_weight_types(owner, name)
         self._name = name
@@ -314,14 +316,14 @@ class Model(ModelInfo):
             return f"<Model {self._name!r} of the parent process>"
         if self.without_weights:
             return f"<Model {self._name!r}: {self.architecture}, {self.without_weights}>"
-        places = ", ".join(device.name for device in devices) or "the processor"
+        places = ", ".join(device.name for device in devices) or "the CPU"
         return f"<Model {self._name!r}: {desc}, {_bytes(size)} on {places}>"
 
     @property
     def vocab(self) -> Vocab:
-        """The vocabulary; it is usable as long as the model is open, and keeps it alive."""
-        # A weak reference: a cycle would keep the weights in memory until the garbage collector
-        # happens to run.
+        """The vocabulary; it keeps the model alive and works until the model is closed."""
+        # A weak reference: with a cycle, the weights would stay in memory until the garbage
+        # collector runs.
         vocab = self._vocab() if self._vocab is not None else None
         if vocab is None:
             vocab = Vocab(self)
@@ -329,19 +331,19 @@ class Model(ModelInfo):
         return vocab
 
     def save(self, path: Path) -> None:
-        """Write the model to a GGUF file, at once or not at all.
+        """Write the model to a GGUF file, atomically: the whole file or nothing.
 
-        The file has the weights as they are now, and what llama.cpp computes with; its tokens have
-        the attributes of the model's; also the chat templates, the recommended sampling, and what
-        else the metadata say of the vocabulary and the architecture, and texts.  Arrays beyond
-        those of the vocabulary are not kept: to edit a file as it is, use `Gguf`.
+        The file gets the current weights, the hyperparameters, the vocabulary with the attributes
+        of its tokens, the chat templates, the recommended sampling settings, and the other scalar
+        metadata of the tokenizer and the architecture, and texts.  Arrays other than the
+        vocabulary's are lost: to edit a file without changing the rest, use `Gguf`.
 
         Args:
-            path: The file; one that is there is replaced.
+            path: The path of the file; an existing file is replaced.
 
         Raises:
-            UnsupportedError: The model has no weights, or some that cannot be read back: load it
-                with ``use_extra_bufts=False``; or llama.cpp cannot save its architecture.
+            UnsupportedError: The model has no weights; some cannot be read back (load the model
+                with ``use_extra_bufts=False``); or llama.cpp cannot save its architecture.
             OSError: The file cannot be written.
 
         Source: ``llama_model_save_to_file``.
@@ -352,7 +354,7 @@ class Model(ModelInfo):
 
 
 def _bytes(size: int) -> str:
-    """Return a size as people read it."""
+    """Return a size in a unit that people can read, such as ``4.58 GiB``."""
     value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value /= 1024

@@ -1,4 +1,4 @@
-"""The parameters of a model in Python's terms, checked and made into what C takes."""
+"""Check the parameters of a model and convert them to C structs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ OWNED = {
 
 
 def model_params(params: Mapping[str, Any], *, warning: bool = True) -> tuple[Any, list[object]]:
-    """Return a ``struct llama_model_params *`` with ``params``, and what must outlive the model.
+    """Return a ``struct llama_model_params *`` and the objects that must outlive the model.
 
     Args:
-        params: Fields of the struct in Python's terms; ``cpu_moe``, ``n_cpu_moe``, ``progress``.
-        warning: Warn of what has no effect.
+        params: Fields of the struct as Python values, ``cpu_moe``, ``n_cpu_moe`` and ``progress``.
+        warning: Whether to warn about parameters that have no effect.
 
     Raises:
-        TypeError: A parameter is unknown, or its value is of another type.
-        ArgumentError: A value is out of range, or two do not go together.
-        BackendUnavailableError: A device is not there.
+        TypeError: A parameter is unknown, or its value has the wrong type.
+        ArgumentError: A value is out of range, or two contradict each other.
+        BackendUnavailableError: A device does not exist.
     """
     fields = dict(params)
     progress = fields.pop("progress", None)
@@ -56,39 +56,39 @@ def model_params(params: Mapping[str, Any], *, warning: bool = True) -> tuple[An
 
 
 def warn_without_experts(struct: Any, params: Mapping[str, Any], ptr: Any) -> None:
-    """Warn if experts are to stay on the processor, and the model that was loaded has none."""
-    asked = next((name for name in ("cpu_moe", "n_cpu_moe") if params.get(name)), None)
-    if not asked or not used_devices(struct):
+    """Warn if ``cpu_moe`` or ``n_cpu_moe`` is given and the loaded model has no experts."""
+    given = next((name for name in ("cpu_moe", "n_cpu_moe") if params.get(name)), None)
+    if not given or not used_devices(struct):
         return
     metadata = Metadata(ptr)
     if metadata.get(f"{metadata['general.architecture']}.expert_count", "0") == "0":
         warn(
-            f"{asked}={params[asked]!r} has no effect: the model is no mixture, and has no experts "
-            "to keep on the processor"
+            f"{given}={params[given]!r} has no effect: the model has no experts to keep on the CPU"
         )
 
 
 def _check_weights(struct: Any, fields: Mapping[str, Any]) -> None:
-    """Raise for ways to load the weights that exclude each other."""
+    """Raise ArgumentError for parameters of loading that exclude each other."""
     for name in ("vocab_only", "no_alloc"):
         if getattr(struct, name) and struct.check_tensors:
             raise ArgumentError(
-                f"check_tensors=True reads the weights, which {name}=True leaves out: give one of "
-                "them"
+                f"check_tensors=True reads the weights, but {name}=True does not load them: leave "
+                "out one of them"
             )
     if struct.no_alloc:
-        # llama.cpp has an assertion against mapping then, also where it chooses the mode itself.
+        # upstream: src/llama-model.cpp "GGML_ASSERT(!ml.no_alloc)": fails if the file is mapped,
+        # even where llama.cpp chooses to map it, and so we choose "none".
         if load_mode.is_auto(struct):
-            load_mode.read(struct)
+            load_mode.use_read(struct)
         elif not load_mode.is_read(struct):
             raise ArgumentError(
-                f"no_alloc=True maps and locks nothing: load_mode={fields.get('load_mode')!r} is "
-                "not possible, 'none' is"
+                f"load_mode={fields.get('load_mode')!r} is not possible with no_alloc=True: use "
+                "load_mode='none'"
             )
 
 
 def _check_devices(struct: Any, devices: list[Any], fields: Mapping[str, Any]) -> None:
-    """Raise for devices and splits that do not fit together."""
+    """Raise for devices and split parameters that contradict each other."""
     single = struct.split_mode == lib.LLAMA_SPLIT_MODE_NONE
     if struct.split_mode == lib.LLAMA_SPLIT_MODE_TENSOR and not devices:
         raise BackendUnavailableError("split_mode='tensor' needs a GPU or a list of devices")
@@ -96,29 +96,34 @@ def _check_devices(struct: Any, devices: list[Any], fields: Mapping[str, Any]) -
         most = len(devices) - 1
         integer("main_gpu", struct.main_gpu, None, most, ": it is an index into devices")
     if not single and struct.main_gpu != lib.llama_model_default_params().main_gpu:
-        raise ArgumentError(f"main_gpu={struct.main_gpu} is for split_mode='none' alone")
+        raise ArgumentError(f"main_gpu={struct.main_gpu} works only with split_mode='none'")
     if struct.devices != ffi.NULL:
         _check_places(struct, devices)
         split = fields.get("tensor_split")
         if split is not None and not isinstance(split, ffi.CData) and len(split) > len(devices):
-            raise ArgumentError(f"tensor_split is for {len(split)} devices, not {len(devices)}")
+            raise ArgumentError(
+                f"tensor_split has {len(split)} parts, but there are {len(devices)} devices"
+            )
 
 
 def _warn_without_gpu(struct: Any, params: Mapping[str, Any]) -> None:
-    """Warn of what asks for a GPU that is not there: llama.cpp ignores it."""
-    asks = {name: params.get(name, 0) > 0 for name in ("n_gpu_layers", "main_gpu", "n_cpu_moe")}
-    asks |= {name: bool(params.get(name)) for name in ("no_host", "cpu_moe")}
-    asks["tensor_split"] = params.get("tensor_split") is not None
-    asks["split_mode"] = "split_mode" in params and struct.split_mode != lib.LLAMA_SPLIT_MODE_NONE
-    for name in [name for name in params if asks.get(name)]:
+    """Warn about parameters for a GPU on a machine without one: llama.cpp ignores them."""
+    asks_for_gpu = {
+        name: params.get(name, 0) > 0 for name in ("n_gpu_layers", "main_gpu", "n_cpu_moe")
+    }
+    asks_for_gpu |= {name: bool(params.get(name)) for name in ("no_host", "cpu_moe")}
+    asks_for_gpu["tensor_split"] = params.get("tensor_split") is not None
+    is_split = "split_mode" in params and struct.split_mode != lib.LLAMA_SPLIT_MODE_NONE
+    asks_for_gpu["split_mode"] = is_split
+    for name in [name for name in params if asks_for_gpu.get(name)]:
         warn(
-            f"{name}={params[name]!r} has no effect: llama.cpp has no GPU here, so the model runs "
-            "on the processor (llamacffi.devices() lists what there is)"
+            f"{name}={params[name]!r} has no effect: llama.cpp found no GPU, so the model runs on "
+            "the CPU; llamacffi.devices() lists the devices"
         )
 
 
 def used_devices(struct: Any) -> list[Any]:
-    """Return the devices that the model may use besides the processor."""
+    """Return the devices that the model may use besides the CPU."""
     if struct.devices != ffi.NULL:
         return list(ffi.unpack(struct.devices, _length(struct.devices)))
     backend.load()
@@ -136,10 +141,9 @@ def _length(array: Any) -> int:
 
 
 def _check_places(struct: Any, devices: list[Any]) -> None:
-    """Raise if a tensor is to go to a device that the model does not use.
-
-    It could not be computed with: the context would fail on an assertion.
-    """
+    """Raise if a tensor would be placed on a device that the model does not use."""
+    # upstream: ggml/src/ggml-backend.cpp "pre-allocated tensor (%s) in a buffer (%s)": aborts when
+    # a context is created, and so we refuse it.
     overrides = struct.tensor_buft_overrides
     for i in itertools.count():
         if overrides == ffi.NULL or overrides[i].pattern == ffi.NULL:
@@ -147,8 +151,9 @@ def _check_places(struct: Any, devices: list[Any]) -> None:
         dev = lib.ggml_backend_buft_get_device(overrides[i].buft)
         if dev != ffi.NULL and not _is_cpu(dev) and dev not in devices:
             raise ArgumentError(
-                f"the tensors {text(overrides[i].pattern)!r} go to "
-                f"{text(lib.ggml_backend_dev_name(dev))}, which is not among the devices"
+                f"tensor_buft_overrides puts {text(overrides[i].pattern)!r} on "
+                f"{text(lib.ggml_backend_dev_name(dev))}, which is not one of the model's devices: "
+                "add it to devices="
             )
 
 
@@ -157,19 +162,19 @@ def _is_cpu(dev: Any) -> bool:
 
 
 def devices(value: Any) -> tuple[Any, object]:
-    """Return devices as a ``ggml_backend_dev_t[]`` that ends with NULL.
+    """Convert devices to a ``ggml_backend_dev_t[]`` that ends with NULL.
 
-    The processor alone is the same as no device: llama.cpp always has it, and keeps weights in
-    its best layout only if it is not a device among others.
+    The CPU alone becomes an empty list: llama.cpp always uses the CPU, and repacks weights for it
+    only if it is not listed as a device.
 
     Args:
-        value: Devices or their names, one of them, ``"none"`` for the processor alone, None for
+        value: Devices or their names, a single one, ``"none"`` for the CPU alone, None for
             llama.cpp's choice, or a cdata.
 
     Raises:
-        TypeError: It is none of these.
-        ArgumentError: A device is there twice, or there are too many.
-        BackendUnavailableError: There is no such device.
+        TypeError: ``value`` has another type.
+        ArgumentError: A device is listed twice, or there are too many devices.
+        BackendUnavailableError: A device does not exist.
     """
     if value is None or isinstance(value, ffi.CData):
         return (ffi.NULL if value is None else value), value
@@ -177,9 +182,11 @@ def devices(value: Any) -> tuple[Any, object]:
         value = [] if value == "none" else [value]
     found = [_device(one) for one in elements("devices", value, "devices or their names")]
     if len(set(found)) < len(found):
-        raise ArgumentError(f"devices={value!r} has one of them twice")
-    if len(found) > lib.llama_max_devices():
-        raise ArgumentError(f"devices has {len(found)}; {lib.llama_max_devices()} are the limit")
+        raise ArgumentError(f"devices={value!r} lists a device twice")
+    if len(found) > (limit := lib.llama_max_devices()):
+        raise ArgumentError(
+            f"devices lists {len(found)} devices, but llama.cpp takes at most {limit}"
+        )
     if len(found) == 1 and _is_cpu(found[0]):
         found = []
     array = ffi.new("ggml_backend_dev_t[]", [*found, ffi.NULL])
@@ -194,21 +201,23 @@ def _device(value: Any) -> Any:
 
 
 def tensor_split(value: Any) -> tuple[Any, object]:
-    """Return the parts of the model for each device as a ``float[]``, zeros at its end.
+    """Convert the proportion for each device to a ``float[]``, padded with zeros.
 
     Raises:
-        TypeError: It is not a sequence of numbers.
-        ArgumentError: There are too many, or one is negative or no number, or all are zero.
+        TypeError: ``value`` is not a sequence of numbers.
+        ArgumentError: There are too many numbers, one is negative or not finite, or all are zero.
     """
     if value is None or isinstance(value, ffi.CData):
         return (ffi.NULL if value is None else value), value
     parts = [number("tensor_split", part, 0) for part in elements("tensor_split", value, "numbers")]
     limit = lib.llama_max_devices()
     if len(parts) > limit:
-        raise ArgumentError(f"tensor_split has {len(parts)} parts; {limit} devices are the limit")
+        raise ArgumentError(
+            f"tensor_split has {len(parts)} parts, but llama.cpp takes at most {limit} devices"
+        )
     if not any(parts):
         raise ArgumentError(f"tensor_split={value!r}: at least one part must be above 0")
-    array = ffi.new("float[]", limit)  # llama.cpp reads them all
+    array = ffi.new("float[]", limit)  # llama.cpp reads llama_max_devices() values
     array[0 : len(parts)] = parts
     return array, array
 

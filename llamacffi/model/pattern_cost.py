@@ -1,6 +1,6 @@
-"""How long std::regex may search for a pattern in the name of a tensor.
+"""Limit how long std::regex can search for a pattern in the name of a tensor.
 
-It tries one way after the other, and calls itself for each step.  Nothing can stop it.
+It backtracks through every way to match, recursing at each step, and cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from collections.abc import Iterator
 
 from .._core.regex import Back, Chars, Either, Group, Look, Node, Repeated, Sequenced, parse
 
-# What a search from one place in a name may try: under a second for all names of a model, since few
-# of the ways are open in a name that there is.
+# The most ways that a search from one position may try: less than a second for all names of a
+# model, since real names allow few of them.
 MAX_WAYS = 1_000_000
-# Characters of the names for which that is counted.  There are longer ones, but what takes long for
-# those because its ways double with each character is beyond all bounds here too.
+# The length of name that is counted for.  Real names can be longer, but a pattern that is slow for
+# them because its ways double with each character exceeds the limit at this length already.
 LONGEST = 40
 
-Counts = list[int]  # by how many characters: in how many ways so many can be behind
+Counts = list[int]  # index: characters consumed; value: number of ways to consume them
 
 
 class _TooMany(Exception):
-    """There are more ways than may be."""
+    """The pattern can match in more than MAX_WAYS ways."""
 
 
 @functools.lru_cache(1024)
 def is_quick(pattern: str) -> bool:
-    """Return whether a search for a pattern ends soon, whatever the name.
+    """Return whether a search for the pattern is fast in any name.
 
     Raises:
-        ArgumentError: It is no regular expression.
+        ArgumentError: The pattern is not a regular expression.
     """
     node, counter = parse(pattern), _Counter()
     try:
@@ -40,13 +40,13 @@ def is_quick(pattern: str) -> bool:
 
 
 class _Counter:
-    """Counts the ways in which the parts of a pattern can be tried, as if every one fitted."""
+    """Counts the ways in which the parts of a pattern can be tried, as if each part matched."""
 
     def __init__(self) -> None:
         self.ways = 0
 
     def count(self, node: Node, before: Counts) -> Counts:
-        """Return the ways to be behind a part, of those to be before it."""
+        """Return the ways to get past a part, from the ways to reach it."""
         self.ways += sum(before)
         if self.ways > MAX_WAYS:
             raise _TooMany
@@ -65,20 +65,20 @@ class _Counter:
                 return self.count(item, before)
             case Look(item):
                 self.count(item, before)
-            case Back():  # of any length
+            case Back():  # matches text of any length
                 return [sum(before[: n + 1]) for n in range(len(before))]
         return before
 
     def repeated(self, node: Repeated, before: Counts) -> Counts:
         most = node.least + LONGEST if node.most is None else node.most
-        behind = [] if node.least else [before]
+        after = [] if node.least else [before]
         for n in range(1, most + 1):
             before = self.count(node.item, before)
             if n >= node.least:
-                behind.append(before)
+                after.append(before)
             if not any(before):
                 break
-        return _sum(behind) if behind else [0] * (LONGEST + 1)
+        return _sum(after) if after else [0] * (LONGEST + 1)
 
 
 def _sum(counts: Iterator[Counts] | list[Counts]) -> Counts:

@@ -1,4 +1,4 @@
-"""Models into files."""
+"""Write models to GGUF files."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
-    """Write a model to a file, at once or not at all."""
+    """Write a model to a file atomically: the whole file or nothing."""
     path = path_text(path)
     ptr = model.ptr
     model._check_weights()
     if model._divided:
         raise UnsupportedError(
-            "weights that are divided among devices (split_mode='tensor') cannot be saved"
+            "a model loaded with split_mode='tensor' cannot be saved: load it without split_mode"
         )
     tensors = {text(tensor.name): tensor for tensor in weights(ptr)}
     _check_tensors(tensors)
@@ -40,7 +40,9 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         _write(model, ptr, part, path)
         with Gguf.open(part) as saved:
             for name, tensor in tensors.items():
-                if name not in saved.tensors:  # as the embeddings of a model without an output
+                # upstream: src/llama-model-saver.cpp add_tensors_from_model: leaves out some,
+                # and so we add them.
+                if name not in saved.tensors:
                     _add_tensor(saved, name, tensor)
             for key, value in _left_out(model):
                 saved.setdefault(key, value)
@@ -50,15 +52,15 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
 
 def _check_tensors(tensors: Mapping[str, Any]) -> None:
-    """Raise for weights that cannot be written: C would read from nowhere."""
+    """Raise UnsupportedError for weights that C cannot read, and so cannot write."""
     if "token_embd.weight" not in tensors:
-        raise UnsupportedError("llama.cpp can only save models that have token embeddings")
-    kept = {name for name, one in tensors.items() if not lib.llamacffi_tensor_readable(one)}
-    if kept:
-        places = {text(lib.ggml_backend_buffer_name(tensors[name].buffer)) for name in kept}
+        raise UnsupportedError("llama.cpp can save only models with token embeddings")
+    unreadable = {name for name, one in tensors.items() if not lib.llamacffi_tensor_readable(one)}
+    if unreadable:
+        places = {text(lib.ggml_backend_buffer_name(tensors[name].buffer)) for name in unreadable}
         raise UnsupportedError(
-            f"{len(kept)} weights are in a layout that cannot be read back ({', '.join(places)}): "
-            "to save the model, load it with use_extra_bufts=False"
+            f"{len(unreadable)} weights are in a layout that cannot be read back "
+            f"({', '.join(places)}): to save the model, load it with use_extra_bufts=False"
         )
 
 
@@ -71,25 +73,27 @@ def _write(model: Model, ptr: Any, part: Path, path: str | os.PathLike[str]) -> 
         raise with_log(
             UnsupportedError(
                 f"llama.cpp cannot save {_which(model, str(error))}: copy its file instead, or "
-                f"change a copy of it with Gguf ({error})"
+                f"edit a copy of it with Gguf ({error})"
             )
         ) from error
-    if errors := recent(logging.ERROR):  # it returns nothing
+    # upstream: include/llama.h llama_model_save_to_file: returns nothing; it only logs an error.
+    if errors := recent(logging.ERROR):
         explain_failure(part, path)
         raise with_log(OSError(errno.EIO, errors[0], os.fspath(path)))
 
 
 def _which(model: Model, reason: str) -> str:
-    """Return which models llama.cpp cannot save, of which this is one."""
-    # It knows of architectures; but with this vocabulary there is an array that it has no code for.
+    """Describe the kind of model that llama.cpp cannot save."""
+    # upstream: src/llama-model-saver.cpp llama_model_saver_supports_arch: checks architectures, but
+    # writing the precompiled_charsmap of a vocabulary fails with another error.
     with_charsmap = lib.llama_vocab_type(model.vocab.ptr) == lib.LLAMA_VOCAB_TYPE_UGM
     if with_charsmap and "supports_arch" not in reason:
-        return "a model whose vocabulary has a precompiled_charsmap, as that of T5"
+        return "a model whose vocabulary has a precompiled_charsmap, such as that of T5"
     return f"a model of the architecture {model.architecture!r}"
 
 
 def _add_tensor(saved: Gguf, name: str, tensor: Any) -> None:
-    """Add a weight that llama.cpp has left out."""
+    """Add a weight that llama.cpp left out."""
     import numpy as np
 
     from .._generated.enums import GgmlType
@@ -102,16 +106,16 @@ def _add_tensor(saved: Gguf, name: str, tensor: Any) -> None:
 
 
 def _left_out(model: Model) -> Iterator[tuple[str, Any]]:
-    """Yield what llama.cpp does not save, as far as it is known.
+    """Yield the metadata that llama.cpp does not save.
 
-    Only the text of the values is known, not their types, so only those are taken of which it can
-    be told: how the vocabulary and the architecture are, and texts.
+    Only the text of each value is known, not its type, so this yields only values whose type is
+    clear: those of the vocabulary and the architecture, and texts.
     """
     for key, value in model.metadata.items():
         number = typed(value)
         if key == CHAT_TEMPLATE or key.startswith(f"{CHAT_TEMPLATE}."):
             yield key, value
-        elif "\N{REPLACEMENT CHARACTER}" in value:  # it was no UTF-8
+        elif "\N{REPLACEMENT CHARACTER}" in value:  # it was not UTF-8
             continue
         elif key.startswith((f"{model.architecture}.", "tokenizer.")):
             yield key, value == "true" if value in BOOLS else number

@@ -1,7 +1,11 @@
-"""The types of tokens, as a file keeps them, from the attributes that llama.cpp has made of them.
+"""Restore the types of tokens, which a file stores, from the attributes that llama.cpp derives.
 
-A file has one type for each token.  When llama.cpp reads it, it adds attributes by the texts of
-tokens and by the names of models; when it writes one, a token with two attributes gets no type.
+A file has one type for each token.
+
+upstream: src/llama-vocab.cpp LLAMA_TOKEN_ATTR_CONTROL: reading a file adds attributes to tokens
+because of their texts and the name of the model, and so a token can have two.
+upstream: src/llama-model-saver.cpp LLAMA_TOKEN_TYPE_UNDEFINED: written for a token with two
+attributes, and so we find the type that it had.
 """
 
 from __future__ import annotations
@@ -22,20 +26,21 @@ if TYPE_CHECKING:
     Types = npt.NDArray[np.int32]
 
 KEY = "tokenizer.ggml.token_type"
-# llama.cpp adds this one to others, and others to it.
+# The attribute that llama.cpp combines with others.
 ADDED = "CONTROL"
 
 logger: logging.Logger = logging.getLogger("llamacffi")
 
 
 def restore_token_types(model: Model, saved: Gguf) -> None:
-    """Give all tokens the types with which they have the attributes of the model's when loaded.
+    """Set the types of all tokens so that loading the file gives them the model's attributes.
 
-    Which of several types a token has had is tried out: only llama.cpp knows what it adds to which.
+    Where a token could have had one of several types, try each: only llama.cpp knows which
+    attributes it adds to which type.
 
     Args:
         model: The model that was saved.
-        saved: What llama.cpp has written of it, which is changed.
+        saved: The file that llama.cpp wrote; it is changed.
     """
     import numpy as np
 
@@ -43,13 +48,13 @@ def restore_token_types(model: Model, saved: Gguf) -> None:
         return
     attributes = _attributes(model)
     saved[KEY] = types = _types(attributes, last=True)
-    several = types != _types(attributes, last=False)
-    if not several.any():
+    ambiguous = types != _types(attributes, last=False)
+    if not ambiguous.any():
         return
     found = [key for key in saved if key.endswith("_token_id") and key not in model.metadata]
     wrong = np.flatnonzero(_read_back(model, saved) != attributes)
     for without in ([], found):
-        # A token that was found by its text has got attributes by that.
+        # Without these keys llama.cpp finds special tokens by their texts, and adds attributes.
         before = {key: saved.pop(key) for key in without}
         for i in range(2):
             types[wrong] = _types(attributes[wrong], last=bool(i))
@@ -59,7 +64,7 @@ def restore_token_types(model: Model, saved: Gguf) -> None:
                 return
         for key, value in before.items():
             saved.set(key, value, type="u32")
-    logger.warning("save: %d tokens lose attributes, as token %d", len(wrong), wrong[0])
+    logger.warning("save: %d tokens lose attributes, for example token %d", len(wrong), wrong[0])
 
 
 def _attributes(model: Model) -> Attributes:
@@ -70,11 +75,11 @@ def _attributes(model: Model) -> Attributes:
 
 
 def _types(attributes: Attributes, *, last: bool) -> Types:
-    """Return a type for each token, one of those that it seems to have had.
+    """Return a type for each token that agrees with one of its attributes.
 
     Args:
-        attributes: Of the tokens.
-        last: Whether the type that llama.cpp adds counts less than others.
+        attributes: The attributes of the tokens.
+        last: Whether to prefer other attributes to ``ADDED``.
     """
     import numpy as np
 
@@ -88,7 +93,7 @@ def _types(attributes: Attributes, *, last: bool) -> Types:
 
 
 def _read_back(model: Model, saved: Gguf) -> Attributes:
-    """Return the attributes of the tokens of a model that is loaded from what was saved."""
+    """Load the saved vocabulary and return the attributes of its tokens."""
     with saved.copy() as probe:
         for name in list(probe.tensors):
             probe.remove_tensor(name)

@@ -1,4 +1,4 @@
-"""The vocabulary in the metadata of a file, looked at before C reads it."""
+"""Check the vocabulary in the metadata of a file before C reads it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from .._native import ffi, lib
 from ..errors import LoadError
 
 KIND = "tokenizer.ggml.model"
-COUNT = ".vocab_size"  # after the name of the architecture
+COUNT = ".vocab_size"  # follows the name of the architecture
 
 
 def check_vocabulary(struct: Any, gguf: Any, name: str) -> None:
-    """Raise for a vocabulary that llama.cpp could not read: it would hang, or end the process.
+    """Raise LoadError for a vocabulary that would make llama.cpp hang or end the process.
 
     Args:
-        struct: The ``struct llama_model_params *``, which may override what is in the file.
+        struct: The ``struct llama_model_params *``, which may override metadata.
         gguf: The ``struct gguf_context *`` of the file.
-        name: Of the file, for the message.
+        name: The name of the file, for the message.
 
     Raises:
-        LoadError: There is such a vocabulary.
+        LoadError: llama.cpp cannot read the vocabulary.
     """
     overrides = _overrides(struct)
     kind = overrides.get(KIND, _string(gguf, KIND))
     if not isinstance(kind, bytes):
-        return  # llama.cpp will say so
+        return  # llama.cpp reports this itself
     counts = [one for key, one in overrides.items() if key.endswith(COUNT)]
     counts += [_count(gguf, i) for i in range(lib.gguf_get_n_kv(gguf)) if _is_count(gguf, i)]
     n_dummies = max((one for one in counts if isinstance(one, int)), default=0)
@@ -41,7 +41,7 @@ def check_vocabulary(struct: Any, gguf: Any, name: str) -> None:
 
 
 def _overrides(struct: Any) -> dict[str, bytes | int]:
-    """Return the strings and integers that override metadata."""
+    """Return the strings and integers that replace metadata."""
     found: dict[str, bytes | int] = {}
     for i in itertools.count():
         if struct.kv_overrides == ffi.NULL or struct.kv_overrides[i].key[0] == b"\0":

@@ -1,8 +1,8 @@
-"""Whether the processor can compute with the types that the tensors of a model have.
+"""Check that the CPU can compute with the types of a model's tensors.
 
-llama.cpp asks a GPU before it puts a tensor there, and takes the processor for all others without
-asking: a type that none of its kernels reads ends in a failed assertion, or a call of NULL, on a
-thread where nothing can catch it.
+upstream: src/llama-model-loader.cpp weight_buft_supported: asks other devices whether they support
+a tensor, but not the CPU.  A type that no CPU kernel reads ends in a failed assertion or a call of
+NULL, on a thread where nothing can catch it, and so we check the types after loading.
 """
 
 from __future__ import annotations
@@ -22,51 +22,52 @@ if TYPE_CHECKING:
 
 
 def check_weight_types(model: Any, name: str) -> None:
-    """Raise unless each tensor on the processor has a type that its operation can read there.
+    """Raise LoadError if the CPU cannot compute with the type of a tensor that is placed there.
 
     Only types and names are read, not the weights.
 
     Args:
         model: The ``struct llama_model *``.
-        name: Where it comes from, for messages.
+        name: The source of the model, for messages.
 
     Raises:
-        LoadError: One has another type, or one is missing that llama.cpp takes for optional, and
-            computes with.
+        LoadError: A type is not supported, or a tensor is missing that llama.cpp loads as optional
+            but needs.
     """
     if not CAN_LIST:
         return
     found = {ffi.string(tensor.name).decode(errors="replace") for tensor in tensors(model)}
-    for part in ("enc.blk.0.", "dec.blk.0."):  # of T5: other layers use those of the first
+    # upstream: src/models/t5.cpp attn_rel_b, attn_rel_b_enc: optional in all layers, though layers
+    # without one use that of the first, and so we require the first.
+    for part in ("enc.blk.0.", "dec.blk.0."):
         needed = f"{part}attn_rel_b.weight"
         if needed not in found and any(one.startswith(part) for one in found):
             raise LoadError(f"cannot load {name!r}: it has no tensor {needed!r}")
     for tensor in tensors(model):
-        if tensor.type == lib.GGML_TYPE_F32 or not _is_on_processor(tensor):
+        if tensor.type == lib.GGML_TYPE_F32 or not _is_on_cpu(tensor):
             continue
         tensor_name = ffi.string(tensor.name).decode(errors="replace")
         _, fits, reads = next(rule for rule in RULES if rule[0].search(tensor_name))
         if not fits(tensor.type):
             raise LoadError(
                 f"cannot load {name!r}: the tensor {tensor_name!r} is {_type_name(tensor.type)}, "
-                f"and on the processor {reads}; Gguf.replace_tensor(..., type='f32') converts one"
+                f"but on the CPU {reads}; convert it with Gguf.replace_tensor(..., type='f32')"
             )
 
 
 def check_factor_types(struct: Any, gguf: Any, name: str) -> None:
-    """Raise unless the factors of positions are F32, which each device needs.
-
-    While it loads, llama.cpp makes the operation that reads them, which fails an assertion that
-    names no tensor.
+    """Raise LoadError if RoPE factors are not F32, which every device needs.
 
     Args:
         struct: The ``struct llama_model_params *``.
         gguf: The ``struct gguf_context *`` of the file.
-        name: Of the file, for the message.
+        name: The name of the file, for the message.
 
     Raises:
-        LoadError: They have another type.
+        LoadError: RoPE factors have another type.
     """
+    # upstream: src/llama-model-loader.cpp weight_buft_supported: builds the operation that reads
+    # the factors, which fails an assertion that names no tensor, and so we check first.
     for i in range(0 if struct.vocab_only else lib.gguf_get_n_tensors(gguf)):
         type_ = lib.gguf_get_tensor_type(gguf, i)
         if type_ == lib.GGML_TYPE_F32:
@@ -74,13 +75,13 @@ def check_factor_types(struct: Any, gguf: Any, name: str) -> None:
         tensor_name = ffi.string(lib.gguf_get_tensor_name(gguf, i)).decode(errors="replace")
         if FACTORS.search(tensor_name):
             raise LoadError(
-                f"cannot load {name!r}: the tensor {tensor_name!r} is {_type_name(type_)}, and "
-                "these factors must be F32; Gguf.replace_tensor(..., type='f32') converts one"
+                f"cannot load {name!r}: the tensor {tensor_name!r} is {_type_name(type_)}, but "
+                "RoPE factors must be F32; convert it with Gguf.replace_tensor(..., type='f32')"
             )
 
 
-def _is_on_processor(tensor: Any) -> bool:
-    """Return whether the processor computes with a tensor, in the layout that it has in a file."""
+def _is_on_cpu(tensor: Any) -> bool:
+    """Return whether the CPU computes with a tensor in the layout that it has in the file."""
     if tensor.buffer == ffi.NULL:
         return False
     place = lib.ggml_backend_buffer_get_type(tensor.buffer)
@@ -90,7 +91,7 @@ def _is_on_processor(tensor: Any) -> bool:
     return bool(
         device == ffi.NULL
         or lib.ggml_backend_dev_type(device) == lib.GGML_BACKEND_DEVICE_TYPE_CPU
-        or lib.ggml_backend_dev_buffer_type(device) != place  # memory that a GPU can reach too
+        or lib.ggml_backend_dev_buffer_type(device) != place  # memory that a GPU can access too
     )
 
 
@@ -116,12 +117,12 @@ def _type_name(type_: int) -> str:
 
 FACTORS = re.compile(r"\brope_(freqs|factors_\w+)\.weight$")
 
-# What reads a tensor, by its name: the first that matches counts.
+# The types that the operation on a tensor can read, by its name; the first match applies.
 RULES: tuple[Rule, ...] = (
     (
         re.compile(r"(^d2t|\bffn_gate_tid2eid|^masked_embd_ordering)(\.weight)?$"),
         _is_index,
-        "these are indices: I32 or I64",
+        "indices must be I32 or I64",
     ),
     (
         re.compile(
@@ -132,16 +133,16 @@ RULES: tuple[Rule, ...] = (
             r"|\b(time_mix_(lerp_\w+|first|decay|[wav]0|k_k|k_a|r_k)|channel_mix_lerp_\w)\.weight$"
         ),
         _is_f32,
-        "it is added or multiplied element by element, which needs F32",
+        "element-wise addition and multiplication need F32",
     ),
     (
         re.compile(r"^(conv1d|posnet\.|convnext\.\d+\.dw)"),
         _is_float,
-        "it is a kernel of a convolution: F32, F16 or BF16",
+        "convolution kernels must be F32, F16 or BF16",
     ),
     (
         re.compile(""),
         _is_multiplied,
-        "a matrix must be F32, F16, BF16 or quantized",
+        "matrices must be F32, F16, BF16 or quantized",
     ),
 )

@@ -1,4 +1,4 @@
-"""The weights of a model that is loaded: their shapes, and what tells them from others."""
+"""The weights of a loaded model: their shapes, their places and their fingerprint."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from typing import Any
 from .._native import ffi, lib
 from ..errors import NativeError
 
-# How much of a tensor goes into `weights_identity`, from each of several places.
+# How many bytes of a tensor go into `weights_identity`, from each of how many places.
 SAMPLE_BYTES, N_SAMPLES = 64, 4
 DIGEST_BYTES = 4
 UNREADABLE = bytes(DIGEST_BYTES)
-# The weights of which a few rows are read for each token, and those that the output is made with.
+# Weights that are read a few rows at a time, and weights that compute the output.
 ROWS = ("token_embd.weight", "per_layer_token_embd.weight")
 OUTPUTS = ("output.weight", "token_embd.weight")
 
-
-# Whether the tensors and devices of a model can be listed, which an older llama.cpp does not allow.
+# Whether the tensors and devices of a model can be listed; older versions of llama.cpp lack this.
 CAN_LIST = hasattr(lib, "llamacffi_model_tensor")
 
 
 def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each weight of a model by its name, in ggml's order, all dimensions."""
+    """Return the shape of each weight by its name: all of ggml's dimensions, in its order."""
     return {
         ffi.string(tensor.name).decode(errors="replace"): tuple(tensor.ne)
         for tensor in tensors(model)
@@ -32,11 +31,11 @@ def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def weights_identity(model: Any, metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return what tells a model from others: short texts, the same wherever it is placed.
+    """Return a fingerprint of a model that does not depend on where its weights are placed.
 
-    ``layout`` is of the parameters of the architecture, and of what tensors there are.  ``samples``
-    has some bits of a hash of a part of each tensor, in the order of their names: zeros for those
-    that cannot be read, since a buffer keeps them in a layout of its own.
+    ``layout`` is a hash of the hyperparameters and of the names, types and shapes of all tensors.
+    ``samples`` has a short hash of a part of each tensor, in the order of their names: zeros for
+    tensors that cannot be read, because their buffer uses its own layout.
     """
     architecture = metadata.get("general.architecture", "")
     layout, samples = hashlib.blake2b(digest_size=8), bytearray()
@@ -53,7 +52,7 @@ def weights_identity(model: Any, metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two identities are of one model, as far as can be told."""
+    """Return whether two fingerprints can belong to the same model."""
     if one.get("layout") != other.get("layout"):
         return False
     found = [_digests(identity.get("samples")) for identity in (one, other)]
@@ -64,7 +63,7 @@ def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _digests(samples: Any) -> list[bytes]:
-    """Return what ``samples`` says of each tensor; nothing if it is something else."""
+    """Return the hash of each tensor in ``samples``; none if it is malformed."""
     try:
         raw = base64.b64decode(samples, validate=True)
     except (TypeError, ValueError):
@@ -73,7 +72,7 @@ def _digests(samples: Any) -> list[bytes]:
 
 
 def _by_name(model: Any) -> dict[bytes, list[Any]]:
-    """Return the tensors of a model; one that is used in two places may be there twice."""
+    """Return the tensors of a model by name; one that is used in two places may occur twice."""
     found: dict[bytes, list[Any]] = {}
     for tensor in tensors(model):
         found.setdefault(bytes(ffi.string(tensor.name)), []).append(tensor)
@@ -81,13 +80,13 @@ def _by_name(model: Any) -> dict[bytes, list[Any]]:
 
 
 def tensors(model: Any) -> Iterator[Any]:
-    """Yield the tensors of a model; one that is used in two places may come twice."""
+    """Yield the tensors of a model; one that is used in two places may occur twice."""
     for i in range(lib.llamacffi_model_n_tensors(model)):
         yield lib.llamacffi_model_tensor(model, i)
 
 
 def places(model: Any) -> Iterator[tuple[str, bool]]:
-    """Yield the name of each weight, and whether the processor computes with it."""
+    """Yield the name of each weight and whether the CPU computes with it."""
     for tensor in tensors(model):
         if tensor.buffer == ffi.NULL:
             continue
@@ -100,13 +99,13 @@ def places(model: Any) -> Iterator[tuple[str, bool]]:
 
 
 def is_elsewhere(weights: Iterable[tuple[str, bool]]) -> bool:
-    """Return whether all layers of a model are on other devices than the processor.
+    """Return whether all layers of a model are on devices other than the CPU.
 
     Args:
-        weights: As `places` has them.
+        weights: The result of `places`.
     """
-    # A matrix for the tokens is read row by row, which is nothing to compute, unless there is no
-    # other for the output: then it is there twice.
+    # Token embeddings are only read row by row, so they do not count as computed on the CPU.  If
+    # they are also the output matrix, there is a second copy, which does count.
     output = False
     for name, here in weights:
         if here and name not in ROWS:
@@ -116,7 +115,7 @@ def is_elsewhere(weights: Iterable[tuple[str, bool]]) -> bool:
 
 
 def _sample(tensor: Any) -> bytes | None:
-    """Return a part of the data of a tensor; None if they cannot be read."""
+    """Return a part of the data of a tensor; None if it cannot be read."""
     if not lib.llamacffi_tensor_readable(tensor):
         return None
     size = lib.ggml_nbytes(tensor)
@@ -126,6 +125,6 @@ def _sample(tensor: Any) -> bytes | None:
         for i in range(N_SAMPLES):
             offset = (size - n) * i // (N_SAMPLES - 1)
             lib.ggml_backend_tensor_get(tensor, buffer + i * n, offset, n)
-    except NativeError:  # one that is divided between devices is read as a whole or not at all
+    except NativeError:  # a tensor split across devices can only be read as a whole
         return None
     return bytes(ffi.buffer(buffer))

@@ -128,7 +128,7 @@ def test_models_that_cannot_be_loaded(cli: Cli, tmp_path: Path, command: str) ->
     for path, words in (
         (tmp_path / "missing.gguf", ["no such model file", "missing.gguf"]),
         (tmp_path, ["Is a directory"]),
-        (text, ["text.gguf", "no GGUF"]),
+        (text, ["text.gguf", "not a GGUF"]),
         (broken, ["cannot load", "broken.gguf", "number of tensors"]),
     ):
         assert_one_line(cli(command, "-m", path, "x"), 1, *words)
@@ -206,4 +206,4 @@ def test_a_url_is_named_as_it_was_given(cli: Cli) -> None:
 
 def test_an_empty_file(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "empty.gguf").touch()
-    assert_one_line(cli("run", "-m", "empty.gguf", "hi"), 1, "is no GGUF file: it is empty")
+    assert_one_line(cli("run", "-m", "empty.gguf", "hi"), 1, "is not a GGUF file: it is empty")

@@ -189,7 +189,7 @@ def test_when_all_layers_are_elsewhere(weights, elsewhere):
     assert is_elsewhere(weights.items()) == elsewhere
 
 
-def test_a_matrix_that_is_there_twice_is_elsewhere_too():
+def test_a_matrix_with_copies_on_two_devices_counts_as_elsewhere():
     twice = [("token_embd.weight", True), ("blk.0.w", False), ("token_embd.weight", False)]
     assert is_elsewhere(twice)
 

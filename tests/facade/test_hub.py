@@ -105,18 +105,22 @@ def test_what_is_downloaded(fake, repo, filename, names):
 @pytest.mark.parametrize(
     ("repo", "filename", "message"),
     [
-        (REPO, None, "6 models for"),
-        (REPO, "*Q4_K*", "3 models for .*there are model-Q4_K_M.gguf, model-Q4_K_S.gguf, model-UD"),
-        (REPO, "*Q5*", r"no models for '\*Q5\*'; there are BF16/model.*model-Q8_0.gguf"),
-        (f"{REPO}:Q4_K", None, "no models for 'Q4_K'"),
-        (f"{REPO}:Q4", None, "no models for 'Q4'"),
-        (REPO, "*.md", "no models for"),
-        (REPO, "broken*", "lacks files of the model: broken-00002-of-00002.gguf"),
+        (REPO, None, "6 models that match"),
+        (
+            REPO,
+            "*Q4_K*",
+            "3 models that match .*has model-Q4_K_M.gguf, model-Q4_K_S.gguf, model-UD",
+        ),
+        (REPO, "*Q5*", r"no models that match '\*Q5\*'; it has BF16/model.*model-Q8_0.gguf"),
+        (f"{REPO}:Q4_K", None, "no models that match 'Q4_K'"),
+        (f"{REPO}:Q4", None, "no models that match 'Q4'"),
+        (REPO, "*.md", "no models that match"),
+        (REPO, "broken*", "lacks files of this model: broken-00002-of-00002.gguf"),
         (f"{REPO}:Q8_0", "model-Q8_0.gguf", "a tag or a filename"),
         (f"{REPO}:", None, "a tag or a filename"),
     ],
 )
-def test_what_is_no_single_model(fake, repo, filename, message):
+def test_a_name_that_does_not_match_one_model(fake, repo, filename, message):
     with pytest.raises(ArgumentError, match=message):
         hub.download(repo, filename)
     assert not downloaded(fake)
@@ -130,7 +134,7 @@ def test_a_repository_with_one_model_or_none(fake):
         hub.download(REPO)
 
 
-def test_an_error_lists_not_too_much(fake):
+def test_an_error_lists_a_limited_number_of_names(fake):
     fake.names = [f"model-{i:03}.gguf" for i in range(100)]
     with pytest.raises(ArgumentError, match=r"model-029.gguf and 70 more$"):
         hub.download(REPO)
@@ -145,8 +149,8 @@ def test_options_reach_the_hub(fake, tmp_path):
     assert fake.calls[-1][1]["local_dir"] == tmp_path
 
 
-def test_what_is_not_there(fake):
-    with pytest.raises(ModelNotFoundError, match="the hub has none") as caught:
+def test_a_missing_file(fake):
+    with pytest.raises(ModelNotFoundError, match="not found on the hub") as caught:
         hub.download(REPO, "other.gguf")
     assert caught.value.filename == f"{REPO}/other.gguf"
     assert isinstance(caught.value, FileNotFoundError)

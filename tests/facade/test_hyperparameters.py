@@ -48,11 +48,11 @@ def test_a_number_that_is_not_finite(key, value):
 )
 def test_a_number_out_of_range_in_the_file(key, value, type_, message):
     data = with_number(demo.path(), key, value, type_)
-    with pytest.raises(LoadError, match=rf"{key} is .* in the file, and it must be {message}"):
+    with pytest.raises(LoadError, match=rf"{key} is .* in the file, but must be {message}"):
         Model.from_file(data)
 
 
-def test_more_layers_that_get_an_image_than_there_are(tmp_path):
+def test_more_deepstack_layers_than_layers(tmp_path):
     """llama.cpp would fail in decode, where the last layer keeps the outputs alone."""
     with Gguf.open(random_models.write(tmp_path / "model.gguf", "qwen2vl")) as gguf:
         for key in ("embedding_length", "block_count", "attention.head_count"):
@@ -63,8 +63,8 @@ def test_more_layers_that_get_an_image_than_there_are(tmp_path):
             Model.from_gguf(gguf)
 
 
-def test_why_there_is_no_context_is_said():
-    """A reason that llama.cpp only writes to its log."""
+def test_an_error_says_why_no_context_could_be_created():
+    """llama.cpp writes the reason only to its log."""
     with Gguf.open(demo.path()) as gguf:
         n_head = gguf["llama.attention.head_count"]
         gguf.set("llama.attention.head_count_kv", n_head + 1, type="u32")
@@ -115,7 +115,7 @@ def test_a_model_made_in_memory(kind):
             Model.from_gguf(gguf, lambda _name, _array: None)
 
 
-def test_what_is_not_computed_with_is_not_looked_at():
+def test_hyperparameters_are_not_checked_with_vocab_only():
     data = with_number(demo.path(), EPSILON, -1.0, "f32")
     with Model.from_file(data, vocab_only=True) as model:
         assert len(model.vocab)
@@ -125,19 +125,19 @@ def test_what_is_not_computed_with_is_not_looked_at():
     ("key", "value", "message"),
     [
         ("attention.head_count", [0, 0], r"is \[0, 0\], .* one layer must have attention"),
-        ("attention.head_count_kv", 0, "is 0, .* heads of keys and values"),
-        ("attention.key_length_mla", 32, "is 32, .* both must be 0, or none"),
+        ("attention.head_count_kv", 0, "is 0, .* key/value heads"),
+        ("attention.key_length_mla", 32, "is 32, .* either both are 0 or neither"),
     ],
 )
-def test_numbers_that_do_not_go_together(tmp_path, key, value, message):
+def test_numbers_that_do_not_fit_together(tmp_path, key, value, message):
     path = random_models.write(tmp_path / "model.gguf", "llama")
     with pytest.raises(LoadError, match=f"llama.{key} {message}"):
         Model.from_file(with_number(path, key, value, "u32"))
 
 
 @pytest.mark.parametrize("n_rot", [0, 3, 64, 2**24])
-def test_dimensions_that_cannot_be_rotated(tmp_path, n_rot):
-    """What llama.cpp makes of the numbers shows in the graph alone."""
+def test_dimensions_that_rope_cannot_rotate(tmp_path, n_rot):
+    """Only the compute graph shows what llama.cpp derives from the numbers."""
     path = random_models.write(tmp_path / "model.gguf", "mimo2")
     overrides = {"mimo2.rope.dimension_count": n_rot}
     with (

@@ -204,7 +204,7 @@ def test_nothing_is_made_up_for_other_paths(tmp_path):
     (tmp_path / "other").touch()
     with pytest.raises(ModelNotFoundError) as caught:
         Model(tmp_path / "m.gguf")
-    assert caught.value.strerror == "there is no such model file"
+    assert caught.value.strerror == "no such model file"
 
 
 @pytest.mark.parametrize(
@@ -408,14 +408,14 @@ def test_a_file_of_another_kind_is_called_what_it_is(context, files, demo_path, 
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (b"", "is no GGUF file: it is empty$"),
-        (b"version https://git-lfs", r"b'vers', as a pointer of Git LFS does: .*`git lfs pull`"),
-        (b"<!DOCTYPE html>", "as a web page does: download the file itself"),
-        (b"tjgg", "as files of the time before GGUF do"),
+        (b"", "is not a GGUF file: it is empty$"),
+        (b"version https://git-lfs", r"b'vers', like a Git LFS pointer: .*`git lfs pull`"),
+        (b"<!DOCTYPE html>", "like a web page: download the file itself"),
+        (b"tjgg", "like a model in a format older than GGUF"),
         (b"hello", "begins with b'hell'$"),
     ],
 )
-def test_a_file_that_is_no_gguf(start, message, tmp_path):
+def test_a_file_that_is_not_a_gguf(start, message, tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(start)
     for load in (Model, lambda path: Model.from_file(path.read_bytes())):

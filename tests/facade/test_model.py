@@ -47,7 +47,7 @@ def test_a_directory(tmp_path):
 def test_what_is_no_gguf(tmp_path, content):
     file = tmp_path / "other.gguf"
     file.write_bytes(content)
-    with pytest.raises(LoadError, match="is no GGUF file") as caught:
+    with pytest.raises(LoadError, match="is not a GGUF file") as caught:
         Model(file)
     assert (repr(content[:4]) if content else "it is empty") in str(caught.value)
 

@@ -49,7 +49,7 @@ first, second = names
 
 @pytest.fixture
 def client(run_python, random_path):
-    """Run code that must end well and print only ``ok``; this process stays no client."""
+    """Run code in another process, which must succeed and print only ``ok``."""
 
     def run(code: str) -> None:
         lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok')"]
@@ -73,7 +73,7 @@ def test_layers_go_where_they_are_sent(client):
         assert 0 < a < b
         _, (a, b) = placed(devices=[first], n_gpu_layers=1)
         assert 0 < a < 0.3
-        refused(ArgumentError, "tensor_split is for 3 devices, not 2", devices=names,
+        refused(ArgumentError, "tensor_split has 3 parts, but there are 2 devices", devices=names,
                 tensor_split=[1, 2, 3])
         for server in servers:
             server.close()
@@ -86,7 +86,7 @@ def test_one_device_of_several(client):
         assert placed(split_mode="none", main_gpu=1)[0] == [second]
         assert placed(split_mode="none", main_gpu=-1) == ([], [0, 0])
         refused(ArgumentError, "main_gpu must be at most 1, not 2", split_mode="none", main_gpu=2)
-        refused(ArgumentError, "split_mode='none' alone", main_gpu=1)
+        refused(ArgumentError, "works only with split_mode='none'", main_gpu=1)
         refused(LoadError, "does not support split buffers", split_mode="row")
         used, _ = placed(split_mode="tensor")
         assert used == [first, second]
@@ -113,7 +113,7 @@ def test_tensors_go_where_they_are_sent(client):
         _, (a, b) = placed(devices=names, tensor_split=[1, 0],
                            tensor_buft_overrides={r"blk\\.1\\.": buffer_type})
         assert 0.2 < b < 0.6
-        refused(ArgumentError, "which is not among the devices", devices=[first],
+        refused(ArgumentError, "which is not one of the model's devices", devices=[first],
                 tensor_buft_overrides={"ffn": second})
         with Model(sys.argv[1]) as model:
             model.save("saved.gguf")  # from the memory of others

@@ -152,7 +152,7 @@ def test_an_unaligned_gguf_is_not_mapped(tmp_path, data):
         for params, remedy in (
             ({"load_mode": "mmap"}, "load_mode='none'"),
             ({"load_mode": "mmap_mlock"}, "load_mode='none'"),
-            ({"lazy_mode": "on"}, "'off' is"),
+            ({"lazy_mode": "on"}, "use lazy_mode='off'"),
         ):
             with pytest.raises(ArgumentError, match=rf"at byte 9 of .*{remedy}"):
                 Model.from_file(file, **params)
@@ -163,7 +163,7 @@ def test_an_unaligned_gguf_is_not_mapped(tmp_path, data):
 
 
 @pytest.mark.parametrize("length", range(4))
-def test_a_gguf_of_a_smaller_alignment(tmp_path, demo_path, expected, length):
+def test_a_gguf_with_a_smaller_alignment(tmp_path, demo_path, expected, length):
     path = tmp_path / "model.gguf"
     with Gguf.open(demo_path) as gguf:
         gguf["general.alignment"] = 8
@@ -179,7 +179,7 @@ def test_a_gguf_of_a_smaller_alignment(tmp_path, demo_path, expected, length):
                 assert list(model.placement) == ["CPU_Mapped" if aligned else "CPU"]
             assert parts == sorted(parts)
             if not aligned:
-                with pytest.raises(ArgumentError, match="load_mode='none' can"):
+                with pytest.raises(ArgumentError, match="use load_mode='none'"):
                     load(source, load_mode="mmap")
 
 
@@ -244,14 +244,14 @@ def test_what_is_no_file_to_load_from(demo_path, tmp_path):
     with here, there, pytest.raises(ArgumentError, match="a socket"):
         Model.from_file(here.fileno())
     for content in (b"", b"GGU", b"PK\3\4 zip"):
-        with pytest.raises(LoadError, match=r"'<bytes>' is no GGUF file: it (begins with|is e)"):
+        with pytest.raises(LoadError, match=r"'<bytes>' is not a GGUF file: it (begins with|is e)"):
             Model.from_file(content)
     with open(demo_path, "rb") as file:
         file.seek(10)
-        with pytest.raises(LoadError, match="is no GGUF file"):
+        with pytest.raises(LoadError, match="is not a GGUF file"):
             Model.from_file(file)
         size = file.seek(0, os.SEEK_END)
-        with pytest.raises(LoadError, match=f"from its end, at byte {size}: seek to where"):
+        with pytest.raises(LoadError, match=f"at its end, byte {size}: seek to the start"):
             Model.from_file(file)
         with pytest.raises(ArgumentError, match="behind the end"):
             Model.from_file(file, offset=10**9)
@@ -275,7 +275,7 @@ def test_files_leave_no_descriptor(demo_path, data):
 
 @pytest.fixture
 def shards(demo_path, tmp_path):
-    """Divide the model among three files, as llama.cpp's own tool does."""
+    """Split the model into three files, as llama.cpp's own tool does."""
     paths = [tmp_path / f"demo-{no:05}-of-00003.gguf" for no in (1, 2, 3)]
     with Gguf.open(demo_path) as whole:
         tensors = list(whole.tensors)
@@ -305,11 +305,11 @@ def test_files_by_their_own_names(shards, tmp_path, expected):
         with Model.from_splits(given, load_mode="mmap") as model:
             assert np.array_equal(logits(model), expected)
             assert model.path == str(paths[0])
-    with pytest.raises(LoadError, match=r"file 1 of 3, but its name .* use Model.from_splits"):
+    with pytest.raises(LoadError, match=r"file 1 of 3, but its name .* Model.from_splits"):
         Model(paths[0])
 
 
-def test_one_file_is_a_list_too(demo_path, expected):
+def test_a_list_of_one_file(demo_path, expected):
     with Model.from_splits([demo_path]) as model:
         assert np.array_equal(logits(model), expected)
 
@@ -325,7 +325,7 @@ def test_a_file_is_missing(shards):
 
 
 def test_a_file_that_is_not_the_first(shards):
-    with pytest.raises(LoadError, match=f"file 3 of 3: load the first, '{shards[0]}'"):
+    with pytest.raises(LoadError, match=f"file 3 of 3: load the first one, '{shards[0]}'"):
         Model(shards[2])
 
 
@@ -333,13 +333,13 @@ def test_files_that_are_not_a_model(shards, demo_path):
     a, b, c = shards
     for paths, match in (
         ([], "at least one"),
-        ([a, b], "of a model in 3 files, but 2 are given"),
-        ([a, b, c, c], "of a model in 3 files, but 4 are given"),
-        ([a, c, b], f"'{c}' is file 3 of 3, but is given as file 2"),
-        ([b, a, c], f"'{b}' is file 2 of 3, but is given as file 1"),
-        ([a, b, b], "is file 2 of 3, but is given as file 3"),
-        ([a, demo_path, c], "is file 1 of 1, but is given as file 2"),
-        ([demo_path, b], "of a model in 1 files, but 2 are given"),
+        ([a, b], "belongs to a model in 3 files, but 2 were given"),
+        ([a, b, c, c], "belongs to a model in 3 files, but 4 were given"),
+        ([a, c, b], f"'{c}' is file 3 of 3, but was given as file 2"),
+        ([b, a, c], f"'{b}' is file 2 of 3, but was given as file 1"),
+        ([a, b, b], "is file 2 of 3, but was given as file 3"),
+        ([a, demo_path, c], "is file 1 of 1, but was given as file 2"),
+        ([demo_path, b], "belongs to a model in 1 files, but 2 were given"),
     ):
         with pytest.raises(ArgumentError, match=match):
             Model.from_splits(paths)
@@ -351,7 +351,7 @@ def test_files_that_are_not_a_model(shards, demo_path):
         Model.from_splits(shards)
 
 
-# What llama.cpp cannot load
+# Files that llama.cpp cannot load
 
 
 def nans(gguf):
@@ -368,7 +368,7 @@ DAMAGES = {
     "one byte less": (lambda d: d[:-1], "tensor 'output.weight' data is not within the file"),
     "architecture": (
         lambda d: edited(d, lambda g: g.set("general.architecture", "xyz")),
-        r"unknown model architecture: 'xyz'; this is llama.cpp \d.*, and a newer one may",
+        r"unknown model architecture: 'xyz'; this is llama.cpp \d.*, a newer version may",
     ),
     "no tensor": (
         lambda d: edited(d, lambda g: g.remove_tensor("blk.0.ffn_down.weight")),
@@ -410,7 +410,7 @@ def test_a_load_error_says_what_is_wrong(damage, data, tmp_path):
         Model.from_file(file)
 
 
-def test_weights_that_are_no_numbers(data, capfd):
+def test_weights_that_are_nan(data, capfd):
     broken = edited(data, nans)
     Model.from_file(broken).close()
     with pytest.raises(LoadError, match=r"'blk\.0\.ffn_down\.weight' has invalid data"):
@@ -418,15 +418,15 @@ def test_weights_that_are_no_numbers(data, capfd):
     assert "found nan" in capfd.readouterr().err  # llama.cpp prints that
 
 
-def test_a_path_that_is_no_file(tmp_path):
+def test_a_path_that_is_not_a_regular_file(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(LoadError, match="no regular file"):
-        Model(pipe)  # and does not wait for somebody to write to it
+    with pytest.raises(LoadError, match="not a regular file"):
+        Model(pipe)  # and does not block on the pipe
     for opened in (Gguf.open, Imatrix.open, lambda path: quantize(path, tmp_path / "new", "Q8_0")):
         with pytest.raises(ArgumentError, match="is a pipe"):
             opened(pipe)
-    with pytest.raises(LoadError, match="no regular file"):
+    with pytest.raises(LoadError, match="not a regular file"):
         Model("/dev/null")
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
@@ -520,10 +520,10 @@ def test_contexts_share_the_weights(run_python, tmp_path):
         ({"general.type": "adapter"}, r"a LoRA adapter: .* Adapter\(model, path\)"),
         ({"general.architecture": "controlvector"}, "a control vector: .* ControlVector"),
         ({"general.type": "imatrix"}, "an importance matrix: .* Imatrix"),
-        ({"general.architecture": "clip", "general.type": "mmproj"}, "a projector of images"),
+        ({"general.architecture": "clip", "general.type": "mmproj"}, "an image or audio projector"),
     ],
 )
-def test_files_that_are_no_models_say_what_they_are(tmp_path, metadata, message):
+def test_a_file_that_is_not_a_model_is_named_for_what_it_is(tmp_path, metadata, message):
     path = tmp_path / "other.gguf"
     with Gguf.new() as gguf:
         gguf["general.architecture"] = "llama"

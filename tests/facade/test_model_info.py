@@ -145,7 +145,7 @@ def test_where_the_weights_are(demo_path):
     with Model(demo_path) as model:
         assert model.placement == {"CPU_Mapped": model.size}
         assert model.devices == ()
-        assert repr(model).endswith("all F32, 566.6 KiB on the processor>")
+        assert repr(model).endswith("all F32, 566.6 KiB on the CPU>")
     with Model(demo_path, no_alloc=True) as model:
         assert model.placement == {"CPU": model.size}  # where they would be
         assert repr(model).endswith(": llama, no_alloc>")

@@ -257,7 +257,7 @@ def test_overrides_of_what_is_made(demo_path):
         overrides = {"llama.context_length": 77}
         with Model.from_gguf(gguf, Fill(), kv_overrides=overrides) as model:
             assert model.n_ctx_train == 77
-        with pytest.raises(ArgumentError, match="there it is u32"):
+        with pytest.raises(ArgumentError, match="in the file it is u32"):
             Model.from_gguf(gguf, Fill(), kv_overrides={"llama.context_length": "x"})
 
 
@@ -333,7 +333,7 @@ def test_a_gguf_without_all_tensors(demo_path):
             Model.from_gguf(gguf)
         for name in list(gguf.tensors):
             gguf.remove_tensor(name)
-        with pytest.raises(ArgumentError, match="has no tensors: give fill="):
+        with pytest.raises(ArgumentError, match="has no tensors: pass fill="):
             Model.from_gguf(gguf)
         with Model.from_gguf(gguf, vocab_only=True) as model:
             assert model.vocab.tokenize("The")

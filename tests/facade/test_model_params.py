@@ -33,15 +33,15 @@ def text(chars):
 
 
 @pytest.mark.parametrize("value", ["none", [], (), iter([])])
-def test_no_device_but_the_processor(value, demo_path):
+def test_the_cpu_alone(value, demo_path):
     array, _ = devices(value)
     assert array[0] == ffi.NULL
     with Model(demo_path, devices="none") as model:
         assert model.devices == ()
 
 
-def test_the_processor_alone_is_no_device(demo_path):
-    # Among others it is one; alone it would only lose its best layout for weights.
+def test_the_cpu_alone_is_not_listed_as_a_device(demo_path):
+    # Listed alone, it would only lose its best layout for weights.
     for value in ("CPU", ["CPU"], device("CPU"), [device("CPU")], [device("CPU").ptr]):
         array, _ = devices(value)
         assert array[0] == ffi.NULL
@@ -50,13 +50,13 @@ def test_the_processor_alone_is_no_device(demo_path):
 
 
 @pytest.mark.parametrize("value", [["CUDA99"], "CUDA99", ["CPU", ""], ["C\0PU"]])
-def test_a_device_that_is_not_there(value, demo_path):
+def test_an_unknown_device(value, demo_path):
     with pytest.raises(BackendUnavailableError, match=r"there is no device .*; available: CPU"):
         Model(demo_path, devices=value)
 
 
-def test_lists_that_are_no_devices():
-    with pytest.raises(ArgumentError, match="twice"):
+def test_lists_of_something_other_than_devices():
+    with pytest.raises(ArgumentError, match="lists a device twice"):
         devices(["CPU", "CPU"])
     for value in (3, 1.5, [3], [None], b"CPU"):
         with pytest.raises(TypeError, match="device"):
@@ -71,7 +71,7 @@ def test_a_raw_list_of_devices(demo_path):
 
 
 def test_main_gpu():
-    with pytest.raises(ArgumentError, match="main_gpu=1 is for split_mode='none'"):
+    with pytest.raises(ArgumentError, match="main_gpu=1 works only with split_mode='none'"):
         model_params({"main_gpu": 1})
     array = ffi.new("ggml_backend_dev_t[]", [device("CPU").ptr, ffi.NULL])
     with pytest.raises(ArgumentError, match="main_gpu must be at most 0, not 1"):
@@ -82,7 +82,7 @@ def test_main_gpu():
     assert model_params({"main_gpu": 0})  # as by default
 
 
-def test_without_devices_nothing_is_divided():
+def test_split_mode_tensor_needs_devices():
     with pytest.raises(BackendUnavailableError, match="split_mode='tensor' needs a GPU"):
         model_params({"split_mode": "tensor", "devices": []})
 
@@ -97,10 +97,10 @@ def test_without_devices_nothing_is_divided():
     ],
     ids=lambda params: next(iter(params)),
 )
-def test_asking_for_a_gpu_that_is_not_there_warns(params, demo_path):
+def test_a_gpu_parameter_without_a_gpu_warns(params, demo_path):
     name = next(iter(params))
     with pytest.warns(
-        RuntimeWarning, match=f"{name}=.* has no effect: llama.cpp has no GPU"
+        RuntimeWarning, match=f"{name}=.* has no effect: llama.cpp found no GPU"
     ) as seen:
         Model(demo_path, **params).close()
     assert len(seen) == 1
@@ -110,7 +110,7 @@ def test_asking_for_a_gpu_that_is_not_there_warns(params, demo_path):
     assert seen[0].filename == __file__
 
 
-def test_what_asks_for_no_gpu_is_silent(demo_path):
+def test_parameters_that_need_no_gpu_do_not_warn(demo_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for layers in (-1, -5, 0):
@@ -130,7 +130,7 @@ def test_experts_of_a_model_without_any(demo_path, params):
 # tensor_split
 
 
-def test_tensor_split_is_extended_by_zeros():
+def test_tensor_split_is_padded_with_zeros():
     limit = lib.llama_max_devices()
     for value in ([3, 1.5], (3.0, 1.5), np.array([3, 1.5]), iter([3, 1.5])):
         array, keep = tensor_split(value)
@@ -144,7 +144,7 @@ def test_tensor_split_is_extended_by_zeros():
     [[], [0, 0], [-1, 2], [float("nan")], [float("inf")], [1e39], [1] * 17],
     ids=str,
 )
-def test_splits_that_are_none(value, demo_path):
+def test_invalid_splits(value, demo_path):
     with pytest.raises(ArgumentError, match="tensor_split"):
         Model(demo_path, tensor_split=value)
 
@@ -157,7 +157,7 @@ def test_splits_of_another_type(value, demo_path):
 
 def test_a_split_for_more_devices_than_given(demo_path):
     array = ffi.new("ggml_backend_dev_t[]", [device("CPU").ptr, ffi.NULL])
-    with pytest.raises(ArgumentError, match="tensor_split is for 2 devices, not 1"):
+    with pytest.raises(ArgumentError, match="tensor_split has 2 parts, but there are 1 devices"):
         Model(demo_path, tensor_split=[1, 2], devices=array)
 
 
@@ -216,7 +216,7 @@ def test_the_longest_key_and_string():
     assert {text(array[0].key): text(array[0].val_str)} == value
     for key, string, match in (
         ("k" * LONGEST, "", "the key"),
-        ("ä" * (LONGEST // 2), "", "128 bytes of UTF-8 long; llama.cpp takes 127"),
+        ("ä" * (LONGEST // 2), "", "128 bytes long in UTF-8, but llama.cpp takes at most 127"),
         ("k", "s" * LONGEST, r"kv_overrides\['k'\] is 128 bytes"),
         ("k\0", "", "NUL"),
         ("k", "\0", "NUL"),
@@ -240,7 +240,7 @@ def test_overrides_of_another_type(value, demo_path):
 
 
 def test_an_override_has_the_type_that_llama_cpp_reads(demo_path):
-    # It would be ignored otherwise.
+    # llama.cpp would ignore it otherwise.
     rms = "llama.attention.layer_norm_rms_epsilon"
     with Model(demo_path, kv_overrides={rms: 1}) as model:
         assert rms in model.metadata
@@ -251,7 +251,7 @@ def test_an_override_has_the_type_that_llama_cpp_reads(demo_path):
         ("general.name", 3, "str"),
         ("tokenizer.ggml.tokens", "x", "arr"),
     ):
-        with pytest.raises(ArgumentError, match=f"{key}.* there it is {kind}"):
+        with pytest.raises(ArgumentError, match=f"{key}.* in the file it is {kind}"):
             Model(demo_path, kv_overrides={key: value})
         with pytest.raises(ArgumentError, match=kind), open(demo_path, "rb") as file:
             Model.from_file(file, kv_overrides={key: value})
@@ -287,9 +287,9 @@ def test_overridden_tensors_load(demo_path):
 
 
 @pytest.mark.parametrize("pattern", ["(", "a[", "*", "a{2", "(?<=x)a", "[z-a]", "\\"])
-def test_patterns_that_are_none(pattern, demo_path):
+def test_invalid_patterns(pattern, demo_path):
     with pytest.raises(
-        ArgumentError, match=re.escape(f"the pattern {pattern!r} is no regular exp")
+        ArgumentError, match=re.escape(f"the pattern {pattern!r} is not a regular exp")
     ):
         Model(demo_path, tensor_buft_overrides={pattern: "CPU"})
 
@@ -331,10 +331,10 @@ def test_patterns_at_the_limits(run_python, demo_path):
     assert (result.returncode, result.stdout) == (0, "ok\n"), result
 
 
-def test_places_that_are_none(demo_path):
-    with pytest.raises(BackendUnavailableError, match=r"no device or buffer type 'GPU'.* are CPU"):
+def test_invalid_places(demo_path):
+    with pytest.raises(BackendUnavailableError, match=r"no device or buffer type 'GPU'.* from CPU"):
         Model(demo_path, tensor_buft_overrides={"a": "GPU"})
-    # Which weights fit into a layout of its own only llama.cpp knows.
+    # Only llama.cpp knows which weights fit into a device-specific layout.
     for one in device("CPU").extra_buffer_types:
         with pytest.raises(BackendUnavailableError, match=one.name):
             Model(demo_path, tensor_buft_overrides={".*": one})
@@ -348,7 +348,7 @@ def test_places_that_are_none(demo_path):
 def test_too_many_places():
     limit = lib.llama_max_tensor_buft_overrides() - 1
     cpu = device("CPU").buffer_type.ptr
-    with pytest.raises(ArgumentError, match=f"has {limit + 1} patterns; {limit} is the limit"):
+    with pytest.raises(ArgumentError, match=f"has {limit + 1} patterns, but .* at most {limit}"):
         tensor_buft_overrides([("a", cpu)] * (limit + 1))
     assert len(tensor_buft_overrides([("a", cpu)] * limit)[0]) == limit + 1
 
@@ -372,7 +372,7 @@ OTHER_NAMES = [
 ]
 
 
-def test_what_experts_are_called():
+def test_names_of_experts():
     assert all(re.search(EXPERTS, name) for name in EXPERT_NAMES)
     assert not any(re.search(EXPERTS, name) for name in OTHER_NAMES)
 
@@ -409,12 +409,12 @@ def test_experts_come_after_other_overrides():
         ({"cpu_moe": True, "n_cpu_moe": 2}, ArgumentError),
     ],
 )
-def test_numbers_of_experts_that_are_none(params, error, demo_path):
+def test_invalid_numbers_of_experts(params, error, demo_path):
     with pytest.raises(error):
         Model(demo_path, **params)
 
 
-# What excludes each other
+# Parameters that exclude each other
 
 
 @pytest.mark.parametrize("mode", [*enums.LoadMode])
@@ -431,8 +431,8 @@ def test_every_lazy_mode(mode, demo_path):
 
 
 @pytest.mark.parametrize("mode", ["mmap", "mmap_mlock", "mlock"])
-def test_without_weights_nothing_is_mapped(mode, demo_path):
-    with pytest.raises(ArgumentError, match="'none' is"):
+def test_a_model_without_weights_cannot_be_mapped(mode, demo_path):
+    with pytest.raises(ArgumentError, match="use load_mode='none'"):
         Model(demo_path, no_alloc=True, load_mode=mode)
 
 
@@ -445,7 +445,7 @@ def test_a_model_without_memory(mode, demo_path):
 
 
 @pytest.mark.parametrize("name", ["vocab_only", "no_alloc"])
-def test_nothing_is_checked_without_weights(name, demo_path):
+def test_weights_that_are_not_loaded_cannot_be_checked(name, demo_path):
     with pytest.raises(ArgumentError, match=f"check_tensors=True reads .*{name}=True"):
         Model(demo_path, check_tensors=True, **{name: True})
 
