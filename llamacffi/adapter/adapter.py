@@ -1,4 +1,4 @@
-"""LoRA adapters: small changes of a model's weights, switched on and off in its contexts."""
+"""LoRA adapters: small changes to a model's weights that contexts can switch on and off."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 class Adapter(Handle):
     """A LoRA adapter, loaded for one model.
 
-    It owns the ``struct llama_adapter_lora`` and keeps the model's weights alive; any number of
-    contexts of the model can use it at once, each with a scale of its own: see `Context.adapters`.
-    It is closed when the model is.  A context that uses it keeps the C object until it is given
-    other adapters, so closing one that is in use takes nothing away.  Any thread may load and close
-    adapters, whatever others compute.
+    It owns the ``struct llama_adapter_lora`` and keeps the model's weights alive.  Any number of
+    contexts of the model can use it at once, each with its own scale: see `Context.adapters`.
+    Closing the model closes it.  A context that uses the adapter keeps the C object until it gets
+    other adapters, so an adapter can be closed while it is in use.  Any thread can load and close
+    adapters while other threads compute.
     """
 
     _instead = (
-        "any number of contexts of its Model can use it; in another process, load the file again"
+        "any number of contexts of its Model can share it; in another process, load the file again"
     )
 
     __slots__ = (
@@ -54,24 +54,24 @@ class Adapter(Handle):
     )
 
     model: Model
-    """The model that it is for."""
+    """The model that it was loaded for."""
     alpha: float | None
-    """What its matrices are multiplied with, divided by their rank; None: with 1."""
+    """The product of its matrices is scaled by ``alpha / rank``; None for a scale of 1."""
     invocation_tokens: tuple[int, ...]
-    """The tokens that switch on an activated adapter (aLoRA); empty for other adapters."""
+    """The tokens that activate an activated LoRA (aLoRA); empty for other adapters."""
 
     def __init__(self, model: Model, source: str | os.PathLike[str] | types.FileSource) -> None:
         """Load an adapter from a GGUF file.
 
         Args:
-            model: The model that it was made for.
-            source: A path; or an open binary file, whose contents begin at its position, a
-                descriptor, or bytes.
+            model: The model that the adapter was trained for.
+            source: A path, an open binary file (read from its current position), a descriptor, or
+                bytes.
 
         Raises:
-            ModelNotFoundError: There is no such file.
-            LoadError: It cannot be read.
-            AdapterError: It is no adapter, is damaged, or does not fit the model.
+            ModelNotFoundError: The file does not exist.
+            LoadError: The file cannot be read.
+            AdapterError: The file is not an adapter, is damaged, or does not fit the model.
             UnsupportedError: The model was loaded without its weights.
 
         Source: ``llama_adapter_lora_init_from_file_ptr``.
@@ -114,19 +114,19 @@ class Adapter(Handle):
 
     @property
     def task_name(self) -> str | None:
-        """What it was made for, if its file says so."""
+        """The task that it was trained for, if its file names one."""
         return self.metadata.get("adapter.lora.task_name")
 
     @property
     def prompt_prefix(self) -> str | None:
-        """What a prompt for it begins with, if its file says so."""
+        """The text that a prompt should begin with, if its file gives one."""
         return self.metadata.get("adapter.lora.prompt_prefix")
 
     def invocation_start(self, tokens: Tokens) -> int | None:
-        """Return where an activated adapter (aLoRA) takes effect in a prompt.
+        """Return where an activated LoRA (aLoRA) takes effect in a prompt.
 
-        The tokens before are computed without the adapter, so their memory can be shared with other
-        adapters and with the model alone; from there on with it::
+        The tokens before that index are decoded without the adapter, so other adapters and the base
+        model can reuse their memory; the tokens from that index on are decoded with it::
 
             start = adapter.invocation_start(tokens)
             context.adapters = {}
@@ -134,11 +134,12 @@ class Adapter(Handle):
             context.adapters = {adapter: 1.0}
             ...  # decode tokens[start:]
 
-        llama.cpp's server begins one token earlier.
+        upstream: tools/server/server-context.cpp alora_invocation_start: llama.cpp's server starts
+        one token earlier.
 
         Returns:
-            The index at which `invocation_tokens` are found last; None if they are not found, or
-            there are none.
+            The index of the last occurrence of `invocation_tokens`; None if they do not occur or
+            the adapter has none.
         """
         import numpy as np
 
@@ -153,11 +154,12 @@ class Adapter(Handle):
 
 
 def _load(model_ptr: Any, file: OpenFile) -> Made:
-    """Load an adapter, for `own`."""
+    """Load an adapter; `own` takes the result."""
     failure = f"cannot load the adapter {file.name!r}"
     drain()
     try:
-        # llama.cpp frees a model's adapters with it: this one must be gone by then.
+        # upstream: src/llama-model.h loras: freeing a model frees its adapters too, and so this one
+        # keeps the model until it is freed.
         keep = (model_ptr,)
         made = make(
             lib.llamacffi_adapter_free, keep, lib.llamacffi_adapter_load, model_ptr, file.ptr
@@ -172,7 +174,8 @@ def _load(model_ptr: Any, file: OpenFile) -> Made:
 def _check(file: OpenFile, model: Model) -> float | None:
     """Raise AdapterError unless a file holds an adapter for ``model``; return its alpha.
 
-    llama.cpp checks a part of this, and the rest only when it computes.
+    upstream: src/llama-adapter.cpp llama_adapter_lora_init_impl: checks a part of this; the rest
+    would fail an assertion in decode, and so we check all of it.
     """
     try:
         with gguf_of(file) as gguf:
@@ -181,16 +184,16 @@ def _check(file: OpenFile, model: Model) -> float | None:
             _check_tensors(gguf, file.name, model)
             return _alpha(gguf, file.name)
     except GgufError as error:
-        raise AdapterError(f"{file.name!r} is no adapter: {error}") from error
+        raise AdapterError(f"{file.name!r} is not an adapter: {error}") from error
 
 
 def _check_kind(gguf: Gguf, name: str, model: Model) -> None:
-    """Check that it is a LoRA for the model's architecture."""
+    """Check that the file is a LoRA adapter for the model's architecture."""
     check_kind(gguf, name, model.metadata["general.architecture"], repr(model))
 
 
 def _check_invocation(gguf: Gguf, name: str, model: Model) -> None:
-    """Check that the tokens which switch it on are the model's."""
+    """Check that the invocation tokens are in the model's vocabulary."""
     if INVOCATION not in gguf:
         return
     tokens: Any = gguf[INVOCATION]
@@ -198,13 +201,13 @@ def _check_invocation(gguf: Gguf, name: str, model: Model) -> None:
     right = gguf.is_array(INVOCATION) and gguf.type(INVOCATION) == lib.GGUF_TYPE_UINT32
     if not right or not all(token < n_vocab for token in tokens):
         raise AdapterError(
-            f"{name!r} is not for {model!r}: its {INVOCATION} is {reprlib.repr(tokens)}, and not "
-            f"some uint32 of 0 to {n_vocab - 1}"
+            f"{name!r} does not fit {model!r}: {INVOCATION} must be an array of uint32 between 0 "
+            f"and {n_vocab - 1}, not {reprlib.repr(tokens)}"
         )
 
 
 def _alpha(gguf: Gguf, name: str) -> float | None:
-    """Return what the matrices are multiplied with; None if the file does not say."""
+    """Return the alpha of the adapter; None if the file has none."""
     alpha = gguf.get(ALPHA)
     if alpha is None:
         return None
@@ -212,37 +215,37 @@ def _alpha(gguf: Gguf, name: str) -> float | None:
     if isinstance(alpha, float) and single and math.isfinite(alpha):
         return alpha
     raise AdapterError(
-        f"{name!r} is damaged: its {ALPHA} is {reprlib.repr(alpha)}, and no finite float32"
+        f"{name!r} is damaged: {ALPHA} must be a finite float32, not {reprlib.repr(alpha)}"
     )
 
 
 def _check_tensors(gguf: Gguf, name: str, model: Model) -> None:
-    """Check that each pair of matrices fits the weights that it changes."""
+    """Check that each pair of matrices fits the weight that it changes."""
     shapes = weight_shapes(model.ptr)
-    is_output = _scores_with_embedding(model, shapes)
+    is_tied = _has_tied_output(model, shapes)
     n_pairs = 0
     for weight, a, b in pairs(gguf, name):
         n_pairs += 1
         shape = shapes.get(weight)
         if shape is None:
-            raise AdapterError(f"{name!r} is not for {model!r}, which has no {weight!r}")
-        if weight == EMBEDDING and is_output:
+            raise AdapterError(f"{name!r} does not fit {model!r}, which has no tensor {weight!r}")
+        if weight == EMBEDDING and is_tied:
             raise AdapterError(
-                f"{name!r} changes {weight!r}, which {model!r} uses for its output too: llama.cpp "
-                "cannot compute that"
+                f"{name!r} changes {weight!r}, which {model!r} also uses for its output: llama.cpp "
+                "cannot compute this"
             )
         _check_types(name, a, b)
         if not fits(shape, ggml_shape(a), ggml_shape(b), flipped=weight == EMBEDDING):
             raise AdapterError(
-                f"{name!r} is not for {model!r}: {weight!r} is {shape_text(shape)}, and the parts "
-                f"are lora_a {shape_text(ggml_shape(a))} and lora_b {shape_text(ggml_shape(b))}"
+                f"{name!r} does not fit {model!r}: {weight!r} is {shape_text(shape)}, but lora_a "
+                f"is {shape_text(ggml_shape(a))} and lora_b is {shape_text(ggml_shape(b))}"
             )
     if not n_pairs:
-        raise AdapterError(f"{name!r} changes nothing: it has no lora_a and lora_b")
+        raise AdapterError(f"{name!r} changes nothing: it has no lora_a and lora_b tensors")
 
 
-def _scores_with_embedding(model: Model, shapes: Mapping[str, Any]) -> bool:
-    """Return whether the embedding of tokens is what the output is computed with, too."""
+def _has_tied_output(model: Model, shapes: Mapping[str, Any]) -> bool:
+    """Return whether the model computes its output with the token embeddings (tied weights)."""
     if "output.weight" in shapes or not lib.llama_model_has_decoder(model.ptr):
         return False
     architecture = model.metadata["general.architecture"]
@@ -250,11 +253,11 @@ def _scores_with_embedding(model: Model, shapes: Mapping[str, Any]) -> bool:
 
 
 def _check_types(name: str, *parts: GgufTensor) -> None:
-    """Check that llama.cpp can multiply with them: where it cannot, it ends the process."""
+    """Check that llama.cpp can multiply with the types of these tensors; otherwise it aborts."""
     backend.load()
     for part in parts:
         if lib.ggml_get_type_traits_cpu(part.type).vec_dot == ffi.NULL:
             raise AdapterError(
-                f"{name!r} is damaged: {part.name!r} is {part.type.name}, which is no type of "
+                f"{name!r} is damaged: {part.name!r} is {part.type.name}, which is not a type for "
                 "weights"
             )

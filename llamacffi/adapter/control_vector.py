@@ -1,4 +1,4 @@
-"""Control vectors: directions that are added to what the layers of a model compute."""
+"""Control vectors: directions that are added to the outputs of a model's layers."""
 
 from __future__ import annotations
 
@@ -24,56 +24,56 @@ if TYPE_CHECKING:
     from .._core import types as types
     from ..gguf.gguf import Gguf
 
-# What a small file could otherwise make us reserve.
+# The highest layer that a file may name, so that a small file cannot make us allocate much memory.
 MOST_LAYERS = 4096
 DIRECTION = re.compile(r"direction\.([0-9]{1,6})")
 
 
 class ControlVector:
-    """A direction for each of some layers, which pushes a model towards a manner or a topic.
+    """A direction for each of several layers that steers a model towards a style or topic.
 
-    It does not change: several are combined by arithmetic, which gives a new one, as in
-    ``0.8 * happy - 0.2 * formal``.  The first layer of a model is 0, and cannot have a direction;
-    that of layer 1 is added to what this layer returns.
+    Control vectors are immutable; arithmetic combines them into new ones, as in
+    ``0.8 * happy - 0.2 * formal``.  Layers count from 0.  Layer 0 cannot have a direction; the
+    direction of any other layer is added to the output of that layer.
 
-    `Context.control_vector` puts one to use.
+    Assign one to `Context.control_vector` to use it.
     """
 
     __slots__ = ("_array", "_layers")
 
-    # Else numpy would multiply each row on its own.
+    # Without this, `numpy_scalar * vector` would multiply element by element.
     __array_ufunc__ = None
 
     def __init__(self, array: npt.ArrayLike, *, first_layer: int = 1) -> None:
-        """Make one from numbers; see `from_array`."""
+        """Create a control vector from numbers; see `from_array`."""
         given = as_array("array", array)
         if given.dtype.kind not in "biuf":
             raise TypeError(
-                f"array: a control vector is made of numbers, not of {given.dtype}: {array!r:.80}"
+                f"array must hold numbers, not {given.dtype}: {array!r:.80}"
             )
         if given.ndim != 2 or not given.size:
             raise ArgumentError(
-                f"a control vector has a row of n_embd numbers for each layer, not shape "
+                f"array must have the shape (n_layers, n_embd), one row for each layer, not "
                 f"{given.shape}"
             )
         start = integer("first_layer", first_layer, 1, INT32_MAX - len(given))
-        if not (np.abs(given.astype(np.float64)) <= FLOAT_MAX).all():  # not for nan either
-            raise ArgumentError("a control vector has a number that is not a finite 32-bit number")
+        if not (np.abs(given.astype(np.float64)) <= FLOAT_MAX).all():  # also False for NaN
+            raise ArgumentError("array has a number that is not a finite 32-bit number")
         self._array = given.astype(np.float32, order="C")  # a copy
         self._array.flags.writeable = False
         self._layers = range(start, start + len(given))
 
     @classmethod
     def from_array(cls, array: npt.ArrayLike, *, first_layer: int = 1) -> Self:
-        """Make one from numbers.
+        """Create a control vector from numbers.
 
         Args:
-            array: ``[n_layers, n_embd]``, copied.  A row of zeros leaves its layer alone.
-            first_layer: The layer of the first row, from 1 on.
+            array: ``[n_layers, n_embd]``, copied.  A row of zeros does not change its layer.
+            first_layer: The layer of the first row, at least 1.
 
         Raises:
-            ArgumentError: The shape is another, or a number is not finite.
-            TypeError: They are no numbers.
+            ArgumentError: The shape is wrong, or a number is not finite.
+            TypeError: ``array`` does not hold numbers.
         """
         return cls(array, first_layer=first_layer)
 
@@ -82,25 +82,25 @@ class ControlVector:
         """Read a GGUF with tensors ``direction.1``, ``direction.2``, ...
 
         Args:
-            source: A path; or an open binary file, whose contents begin at its position, a
-                descriptor, or bytes.
+            source: A path, an open binary file (read from its current position), a descriptor, or
+                bytes.
 
         Raises:
-            ModelNotFoundError: There is no such file.
-            LoadError: It cannot be read.
-            AdapterError: It is no control vector, or damaged.
+            ModelNotFoundError: The file does not exist.
+            LoadError: The file cannot be read.
+            AdapterError: The file is not a control vector or is damaged.
         """
         with opened(source) as file:
             try:
                 with gguf_of(file) as gguf:
                     directions = _directions(gguf, file.name)
             except GgufError as error:
-                raise AdapterError(f"{file.name!r} is no control vector: {error}") from error
+                raise AdapterError(f"{file.name!r} is not a control vector: {error}") from error
             first, last = min(directions), max(directions)
             if last > MOST_LAYERS:
                 raise AdapterError(
-                    f"{file.name!r} is no control vector: it has a direction for layer {last}, and "
-                    f"no model has over {MOST_LAYERS}"
+                    f"{file.name!r} is not a control vector: it has a direction for layer {last}, but "
+                    f"no model has more than {MOST_LAYERS} layers"
                 )
             rows = np.zeros((last - first + 1, len(directions[first])))
             for layer, direction in directions.items():
@@ -108,11 +108,11 @@ class ControlVector:
             try:
                 return cls.from_array(rows, first_layer=first)
             except ArgumentError as error:
-                raise AdapterError(f"{file.name!r} is no control vector: {error}") from None
+                raise AdapterError(f"{file.name!r} is not a control vector: {error}") from None
 
     @property
     def array(self) -> npt.NDArray[np.float32]:
-        """Its rows, ``[n_layers, n_embd]`` float32, read-only; not copied."""
+        """The rows, ``[n_layers, n_embd]`` float32, read-only; not a copy."""
         return self._array
 
     @property
@@ -122,7 +122,7 @@ class ControlVector:
 
     @property
     def n_embd(self) -> int:
-        """The width of the model that it is for."""
+        """The width of the models that it fits."""
         return int(self._array.shape[1])
 
     def __repr__(self) -> str:
@@ -132,22 +132,22 @@ class ControlVector:
         )
 
     def within(self, layers: range) -> Self:
-        """Return it for some of its layers only.
+        """Return a control vector with only some of the layers.
 
         Args:
-            layers: Consecutive ones, such as ``range(10, 20)``; those that it has not got are
-                passed over.
+            layers: Consecutive layers, such as ``range(10, 20)``; layers without a direction are
+                ignored.
 
         Raises:
-            ArgumentError: It has none of them.
+            ArgumentError: None of these layers has a direction.
         """
         if not isinstance(layers, range):
             raise TypeError(f"layers must be a range, not {layers!r}")
         if layers.step != 1:
-            raise ArgumentError(f"{layers} are not consecutive layers")
+            raise ArgumentError(f"layers must be consecutive, not {layers}")
         start, stop = max(layers.start, self._layers.start), min(layers.stop, self._layers.stop)
         if start >= stop:
-            raise ArgumentError(f"{self!r} has no direction for {layers}")
+            raise ArgumentError(f"{self!r} has no direction for any layer of {layers}")
         begin = self._layers.start
         return type(self)(self._array[start - begin : stop - begin], first_layer=start)
 
@@ -165,7 +165,7 @@ class ControlVector:
             return NotImplemented
         number = float(scale)
         if not math.isfinite(number):
-            raise ArgumentError(f"a control vector cannot be multiplied with {number}")
+            raise ArgumentError(f"a control vector cannot be multiplied by {number}")
         rows = self._array.astype(np.float64) * number
         return type(self)(rows, first_layer=self._layers.start)
 
@@ -180,13 +180,13 @@ class ControlVector:
         return self * (1 / number)
 
     def _combined(self, other: ControlVector, sign: int) -> Self:
-        """Add another row by row; a layer that only one has keeps what that has."""
+        """Add or subtract another one row by row; a missing row counts as zeros."""
         if not isinstance(other, ControlVector):
             return NotImplemented
         if other.n_embd != self.n_embd:
             raise ArgumentError(
-                f"control vectors of n_embd={self.n_embd} and {other.n_embd} are for different "
-                "models"
+                f"control vectors with n_embd={self.n_embd} and {other.n_embd} cannot be combined: they "
+                "are for different models"
             )
         start = min(self._layers.start, other._layers.start)
         stop = max(self._layers.stop, other._layers.stop)
@@ -196,48 +196,49 @@ class ControlVector:
             rows[begin : begin + len(one._layers)] += factor * one._array.astype(np.float64)
         return type(self)(rows, first_layer=start)
 
-    def for_model(self, n_layer: int, n_embd: int) -> npt.NDArray[np.float32]:
-        """Return a row for each layer of a model from 1 on, as llama.cpp takes them.
 
-        Raises:
-            AdapterError: It has another width, or layers that the model has not got.
-        """
-        if self.n_embd != n_embd or self._layers.stop > n_layer:
-            raise AdapterError(
-                f"{self!r} does not fit the model, which has n_embd={n_embd} and, for control "
-                f"vectors, layers 1 to {n_layer - 1}"
-            )
-        rows = np.zeros((n_layer - 1, n_embd), np.float32)
-        rows[self._layers.start - 1 : self._layers.stop - 1] = self._array
-        return rows
+def rows_for_model(vector: ControlVector, n_layer: int, n_embd: int) -> npt.NDArray[np.float32]:
+    """Return a row for each layer of a model from layer 1, as llama.cpp takes them.
 
-    @property
-    def _digest(self) -> str:
-        """What tells it from others."""
-        digest = hashlib.blake2b(f"{self._layers} {self._array.shape}".encode(), digest_size=8)
-        digest.update(self._array.tobytes())
-        return digest.hexdigest()
+    Raises:
+        AdapterError: The width differs from the model's, or the model has fewer layers.
+    """
+    if vector.n_embd != n_embd or vector.layers.stop > n_layer:
+        raise AdapterError(
+            f"{vector!r} does not fit the model, which has n_embd={n_embd} and takes directions for "
+            f"layers 1 to {n_layer - 1}"
+        )
+    rows = np.zeros((n_layer - 1, n_embd), np.float32)
+    rows[vector.layers.start - 1 : vector.layers.stop - 1] = vector.array
+    return rows
+
+
+def digest_of(vector: ControlVector) -> str:
+    """Return a hash of the layers of a control vector and their directions."""
+    digest = hashlib.blake2b(f"{vector.layers} {vector.array.shape}".encode(), digest_size=8)
+    digest.update(vector.array.tobytes())
+    return digest.hexdigest()
 
 
 def _directions(gguf: Gguf, name: str) -> Mapping[int, npt.NDArray[Any]]:
-    """Return the rows of a file by their layers."""
+    """Return the rows of a file by layer."""
     kind = kind_of(gguf.ptr)
     if kind not in ("", VECTOR):
-        raise AdapterError(f"{name!r} is no control vector: it is {kind}")
+        raise AdapterError(f"{name!r} is not a control vector: it is {kind}")
     directions: dict[int, npt.NDArray[Any]] = {}
     for tensor in gguf.tensors.values():
         match = DIRECTION.fullmatch(tensor.name)
         if match is None or int(match[1]) == 0:
-            raise AdapterError(f"{name!r} is no control vector: it has a tensor {tensor.name!r}")
+            raise AdapterError(f"{name!r} is not a control vector: it has a tensor {tensor.name!r}")
         row = tensor.data
         if row.dtype.kind != "f" or row.ndim != 1:
             raise AdapterError(
-                f"{name!r} is no control vector: {tensor.name!r} is {tensor.type.name} of shape "
+                f"{name!r} is not a control vector: {tensor.name!r} is {tensor.type.name} of shape "
                 f"{tensor.shape}"
             )
         directions[int(match[1])] = row
     widths = {len(row) for row in directions.values()}
     if len(widths) != 1:
         found = f"directions of {sorted(widths)} numbers" if widths else "no directions"
-        raise AdapterError(f"{name!r} is no control vector: it has {found}")
+        raise AdapterError(f"{name!r} is not a control vector: it has {found}")
     return directions

@@ -1,4 +1,4 @@
-"""What a file with a LoRA adapter consists of."""
+"""The parts of a LoRA file: metadata, and pairs of matrices."""
 
 from __future__ import annotations
 
@@ -17,45 +17,47 @@ if TYPE_CHECKING:
     Shape = tuple[int, ...]
 
 PART = re.compile(r"(.+)\.lora_([ab])")
-# Its rows are chosen, and not multiplied with: its two parts are flipped.
+# upstream: src/llama-adapter.cpp is_token_embd: rows of this weight are looked up instead of
+# multiplied with, and so its two matrices are transposed.
 EMBEDDING = "token_embd.weight"
 ALPHA = "adapter.lora.alpha"
 INVOCATION = "adapter.alora.invocation_tokens"
 
 
 def check_kind(gguf: Gguf, name: str, architecture: Any, whose: str) -> None:
-    """Raise AdapterError unless a file is a LoRA for an architecture.
+    """Raise AdapterError unless a file is a LoRA adapter for an architecture.
 
     Args:
         gguf: The file.
-        name: What to call it.
-        architecture: Of the model.
-        whose: What to call the model.
+        name: The name of the file, for messages.
+        architecture: The architecture of the model.
+        whose: The model, for messages.
     """
     kind = kind_of(gguf.ptr)
     if kind not in ("", LORA):
-        raise AdapterError(f"{name!r} is no LoRA adapter: it is {kind}")
+        raise AdapterError(f"{name!r} is not a LoRA adapter: it is {kind}")
     for key, wanted, what in (
-        ("general.type", "adapter", "is no adapter"),
-        ("adapter.type", "lora", "is no LoRA"),
-        ("general.architecture", architecture, f"is not for {whose}"),
+        ("general.type", "adapter", "is not an adapter"),
+        ("adapter.type", "lora", "is not a LoRA adapter"),
+        ("general.architecture", architecture, f"does not fit {whose}"),
     ):
         found = gguf.get(key)
         if not isinstance(found, str) or found != wanted:
             raise AdapterError(
-                f"{name!r} {what}: its {key} is {reprlib.repr(found)}, and not {wanted!r}"
+                f"{name!r} {what}: its {key} is {reprlib.repr(found)}, not {wanted!r}"
             )
 
 
 def pairs(gguf: Gguf, name: str) -> Iterator[tuple[str, GgufTensor, GgufTensor]]:
-    """Yield the weights that are changed, each with its two matrices."""
+    """Yield the name of each weight that the adapter changes, with its two matrices."""
     found: dict[str, dict[str, GgufTensor]] = {}
     for tensor in gguf.tensors.values():
         match = PART.fullmatch(tensor.name)
         if match:
             found.setdefault(match[1], {})[match[2]] = tensor
-        elif not tensor.name.endswith("_norm.weight"):  # llama.cpp passes over those
-            raise AdapterError(f"{name!r} is no LoRA: it has a tensor {tensor.name!r}")
+        # upstream: src/llama-adapter.cpp "_norm.weight": llama.cpp ignores these, and so we do.
+        elif not tensor.name.endswith("_norm.weight"):
+            raise AdapterError(f"{name!r} is not a LoRA adapter: it has a tensor {tensor.name!r}")
     for weight, parts in found.items():
         if len(parts) < 2:
             missing = "lora_b" if "a" in parts else "lora_a"
@@ -64,7 +66,7 @@ def pairs(gguf: Gguf, name: str) -> Iterator[tuple[str, GgufTensor, GgufTensor]]
 
 
 def fits(weight: Shape, a: Shape, b: Shape, *, flipped: bool) -> bool:
-    """Return whether ``b @ a`` has the shape of a weight; all in ggml's order."""
+    """Return whether ``b @ a`` has the shape of the weight; shapes are in ggml's order."""
     if 0 in (*a, *b):
         return False
     if flipped:
@@ -73,12 +75,12 @@ def fits(weight: Shape, a: Shape, b: Shape, *, flipped: bool) -> bool:
 
 
 def ggml_shape(tensor: GgufTensor) -> Shape:
-    """Return a shape in ggml's order, with all the dimensions that ggml has."""
+    """Return the shape of a tensor in ggml's order, padded to GGML_MAX_DIMS dimensions."""
     shape = tuple(reversed(tensor.shape))
     return shape + (1,) * (lib.GGML_MAX_DIMS - len(shape))
 
 
 def shape_text(shape: Shape) -> str:
-    """Return a shape without the dimensions that it has not got."""
+    """Return a shape as text, without trailing dimensions of 1."""
     n = max((i for i, size in enumerate(shape, start=1) if size != 1), default=1)
     return " x ".join(map(str, shape[: max(n, 2)]))

@@ -83,7 +83,7 @@ class Adapters(ContextBase):
 
             if not isinstance(vector, ControlVector):
                 raise TypeError(f"control_vector must be a ControlVector or None, not {vector!r}")
-            rows = vector.for_model(self.model.n_layer, self.model.n_embd)
+            rows = rows_for_model(vector, self.model.n_layer, self.model.n_embd)
             first, last = vector.layers[0], vector.layers[-1]
             # All layers: what C is not given keeps the numbers of the vector before.
             args = ffi.from_buffer("float[]", rows), rows.size, rows.shape[1], first, last

@@ -1,1 +1,1 @@
-"""The vocabulary of a model: its tokens, and text to tokens and back."""
+"""The vocabulary of a model: its tokens, tokenization and detokenization."""

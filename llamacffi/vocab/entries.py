@@ -1,4 +1,4 @@
-"""What a vocabulary knows of each token."""
+"""The entries of a vocabulary: properties of single tokens, and the special tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .._generated.enums import TokenAttr, VocabType
     from ..model.model import Model
 
-# Nearly all pieces fit.
+# A first buffer that is large enough for nearly all tokens.
 PIECE_BYTES = 64
 
 
@@ -26,19 +26,19 @@ class Entries(Pointer):
 
     _why = "it is a part of its Model"
     _instead = (
-        "any number of threads can use it as it is; in another process, load the file again, with "
-        "vocab_only=True if nothing else is wanted"
+        "any number of threads can share it; in another process, load the file again, with "
+        "vocab_only=True if only the vocabulary is needed"
     )
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        # It is the model's, and goes with it: whoever gives it to C holds `model.ptr` meanwhile.
+        # The model owns the vocabulary: each call that passes it to C must hold `model.ptr`.
         ptr = model.ptr
         self._vocab: Any = lib.llama_model_get_vocab(ptr)
         self._size: int = lib.llama_vocab_n_tokens(self._vocab)
         self._type: int = lib.llama_vocab_type(self._vocab)
-        # Whether there are texts that C must not be given.
-        self._limited = self._type in (lib.LLAMA_VOCAB_TYPE_NONE, lib.LLAMA_VOCAB_TYPE_RWKV)
+        # Whether some texts must not be passed to C: see `Tokenizing._check_text`.
+        self._checks_text = self._type in (lib.LLAMA_VOCAB_TYPE_NONE, lib.LLAMA_VOCAB_TYPE_RWKV)
 
     @property
     def ptr(self) -> Any:
@@ -52,7 +52,7 @@ class Entries(Pointer):
 
     @property
     def model(self) -> Model:
-        """The model that it belongs to."""
+        """The model that this vocabulary belongs to."""
         return self._model
 
     def __len__(self) -> int:
@@ -69,15 +69,15 @@ class Entries(Pointer):
         return VocabType(self._call(lib.llama_vocab_type))
 
     def piece(self, token: int, *, lstrip: int = 0, special: bool = True) -> bytes:
-        """Return the text of one token: not always whole characters.
+        """Return the text of one token as bytes, which may end within a character.
 
         Args:
-            token: Its id.
-            lstrip: Leave out up to so many blanks at its beginning.
-            special: Write a special token as its text; else it is empty.
+            token: The id of the token.
+            lstrip: The largest number of leading spaces to remove.
+            special: Return the text of special tokens; otherwise their text is empty.
 
         Returns:
-            The text, empty for a model without a vocabulary.
+            The text; empty for a model without a vocabulary.
 
         Raises:
             ArgumentError: The token is not in the vocabulary, or ``lstrip`` is negative.
@@ -99,7 +99,7 @@ class Entries(Pointer):
         return found
 
     def text(self, token: int) -> str:
-        """Return the entry of the vocabulary, in its own notation (such as ``▁`` for a blank).
+        """Return the text of the entry in the vocabulary's notation (such as ``▁`` for a space).
 
         Source: ``llama_vocab_get_text``.
         """
@@ -109,7 +109,7 @@ class Entries(Pointer):
         return str(ffi.string(chars), "utf-8", "replace")
 
     def score(self, token: int) -> float:
-        """Return the score of a token, whose meaning depends on the tokenizer.
+        """Return the score of a token; its meaning depends on the tokenizer.
 
         Source: ``llama_vocab_get_score``.
         """
@@ -125,7 +125,7 @@ class Entries(Pointer):
         return TokenAttr(self._call(lib.llama_vocab_get_attr, self._check_entry(token)))
 
     def is_eog(self, token: int) -> bool:
-        """Tell whether a token ends a generation.
+        """Return whether a token ends generation.
 
         Source: ``llama_vocab_is_eog``.
         """
@@ -134,7 +134,7 @@ class Entries(Pointer):
         return lib.llama_vocab_is_eog(self._vocab, token)
 
     def is_control(self, token: int) -> bool:
-        """Tell whether a token is a control token, which has no text of its own.
+        """Return whether a token is a control token, which is not ordinary text.
 
         Source: ``llama_vocab_is_control``.
         """
@@ -142,9 +142,9 @@ class Entries(Pointer):
 
     @cached_property
     def _pieces(self) -> Any:
-        """The texts of all tokens, sorted, for the grammars that are made for it.
+        """The texts of all tokens, sorted, for grammars.
 
-        They are copies, which point to nothing, and take some ten milliseconds to sort.
+        Copies that do not depend on the model.  Sorting them takes about ten milliseconds.
 
         Source: ``llamacffi_pieces_init``.
         """
@@ -153,7 +153,7 @@ class Entries(Pointer):
 
     @cached_property
     def eog_tokens(self) -> tuple[int, ...]:
-        """All tokens that end a generation, in order: `eos`, `eot` and others.
+        """All tokens that end generation, in order: `eos`, `eot` and others.
 
         Source: ``llama_vocab_is_eog``.
         """
@@ -163,7 +163,7 @@ class Entries(Pointer):
 
     @cached_property
     def _textless(self) -> dict[str, list[int]]:
-        """Tokens that have no text where they are generated, by the texts that stand for them."""
+        """Tokens whose text is left out of generated text, by that text."""
         tokens = new_uncleared("llama_token[]", self._size)
         n = self._call(lib.llamacffi_textless_tokens, tokens)
         found: dict[str, list[int]] = {}
@@ -175,7 +175,7 @@ class Entries(Pointer):
 
     @property
     def suppress_tokens(self) -> tuple[int, ...]:
-        """The tokens that the model's metadata wants never to be generated.
+        """The tokens that must never be generated, according to the model's metadata.
 
         Source: ``llama_vocab_get_suppress_tokens``.
         """
@@ -186,67 +186,67 @@ class Entries(Pointer):
 
     @property
     def bos(self) -> int | None:
-        """The token that begins a text; in a vocabulary like BERT's, its CLS."""
+        """The token that begins a text (BOS); in a vocabulary like BERT's, CLS."""
         return self._special(lib.llama_vocab_bos)
 
     @property
     def eos(self) -> int | None:
-        """The token that ends a text."""
+        """The token that ends a text (EOS)."""
         return self._special(lib.llama_vocab_eos)
 
     @property
     def eot(self) -> int | None:
-        """The token that ends a turn."""
+        """The token that ends a turn of a chat (EOT)."""
         return self._special(lib.llama_vocab_eot)
 
     @property
     def sep(self) -> int | None:
-        """The token between two sentences."""
+        """The token that separates two sentences (SEP)."""
         return self._special(lib.llama_vocab_sep)
 
     @property
     def nl(self) -> int | None:
-        """The token of a newline."""
+        """The newline token."""
         return self._special(lib.llama_vocab_nl)
 
     @property
     def pad(self) -> int | None:
-        """The token that fills up."""
+        """The padding token."""
         return self._special(lib.llama_vocab_pad)
 
     @property
     def mask(self) -> int | None:
-        """The token that stands for one to be guessed."""
+        """The mask token, which stands for a token to predict."""
         return self._special(lib.llama_vocab_mask)
 
     @property
     def fim_pre(self) -> int | None:
-        """The token before the text that comes before a gap, for fill-in-the-middle."""
+        """Fill-in-the-middle: the token before the text that precedes the gap."""
         return self._special(lib.llama_vocab_fim_pre)
 
     @property
     def fim_suf(self) -> int | None:
-        """The token before the text that comes after a gap."""
+        """Fill-in-the-middle: the token before the text that follows the gap."""
         return self._special(lib.llama_vocab_fim_suf)
 
     @property
     def fim_mid(self) -> int | None:
-        """The token after which the model fills the gap."""
+        """Fill-in-the-middle: the token after which the model generates the missing text."""
         return self._special(lib.llama_vocab_fim_mid)
 
     @property
     def fim_pad(self) -> int | None:
-        """The token that fills up where there is no gap."""
+        """Fill-in-the-middle: the padding token."""
         return self._special(lib.llama_vocab_fim_pad)
 
     @property
     def fim_rep(self) -> int | None:
-        """The token before the name of a repository."""
+        """Fill-in-the-middle: the token before the name of a repository."""
         return self._special(lib.llama_vocab_fim_rep)
 
     @property
     def fim_sep(self) -> int | None:
-        """The token between two files."""
+        """Fill-in-the-middle: the token that separates two files."""
         return self._special(lib.llama_vocab_fim_sep)
 
     @property
@@ -268,8 +268,8 @@ class Entries(Pointer):
         """Return a token as an int.
 
         Raises:
-            ArgumentError: It is not in the vocabulary.
-            TypeError: It is no integer.
+            ArgumentError: The token is not in the vocabulary.
+            TypeError: The token is not an integer.
         """
         if type(token) is not int:
             token = integer("token", token)
@@ -278,13 +278,15 @@ class Entries(Pointer):
         return token
 
     def _check_entry(self, token: int) -> int:
-        """Check a token of which C tells something only if the model has a vocabulary."""
+        """Check a token for a C function that needs a vocabulary."""
+        # upstream: src/llama-vocab.cpp LLAMA_VOCAB_TYPE_NONE: getters of tokens assert that there is a
+        # vocabulary, and so we check first.
         if self._type == lib.LLAMA_VOCAB_TYPE_NONE:
-            raise UnsupportedError("the model has no vocabulary: its tokens are only numbers")
+            raise UnsupportedError("the model has no vocabulary, only token ids")
         return self.check_one(token)
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function of the vocabulary while the model is held."""
+        """Call a C function that takes the vocabulary, and hold the model during the call."""
         model = self._model.ptr  # noqa: F841  held meanwhile
         return function(self._vocab, *args)
 

@@ -1,4 +1,4 @@
-"""Many texts, or many sequences of tokens, in one call of C."""
+"""Tokenize many texts, or detokenize many sequences, in one C call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SequenceError(Exception):
-    """The first of the sequences that could not be made, and why."""
+    """The first sequence or text that failed, and the reason."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(reason)
@@ -29,7 +29,7 @@ class SequenceError(Exception):
 
 
 def thread_count(n_threads: int | None) -> int:
-    """Return how many threads to use at most."""
+    """Return the largest number of threads to use."""
     if n_threads is None:
         return backend.physical_cores()
     return integer("n_threads", n_threads, 1, INT32_MAX)
@@ -38,9 +38,9 @@ def thread_count(n_threads: int | None) -> int:
 def tokenize_all(
     tokenizer: Any, texts: Sequence[bytes], flags: tuple[bool, bool, int], n_threads: int
 ) -> tuple[npt.NDArray[np.int32], list[int]]:
-    """Return the tokens of all texts, and where those of each begin and the last end.
+    """Return the tokens of all texts, the index where each text starts, and the end of the last.
 
-    The caller holds the model.
+    The caller must hold the model.
     """
     import numpy as np
 
@@ -53,7 +53,7 @@ def tokenize_all(
 def join_tokens(
     sequences: Iterable[TokenIds], n_vocab: int
 ) -> tuple[list[int], npt.NDArray[np.int32]]:
-    """Return the lengths of sequences of tokens, and their tokens one after the other."""
+    """Return the lengths of sequences of tokens, and all their tokens in one array."""
     import numpy as np
 
     given = elements("sequences", sequences, "sequences of tokens")
@@ -71,9 +71,9 @@ def detokenize_all(
     style: Any,
     n_threads: int,
 ) -> tuple[bytes, list[int]]:
-    """Return the texts of all sequences, and where each begins and the last ends.
+    """Return the texts of all sequences, the index where each starts, and the end of the last.
 
-    The caller holds the model.
+    The caller must hold the model.
     """
     import numpy as np
 
@@ -85,12 +85,12 @@ def detokenize_all(
 
 
 def split(elements: Any, starts: list[int]) -> list[Any]:
-    """Divide what `tokenize_all` or `detokenize_all` has returned."""
+    """Split the result of `tokenize_all` or `detokenize_all` into one element per text."""
     return [elements[start:stop] for start, stop in itertools.pairwise(starts)]
 
 
 def _starts(lengths: list[int]) -> npt.NDArray[np.int64]:
-    """Return where sequences of these lengths begin, one after the other, and the last ends."""
+    """Return the start of each of several consecutive sequences, and the end of the last."""
     import numpy as np
 
     starts = np.zeros(len(lengths) + 1, np.int64)
@@ -99,7 +99,7 @@ def _starts(lengths: list[int]) -> npt.NDArray[np.int64]:
 
 
 def _collect(one: Made, n: int, dtype: type[np.generic]) -> tuple[npt.NDArray[Any], list[int]]:
-    """Return the elements that C has made, and where each sequence begins and the last ends."""
+    """Return the elements that C made, the start of each sequence, and the end of the last."""
     import numpy as np
 
     made = own(one)

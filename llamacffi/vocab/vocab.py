@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class Vocab(Tokenizing):
-    """The vocabulary of a `Model`: `tokenize`, `detokenize`, and what is known of each token.
+    """The vocabulary of a `Model`: `tokenize`, `detokenize` and the properties of each token.
 
-    It belongs to its model and is usable as long as that is open, from many threads at once; a call
-    that is running when the model is closed is completed.  ``len(vocab)`` is the number of tokens;
-    ids are ``0`` to ``len(vocab) - 1``.
+    It belongs to its model and works while the model is open, from any number of threads at once; a
+    call that is running when the model is closed completes.  ``len(vocab)`` is the number of
+    tokens; ids are ``0`` to ``len(vocab) - 1``.
 
-    A text is str, or UTF-8 in bytes, a bytearray or a memoryview.  Whether ``detokenize(tokenize(
-    text)) == text`` is up to the vocabulary: some normalize the text or lack tokens for some bytes.
+    A text is a str, or UTF-8 as bytes, a bytearray or a memoryview.  Whether ``detokenize(tokenize(
+    text)) == text`` depends on the vocabulary: some normalize text or lack tokens for some bytes.
     """
 
     def __repr__(self) -> str:
@@ -43,25 +43,25 @@ class Vocab(Tokenizing):
         """Split text into tokens.
 
         Args:
-            text: UTF-8 if given as bytes.
+            text: The text; bytes must be UTF-8.
             add_special: Add the tokens that the model expects around a text, such as BOS, if its
                 metadata says so.
-            parse_special: Read the texts of special tokens, such as ``<|im_start|>``, as those
-                tokens.  Leave it off for text that comes from users: then no control token comes
-                out of it, even of a vocabulary that would make one of its letters; its text is
-                divided instead.  The same goes for tokens that the file calls user-defined, if they
-                end a generation, look like ``<|this|>``, or are ``<this>`` or ``[this]`` and stand
-                in the model's chat template; and for words like ``<this>`` that end a generation.
-                Other user-defined tokens are ordinary text, such as
-                runs of blanks and HTML tags, and are read as llama.cpp does.  What a vocabulary
-                cannot say otherwise stays: a control token that is a single character, the one
-                that stands for what it does not know, and all of the ``test`` tokenizer's.
+            parse_special: Turn the texts of special tokens, such as ``<|im_start|>``, into those
+                tokens.  Leave it off for text from users: then no control token results from the
+                text, even with a vocabulary whose tokenizer would produce one from its letters; the
+                text is split into other tokens instead.  The same applies to tokens that the file
+                marks as user-defined if they end generation, look like ``<|this|>``, or are
+                ``<this>`` or ``[this]`` and occur in the model's chat template; and to words like
+                ``<this>`` that end generation.  Other user-defined tokens, such as runs of spaces
+                and HTML tags, count as ordinary text, and llama.cpp tokenizes them.  A few tokens
+                remain because the vocabulary has no other way to write the text: control tokens of
+                a single character, the unknown token, and all tokens of the ``test`` tokenizer.
 
         Returns:
-            Token ids, an empty list for an empty text without special tokens.
+            Token ids; an empty list for an empty text without special tokens.
 
         Raises:
-            TokenizeError: The text has a lone surrogate, or bytes that are not UTF-8; or this
+            TokenizeError: The text has a lone surrogate or bytes that are not UTF-8, or the
                 vocabulary cannot tokenize it.
             ClosedError: The model is closed.
 
@@ -74,10 +74,10 @@ class Vocab(Tokenizing):
     def tokenize_array(
         self, text: Text, *, add_special: bool = True, parse_special: bool = False
     ) -> npt.NDArray[np.int32]:
-        """Split text into tokens, see `tokenize`; the quickest way into `Batch.add`.
+        """Split text into tokens like `tokenize`; the fastest way to fill `Batch.add`.
 
         Returns:
-            Token ids, shape ``[n]``, int32, the caller's own.
+            Token ids, shape ``[n]``, int32; a new array.
         """
         import numpy as np
 
@@ -85,7 +85,7 @@ class Vocab(Tokenizing):
         return np.array(np.frombuffer(ffi.buffer(buffer), np.int32, n))
 
     def n_tokens(self, text: Text, *, add_special: bool = True, parse_special: bool = False) -> int:
-        """Count the tokens of a text, see `tokenize`, without making Python objects of them.
+        """Count the tokens of a text like `tokenize`, without creating Python objects for them.
 
         Source: ``llama_tokenize``.
         """
@@ -99,12 +99,12 @@ class Vocab(Tokenizing):
         parse_special: bool = False,
         n_threads: int | None = None,
     ) -> list[list[int]]:
-        """Split many texts into tokens at once, see `tokenize`, with several threads in C.
+        """Split many texts into tokens like `tokenize`, with several C threads.
 
-        Python's other threads run meanwhile; Ctrl-C takes effect every few megabytes.
+        Other Python threads keep running; Ctrl-C takes effect every few megabytes.
 
         Args:
-            texts: Small or large, in any number.
+            texts: Any number of texts of any length.
             add_special: See `tokenize`.
             parse_special: See `tokenize`.
             n_threads: How many threads at most; by default one for each physical core.
@@ -113,7 +113,7 @@ class Vocab(Tokenizing):
             The tokens of each text, in order.
 
         Raises:
-            TokenizeError: A text cannot be tokenized; ``error.index`` tells which is the first.
+            TokenizeError: A text cannot be tokenized; ``error.index`` is the index of the first.
             ClosedError: The model is closed.
 
         Source: ``llama_tokenize``.
@@ -129,10 +129,10 @@ class Vocab(Tokenizing):
         parse_special: bool = False,
         n_threads: int | None = None,
     ) -> list[npt.NDArray[np.int32]]:
-        """Split many texts into tokens at once, see `tokenize_batch`, as arrays.
+        """Split many texts into tokens like `tokenize_batch`, as arrays.
 
         Returns:
-            The tokens of each text, shape ``[n]``, int32: parts of one array.
+            The tokens of each text, shape ``[n]``, int32: slices of one array.
         """
         return split(*self._tokens_of_all(texts, add_special, parse_special, n_threads))
 
@@ -144,19 +144,19 @@ class Vocab(Tokenizing):
         unparse_special: bool = False,
         exact: bool = True,
     ) -> str:
-        """Return the text of tokens; bytes that are no UTF-8 become U+FFFD.
+        """Return the text of tokens; bytes that are not UTF-8 become U+FFFD.
 
         Args:
-            tokens: Token ids; a contiguous array of int32 is not copied.
+            tokens: Token ids; a contiguous int32 array is not copied.
             remove_special: Leave out the special tokens that `tokenize` adds around a text.
-            unparse_special: Write special tokens as their texts instead of leaving them out.
-            exact: Undo what `tokenize` has done: the pieces as they are, without the blank that
-                some vocabularies put before a text.  False gives what ``llama_detokenize`` makes
-                of them: for some vocabularies without the blanks before ``.,?!``, and for some
-                with one after BOS.
+            unparse_special: Include the texts of special tokens instead of leaving them out.
+            exact: Undo `tokenize`: join the pieces unchanged, except for the space that some
+                vocabularies add before a text.  False returns what ``llama_detokenize`` returns:
+                depending on the vocabulary, without spaces before ``.,?!``, or with a space after
+                BOS.
 
         Returns:
-            The text, empty for a model without a vocabulary.
+            The text; empty for a model without a vocabulary.
 
         Raises:
             ArgumentError: A token is not in the vocabulary, or the text would exceed 2 GiB.
@@ -177,7 +177,7 @@ class Vocab(Tokenizing):
         unparse_special: bool = False,
         exact: bool = True,
     ) -> bytes:
-        """Return the text of tokens as bytes, see `detokenize`."""
+        """Return the text of tokens as bytes; see `detokenize`."""
         array, count = token_array(tokens, self._size)
         model = self._model.ptr  # noqa: F841  held while C works on the vocabulary
         self._check_array(array, count)
@@ -192,7 +192,7 @@ class Vocab(Tokenizing):
                 found: bytes = ffi.unpack(buffer, n)
                 return found
             if n == INT32_MIN:
-                raise ArgumentError(f"the text of {count} tokens exceeds 2 GiB: give fewer at once")
+                raise ArgumentError(f"the text of {count} tokens exceeds 2 GiB: pass fewer at once")
             size = -n
 
     def detokenize_batch(
@@ -204,7 +204,7 @@ class Vocab(Tokenizing):
         exact: bool = True,
         n_threads: int | None = None,
     ) -> list[str]:
-        """Return the texts of many sequences of tokens at once: the opposite of `tokenize_batch`.
+        """Return the texts of many sequences of tokens: the inverse of `tokenize_batch`.
 
         Args:
             sequences: Token ids, see `detokenize`.
@@ -229,16 +229,16 @@ class Vocab(Tokenizing):
         try:
             text, starts = detokenize_all(self._vocab, tokens, lengths, style, threads)
         except SequenceError as error:
-            reason = f"the text of sequence {error.index} cannot be made: {error}"
+            reason = f"cannot detokenize sequence {error.index}: {error}"
             raise with_log(ArgumentError(reason)) from None
         return [one.decode(errors="replace") for one in split(text, starts)]
 
     def check(self, tokens: TokenIds) -> Sequence[int] | npt.NDArray[np.int32]:
-        """Return tokens as a sequence, or as the array that they are.
+        """Check tokens, and return them as a sequence or as the given array.
 
         Raises:
-            ArgumentError: One is not in the vocabulary.
-            TypeError: One is no integer.
+            ArgumentError: A token is not in the vocabulary.
+            TypeError: A token is not an integer.
         """
         ids = token_sequence(tokens)
         array, count = token_array(ids, self._size)
@@ -247,32 +247,32 @@ class Vocab(Tokenizing):
         return ids
 
     def warn_of_second_bos(self, tokens: Sequence[int], *, stacklevel: int = 1) -> None:
-        """Warn if a text that has become ``tokens`` began with BOS, and `tokenize` put one before.
+        """Warn if `tokenize` added BOS to a text that already began with BOS.
 
         Args:
-            tokens: What `tokenize` has returned.
-            stacklevel: Whose line the warning shows: 1 for the caller's, 2 for that of its caller.
+            tokens: What `tokenize` returned.
+            stacklevel: Which line the warning shows: 1 for the caller, 2 for the caller's caller.
         """
         bos = self.bos
         if len(tokens) > 1 and tokens[0] == tokens[1] == bos and self.add_bos:
             warnings.warn(
-                f"the text begins with {self.piece(bos).decode(errors='replace')!r}, and one more "
-                "was put before it, as the model's metadata says: leave it out of the text",
+                f"the text begins with {self.piece(bos).decode(errors='replace')!r}, and "
+                "tokenize() added another one, as the model's metadata says: leave it out of the text",
                 stacklevel=stacklevel + 1,
             )
 
     def _style(self, remove_special: bool, unparse_special: bool, exact: bool) -> Any:
-        """Return how to make a text, for C."""
+        """Return the options of detokenization for C."""
         flags = (
             flag("remove_special", remove_special),
             flag("unparse_special", unparse_special),
-            *(flag("exact", exact), self._adds_blank),
+            *(flag("exact", exact), self._adds_space),
         )
         return ffi.new("struct llamacffi_text_style *", flags)
 
     @cached_property
-    def _adds_blank(self) -> bool:
-        """Whether `tokenize` puts a blank before a text."""
+    def _adds_space(self) -> bool:
+        """Whether `tokenize` adds a space before a text."""
         try:
             first = self.tokenize("a", add_special=False)[:1]
         except TokenizeError:

@@ -1,4 +1,4 @@
-"""LoRA adapters: the same as weights into which they are merged, and nothing left behind."""
+"""LoRA adapters: the same results as merged weights, and the base model comes back unchanged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.facade.random_models import N_EMBD, N_FF, N_VOCAB
 
 TOKENS = [(7 * i) % 90 + 3 for i in range(12)]
 QUERY, DOWN = "blk.0.attn_q.weight", "blk.1.ffn_down.weight"
-# Of the llama of random_models.py, rows first.
+# Shapes of the llama of random_models.py, rows first.
 SHAPES = {
     "token_embd.weight": (N_VOCAB, N_EMBD),
     "output.weight": (N_VOCAB, N_EMBD),
@@ -47,7 +47,7 @@ SHAPES = {
         }.items()
     },
 }
-# Sums in single precision, so that their order does not matter.
+# In single precision, the order of sums makes little difference.
 EXACT = {"n_ctx": 64, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attn_type": 0}
 
 
@@ -72,7 +72,7 @@ def llama(random_path):
 
 @pytest.fixture
 def context(llama):
-    """One of its contexts."""
+    """A context of that model."""
     with Context(llama, **EXACT) as context:
         yield context
 
@@ -89,12 +89,12 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize("weight", SHAPES)
-def test_each_weight_as_if_merged(llama, context, random_path, write, tmp_path, weight):
+def test_each_weight_gives_the_same_as_merged(llama, context, random_path, write, tmp_path, weight):
     n_out, n_in = SHAPES[weight]
     a, b = loras.random_pair(n_out, n_in, seed=3)
     change = 0.7 * b @ a
     if weight == "token_embd.weight":
-        # Its rows are chosen: `a` has a column for each token, and here they are stored as rows.
+        # Its rows are looked up: `a` has a column for each token, stored here as rows.
         a, b = b, np.ascontiguousarray(a.T)
     base = decode(context)
     adapter = Adapter(llama, write({weight: (a, b)}))
@@ -135,7 +135,7 @@ def test_the_base_comes_back_exactly(llama, context, write):
         assert np.array_equal(anew(context), base)
 
 
-def test_it_is_linear_in_the_scale_where_the_weight_is(llama, context, write):
+def test_a_linear_weight_is_linear_in_the_scale(llama, context, write):
     adapter = Adapter(llama, write({"output.weight": (N_VOCAB, N_EMBD)}))
     found = []
     for scale in (0.0, 1.0, -2.0, 0.5):
@@ -146,7 +146,7 @@ def test_it_is_linear_in_the_scale_where_the_weight_is(llama, context, write):
     assert np.allclose(found[3], found[0] + difference / 2, atol=1e-3)
 
 
-def test_switching_to_and_fro(llama, context, write):
+def test_switching_back_and_forth(llama, context, write):
     adapters = [Adapter(llama, write({QUERY: loras.random_pair(64, 64, i)})) for i in range(3)]
     expected = []
     for adapter in adapters:
@@ -168,7 +168,7 @@ def test_contexts_share_an_adapter_each_with_its_scale(llama, context, write):
         assert np.array_equal(anew(other), first)
 
 
-def test_they_stay_when_memory_is_cleared_and_a_state_loaded(llama, context, write):
+def test_adapters_stay_when_memory_is_cleared_or_a_state_is_loaded(llama, context, write):
     adapter = Adapter(llama, write({QUERY: (64, 64)}))
     context.adapters = {adapter: 1.0}
     expected = decode(context)
@@ -199,7 +199,7 @@ def test_every_source(llama, context, write, tmp_path):
         assert file.read() == content
 
 
-def test_what_the_file_says(llama, write):
+def test_metadata_of_the_file(llama, write):
     options = {"general_name": "n\u00e4me", "adapter_lora_task_name": "task"}
     path = write({QUERY: (64, 64)}, alpha=8.0, invocation=[5, 6, 5], **options)
     with Gguf.open(path) as file:
@@ -225,7 +225,7 @@ def test_what_the_file_says(llama, write):
 
 def set_key(key, value, **kind):
     def change(file):
-        file.pop(key, None)  # with its type, which a value of another kind could not have
+        file.pop(key, None)  # also removes its type, which would not fit a value of another kind
         file.set(key, value, **kind)
 
     return change
@@ -239,16 +239,16 @@ def integers(file):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (set_key("general.type", "model"), "is no adapter: its general.type is 'model'"),
-        (lambda file: file.pop("general.type"), "is no adapter: its general.type is None"),
-        (set_key("general.type", 5), "is no adapter: its general.type is 5"),
-        (set_key("adapter.type", "other"), "is no LoRA: its adapter.type is 'other'"),
-        (set_key("general.architecture", "gpt2"), "is not for <Model .*: its general.architecture"),
-        (set_key("adapter.lora.alpha", 5), "its adapter.lora.alpha is 5, and no finite"),
-        (set_key("adapter.lora.alpha", "5"), "its adapter.lora.alpha is '5', and no finite"),
-        (set_key("adapter.lora.alpha", float("nan")), "its adapter.lora.alpha is nan"),
+        (set_key("general.type", "model"), "is not an adapter: its general.type is 'model'"),
+        (lambda file: file.pop("general.type"), "is not an adapter: its general.type is None"),
+        (set_key("general.type", 5), "is not an adapter: its general.type is 5"),
+        (set_key("adapter.type", "other"), "is not a LoRA adapter: its adapter.type is 'other'"),
+        (set_key("general.architecture", "gpt2"), "does not fit <Model .*: its general.architecture"),
+        (set_key("adapter.lora.alpha", 5), "adapter.lora.alpha must be a finite float32, not 5"),
+        (set_key("adapter.lora.alpha", "5"), "adapter.lora.alpha must be a finite float32, not '5'"),
+        (set_key("adapter.lora.alpha", float("nan")), "adapter.lora.alpha must be a finite float32, not nan"),
         (set_key("adapter.lora.alpha", 5.0, type="f64"), "adapter.lora.alpha"),
-        (set_key("adapter.alora.invocation_tokens", [5, N_VOCAB], type="u32"), "of 0 to 95"),
+        (set_key("adapter.alora.invocation_tokens", [5, N_VOCAB], type="u32"), "uint32 between 0 and 95"),
         (set_key("adapter.alora.invocation_tokens", [5], type="i32"), "invocation_tokens"),
         (set_key("adapter.alora.invocation_tokens", 5), "invocation_tokens"),
         (set_key("adapter.alora.invocation_tokens", ["a"]), "invocation_tokens"),
@@ -261,21 +261,21 @@ def integers(file):
                 file.rename_tensor(f"{QUERY}.lora_{part}", f"blk.9.attn_q.weight.lora_{part}")
                 for part in "ab"
             ],
-            "has no 'blk.9.attn_q.weight'",
+            "has no tensor 'blk.9.attn_q.weight'",
         ),
         (
             lambda file: file.replace_tensor(f"{QUERY}.lora_a", np.ones((4, 32), np.float32)),
-            "'blk.0.attn_q.weight' is 64 x 64, and the parts are lora_a 32 x 4 and lora_b 4 x 64",
+            "'blk.0.attn_q.weight' is 64 x 64, but lora_a is 32 x 4 and lora_b is 4 x 64",
         ),
         (
             lambda file: file.replace_tensor(f"{QUERY}.lora_b", np.ones((64, 5), np.float32)),
-            "lora_b 5 x 64",
+            "lora_b is 5 x 64",
         ),
         (
             lambda file: file.replace_tensor(f"{QUERY}.lora_b", np.ones((2, 64, 4), np.float32)),
-            "lora_b 4 x 64 x 2",
+            "lora_b is 4 x 64 x 2",
         ),
-        (integers, "lora_a' is I32, which is no type of weights"),
+        (integers, "lora_a' is I32, which is not a type for weights"),
         *(
             (set_key(key, np.ones(2, np.float32)), key)
             for key in ("general.type", "adapter.type", "general.architecture")
@@ -291,8 +291,8 @@ def test_adapters_that_do_not_fit(llama, write, change, match):
     assert live_objects() == before
 
 
-def test_experts_must_be_as_many_as_the_model_has(random_path, write, tmp_path):
-    """Else C would read behind the end of the adapter."""
+def test_the_number_of_experts_must_be_the_model_s(random_path, write, tmp_path):
+    """Otherwise C would read past the end of the adapter."""
     with Gguf.open(random_path("llama")) as file:
         for name, shape in {"ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}.items():
             for i in range(2):
@@ -313,7 +313,7 @@ def test_experts_must_be_as_many_as_the_model_has(random_path, write, tmp_path):
     with Model(tmp_path / "moe.gguf") as model, Context(model, **EXACT) as context:
         for n in (1, 2, 5):
             bad = [np.stack([one] * n) for one in (a, b)]
-            with pytest.raises(AdapterError, match=r"is 64 x 96 x 4, and the parts are"):
+            with pytest.raises(AdapterError, match=r"is 64 x 96 x 4, but lora_a is"):
                 Adapter(model, write({up: bad}))
         context.adapters = {Adapter(model, write({up: both})): 1.0}
         found = decode(context)
@@ -321,20 +321,20 @@ def test_experts_must_be_as_many_as_the_model_has(random_path, write, tmp_path):
         assert np.allclose(decode(context), found, atol=1e-3)
 
 
-def test_an_embedding_that_is_the_output_too(random_path, write, tmp_path):
+def test_embeddings_that_are_also_the_output(random_path, write, tmp_path):
     with Gguf.open(random_path("llama")) as file:
         file.remove_tensor("output.weight")
         file.write(tmp_path / "tied.gguf")
     path = write({"token_embd.weight": (N_EMBD, N_VOCAB)})
     with (
         Model(tmp_path / "tied.gguf") as model,
-        pytest.raises(AdapterError, match="its output too"),
+        pytest.raises(AdapterError, match="also uses for its output"),
     ):
         Adapter(model, path)
 
 
-def test_files_that_are_no_adapters(llama, random_path, write, tmp_path):
-    with pytest.raises(AdapterError, match=r"is no LoRA adapter: it is a model: load it with"):
+def test_files_that_are_not_adapters(llama, random_path, write, tmp_path):
+    with pytest.raises(AdapterError, match=r"is not a LoRA adapter: it is a model: load it with"):
         Adapter(llama, random_path("llama"))
     with pytest.raises(ModelNotFoundError, match="no such file"):
         Adapter(llama, tmp_path / "none")
@@ -343,7 +343,7 @@ def test_files_that_are_no_adapters(llama, random_path, write, tmp_path):
     with pytest.raises(LoadError):
         Adapter(llama, tmp_path)
     for content in (b"", b"GGUF", b"no GGUF at all"):
-        with pytest.raises(AdapterError, match="is no adapter"):
+        with pytest.raises(AdapterError, match="is not an adapter"):
             Adapter(llama, content)
     content = write({QUERY: (64, 64)}).read_bytes()
     with pytest.raises(AdapterError, match="cut off"):
@@ -364,7 +364,7 @@ def test_a_model_without_weights(random_path, write):
         Adapter(model, path)
 
 
-def test_what_is_refused_changes_nothing(llama, context, random_path, write):
+def test_a_refused_assignment_changes_nothing(llama, context, random_path, write):
     path = write({QUERY: (64, 64)})
     adapter, closed = Adapter(llama, path), Adapter(llama, path)
     closed.close()
@@ -418,7 +418,7 @@ def test_use_from_two_threads_is_refused(llama, context, write):
     assert context.adapters == {}
 
 
-def test_closing_one_in_use_takes_nothing_away(llama, context, write):
+def test_an_adapter_in_use_can_be_closed(llama, context, write):
     adapter = Adapter(llama, write({QUERY: (64, 64)}))
     objects = live_objects()
     base = decode(context)
@@ -448,15 +448,15 @@ def test_every_order_of_closing(random_path, write, order):
     for one in order:
         objects[one].close()
     assert all(one.closed for one in objects.values())
-    assert live_objects() == before  # although they are all still referred to
+    assert live_objects() == before  # although all of them are still referenced
     with pytest.raises(ClosedError):
         context.adapters  # noqa: B018
     with pytest.raises(ClosedError):
         Adapter(model, path)
 
 
-def test_every_order_of_leaving(random_path, write, run_python):
-    """Collected in cycles, and at the exit of the interpreter."""
+def test_every_order_of_release(random_path, write, run_python):
+    """Objects are freed when collected in cycles and at the exit of the interpreter."""
     done = run_python(
         """
         import gc, itertools, sys
@@ -489,7 +489,7 @@ def test_every_order_of_leaving(random_path, write, run_python):
 
 
 @pytest.mark.no_asan
-def test_loading_and_leaving_many(random_path, write, run_python):
+def test_loading_and_releasing_many(random_path, write, run_python):
     done = run_python(
         """
         import os, sys
@@ -552,19 +552,19 @@ def test_loading_and_freeing_while_others_compute(llama, write):
         ([5, 6], 0),
         ([1, 5, 6, 2], 1),
         ([5, 6, 5, 6], 2),
-        ([5, 5, 6], 1),  # an attempt that fails, and begins anew in the middle
+        ([5, 5, 6], 1),  # a partial match, and then one that starts inside it
         ([6, 5], None),
         (np.array([1, 5, 6]), 1),
     ],
 )
-def test_where_an_activated_adapter_begins(llama, write, tokens, start):
+def test_where_an_activated_adapter_takes_effect(llama, write, tokens, start):
     adapter = Adapter(llama, write({QUERY: (64, 64)}, invocation=[5, 6]))
     assert adapter.invocation_start(tokens) == start
     assert Adapter(llama, write({QUERY: (64, 64)})).invocation_start(tokens) is None
 
 
-def test_an_activated_adapter_leaves_what_was_before(llama, context, random_path, write, tmp_path):
-    """As the merged model goes on with what the base has computed."""
+def test_an_activated_adapter_keeps_the_memory_before_it(llama, context, random_path, write, tmp_path):
+    """The same as the merged model that continues from the base model's memory."""
     pairs = {f"blk.{i}.attn_k.weight": loras.random_pair(64, 64, i) for i in range(2)}
     adapter = Adapter(llama, write(pairs, invocation=[50, 51]))
     tokens = [*TOKENS, 50, 51, 7, 8]
@@ -585,7 +585,7 @@ def test_an_activated_adapter_leaves_what_was_before(llama, context, random_path
         assert np.allclose(decode(expected, tokens[start:], start), found, atol=1e-3)
         assert not np.allclose(anew(expected, tokens), found, atol=1e-2)
 
-    # The prefix is that of the model alone, and serves any adapter.
+    # The base model computed the prefix, so any adapter can use it.
     context.adapters = {}
     context.load_state(saved)
     context.adapters = {adapter: 1.0}
@@ -634,7 +634,7 @@ def test_damaged_files_never_crash(random_path, write, run_python):
 
 
 def test_quantized_parts(llama, context, tmp_path):
-    """Half precision and blocks multiply too."""
+    """Half-precision and block-quantized matrices work too."""
     random = np.random.default_rng(1)
     a, b = random.standard_normal((32, 64)), random.standard_normal((64, 32))
     found = []

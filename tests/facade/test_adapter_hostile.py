@@ -1,4 +1,4 @@
-"""Hostile files of adapters, control vectors and importance matrices: documented errors alone."""
+"""Hostile adapters, control vectors and importance matrices raise only documented errors."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def write_legacy(path: Path) -> Path:
 
 
 def restructured(base: Path, target: Path, chance: random.Random) -> None:
-    """Write the file with other keys, names, types and shapes."""
+    """Write the file with changed keys, names, types and shapes."""
     with Gguf.open(base) as gguf:
         metadata = {key: gguf[key] for key in gguf}
         tensors = [(tensor.name, np.array(tensor.data)) for tensor in gguf.tensors.values()]
@@ -98,13 +98,13 @@ def restructured(base: Path, target: Path, chance: random.Random) -> None:
             try:
                 called = chance.choice(NAMES) if chance.random() < 0.08 else name
                 made.add_tensor(called, array, type=kind)
-            except LlamaError:  # there is no such file
+            except LlamaError:  # the file does not exist
                 continue
         made.write(target)
 
 
 def damaged(base: Path, target: Path, chance: random.Random) -> None:
-    """Write the file with other bytes, most of them in its header."""
+    """Write the file with changed bytes, most of them in its header."""
     data = bytearray(base.read_bytes())
     for _ in range(chance.choice((1, 1, 2, 3))):
         end = min(len(data), 900) if chance.random() < 0.85 else len(data)
@@ -124,7 +124,7 @@ def damaged(base: Path, target: Path, chance: random.Random) -> None:
 
 @pytest.fixture
 def use(random_path, tmp_path) -> Callable[[str, Path], None]:
-    """Return a function that loads a file and does with it what one does."""
+    """Return a function that loads a file and uses it."""
 
     def use_one(kind: str, path: Path) -> None:
         if kind in ("imatrix", "legacy"):
@@ -152,7 +152,7 @@ def use(random_path, tmp_path) -> Callable[[str, Path], None]:
 
 @pytest.mark.filterwarnings("ignore:.*float64")
 @pytest.mark.parametrize("kind", BASE)
-def test_only_documented_errors_come_out_of_a_hostile_file(use, tmp_path, kind):
+def test_a_hostile_file_raises_only_documented_errors(use, tmp_path, kind):
     chance = random.Random(kind)
     base, path = BASE[kind](tmp_path / "base"), tmp_path / "hostile"
     used = 0
@@ -164,15 +164,15 @@ def test_only_documented_errors_come_out_of_a_hostile_file(use, tmp_path, kind):
         except (AdapterError, LoadError, GgufError, ArgumentError):
             continue
         used += 1
-    assert 12 <= used <= 108  # neither are all refused for one reason, nor are all unchanged
+    assert 12 <= used <= 108  # some are refused, and some can be used
 
 
 @pytest.mark.parametrize("key", ["general.type", "adapter.type", "general.architecture"])
 @pytest.mark.parametrize("value", [[1, 2], ["adapter", "lora"], 1, True])
-def test_metadata_of_another_type_is_no_adapter(use, tmp_path, key, value):
+def test_metadata_of_another_type_are_refused(use, tmp_path, key, value):
     path = BASE["lora"](tmp_path / "base")
     with Gguf.open(path) as gguf:
-        del gguf[key]  # with its type
+        del gguf[key]  # also removes its type
         gguf[key] = value
         gguf.write(tmp_path / "other")
     with pytest.raises(AdapterError, match=key):
@@ -187,14 +187,14 @@ def test_matrices_that_cannot_be_multiplied_are_refused(use, tmp_path, kind):
         use("lora", write_lora(tmp_path / "lora", weights))
 
 
-def test_layers_that_no_model_has_take_no_memory(tmp_path):
+def test_a_direction_for_a_huge_layer_allocates_no_memory(tmp_path):
     rows = {1: np.ones(N_EMBD, np.float32), 999_999: np.ones(N_EMBD, np.float32)}
-    with pytest.raises(AdapterError, match="layer 999999, and no model has over"):
+    with pytest.raises(AdapterError, match="layer 999999, but no model has more than"):
         ControlVector.from_file(write_control_vector(tmp_path / "vector", rows))
 
 
 @pytest.mark.parametrize("count", [np.nan, np.inf, -1, 1e30])
-def test_counts_that_are_none_are_refused(tmp_path, count):
+def test_invalid_counts_are_refused(tmp_path, count):
     path = write_imatrix(tmp_path / "imatrix")
     with Gguf.open(path) as gguf:
         gguf.replace_tensor("blk.0.attn_q.weight.counts", np.full((1, 1), count, np.float32))

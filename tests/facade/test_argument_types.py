@@ -41,7 +41,7 @@ INTERNAL = {
     *("log.native_error",),
     *("Batch.check", "Batch.submit", "Context.check_output", "Context.check_scores"),
     *("Context.computing", "ContextShift.make_room", "Vocab.check_one", "Vocab.warn_of_second_bos"),
-    *("ControlVector.for_model", "log.level_number", "log.recent", "shards.open_all"),
+    *("log.level_number", "log.recent", "shards.open_all"),
     *("shards.paths_of", "shards.prefix_of", "compute_imatrix.progress"),
 }
 # Looked up as in a dict: a key of another type is a KeyError too.

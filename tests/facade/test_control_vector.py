@@ -1,4 +1,4 @@
-"""Control vectors: the same as a bias of the layers, and nothing left behind."""
+"""Control vectors: the same as a bias of the layers, and the base model comes back unchanged."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rows(n, seed=0, scale=2.0):
 
 
 def biased(path, target, directions):
-    """Write a model that adds to what its layers return."""
+    """Write a model whose layers have a bias."""
     with Gguf.open(path) as model:
         for layer, direction in directions.items():
             model.add_tensor(f"blk.{layer}.ffn_down.bias", direction)
@@ -73,7 +73,7 @@ def biased(path, target, directions):
     ("first", "n", "layers"),
     [(1, 3, [1, 2, 3]), (1, 1, [1]), (2, 2, [2, 3]), (3, 1, [3]), (2, 1, [2])],
 )
-def test_as_a_bias_of_the_layers(context, deep_path, tmp_path, first, n, layers):
+def test_the_same_as_a_bias_of_the_layers(context, deep_path, tmp_path, first, n, layers):
     base = anew(context)
     array = rows(n)
     context.control_vector = ControlVector.from_array(array, first_layer=first)
@@ -85,7 +85,7 @@ def test_as_a_bias_of_the_layers(context, deep_path, tmp_path, first, n, layers)
 
 
 def test_the_oracle_with_a_second_layer(demo_path, tmp_path):
-    """What stands in the stream is known, so the logits are: the output of a sum, normalised."""
+    """The residual stream is known, and so are the logits: the output of its normalised sum."""
     with Gguf.open(demo_path) as model:
         for name, tensor in list(model.tensors.items()):
             if name.startswith("blk.0."):
@@ -120,8 +120,8 @@ def test_the_base_comes_back_exactly(context):
     assert np.array_equal(anew(context), steered)
 
 
-def test_nothing_of_another_stays(context):
-    """llama.cpp keeps the rows that it is not given."""
+def test_assigning_another_vector_replaces_all_layers(context):
+    """llama.cpp itself keeps rows that are not passed to it."""
     context.control_vector = ControlVector.from_array(rows(1), first_layer=2)
     expected = anew(context)
     context.control_vector = ControlVector.from_array(rows(3, 5))
@@ -145,7 +145,7 @@ def test_arithmetic():
     assert np.array_equal((np.float64(0.5) * a).array, 0.5 * one)
     assert np.array_equal((-a / 4).array, one / -4)
     assert np.allclose((0.8 * a - 0.2 * b).array[2], 0.8 * one[2] - 0.2 * two[0])
-    assert np.array_equal(a.array, one)  # as before
+    assert np.array_equal(a.array, one)  # unchanged
     assert a.n_embd == N_EMBD
     assert repr(a) == f"<ControlVector for layers 1 to 3, n_embd={N_EMBD}>"
 
@@ -163,11 +163,11 @@ def test_some_layers_only():
     for bad in (3, [1, 2], None):
         with pytest.raises(TypeError, match="layers must be a range"):
             a.within(bad)
-    with pytest.raises(ArgumentError, match="not consecutive"):
+    with pytest.raises(ArgumentError, match="must be consecutive"):
         a.within(range(2, 5, 2))
 
 
-def test_it_does_not_change():
+def test_it_is_immutable():
     array = rows(2)
     vector = ControlVector.from_array(array)
     array[:] = 0
@@ -190,7 +190,7 @@ def test_it_does_not_change():
         ([[1e39]], "not a finite 32-bit number"),
     ],
 )
-def test_arrays_that_are_none(array, match):
+def test_invalid_arrays(array, match):
     with pytest.raises(ArgumentError, match=match):
         ControlVector.from_array(array)
 
@@ -198,7 +198,7 @@ def test_arrays_that_are_none(array, match):
 def test_other_bad_values():
     vector = ControlVector.from_array(rows(1))
     for array in ([["a"]], [[1j]], None, object()):
-        with pytest.raises(TypeError, match="is made of numbers"):
+        with pytest.raises(TypeError, match="array must hold numbers"):
             ControlVector.from_array(array)
     for first in (0, -1, 2**31 - 1, 2**100):
         with pytest.raises(ArgumentError, match=f"first_layer must be .*, not {first}$"):
@@ -206,7 +206,7 @@ def test_other_bad_values():
     for first in (1.0, "1", None, True):
         with pytest.raises(TypeError):
             ControlVector.from_array(rows(1), first_layer=first)
-    with pytest.raises(ArgumentError, match="cannot be multiplied with nan"):
+    with pytest.raises(ArgumentError, match="cannot be multiplied by nan"):
         vector * float("nan")
     with pytest.raises(ArgumentError, match="not a finite 32-bit number"):
         vector * 1e60
@@ -227,7 +227,7 @@ def test_other_bad_values():
             use()
 
 
-def test_what_does_not_fit_changes_nothing(context):
+def test_a_vector_that_does_not_fit_changes_nothing(context):
     right = ControlVector.from_array(rows(1))
     context.control_vector = right
     expected = anew(context)
@@ -238,7 +238,7 @@ def test_what_does_not_fit_changes_nothing(context):
         ControlVector.from_array(np.ones((1, N_EMBD)), first_layer=10**6),
     ):
         with pytest.raises(
-            AdapterError, match="has n_embd=64 and, for control vectors, layers 1 to 3"
+            AdapterError, match="has n_embd=64 and takes directions for layers 1 to 3"
         ):
             context.control_vector = bad
     for bad in (rows(1), [1.0], "x", 0):
@@ -248,7 +248,7 @@ def test_what_does_not_fit_changes_nothing(context):
     assert np.array_equal(anew(context), expected)
 
 
-def test_a_model_of_one_layer(random_context):
+def test_a_model_with_one_layer(random_context):
     with pytest.raises(AdapterError, match="does not fit"):
         random_context("llama+shallow").control_vector = ControlVector.from_array(rows(1))
 
@@ -285,7 +285,7 @@ def test_files(context, tmp_path):
         ({1: [float("nan")]}, "not a finite"),
     ],
 )
-def test_files_that_are_none(tmp_path, directions, match):
+def test_invalid_files(tmp_path, directions, match):
     arrays = {
         layer: one if isinstance(one, np.ndarray) else np.array(one, np.float32)
         for layer, one in directions.items()
@@ -300,10 +300,10 @@ def test_files_that_cannot_be_read(tmp_path, random_path):
         ControlVector.from_file(tmp_path / "none")
     with pytest.raises(LoadError):
         ControlVector.from_file(tmp_path)
-    with pytest.raises(AdapterError, match=r"is no control vector: it is a model: load it"):
+    with pytest.raises(AdapterError, match=r"is not a control vector: it is a model: load it"):
         ControlVector.from_file(random_path("llama"))
     for content in (b"", b"GGUF", b"nothing of the kind"):
-        with pytest.raises(AdapterError, match="is no control vector"):
+        with pytest.raises(AdapterError, match="is not a control vector"):
             ControlVector.from_file(content)
     path = loras.write_control_vector(tmp_path / "cv.gguf", {1: rows(1)[0]})
     with pytest.raises(AdapterError, match="cut off"):

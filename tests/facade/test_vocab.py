@@ -1,4 +1,4 @@
-"""Tokenizers give upstream's ids, lose nothing, and take no harm from any text."""
+"""Tokenizers return upstream's ids, are lossless, and handle any text."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_vocabulary_is_known_here(llama_cpp):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_upstreams_expected_ids(llama_cpp, vocabularies, name):
-    """As upstream's test-tokenizer-0 reads them: texts in .inp, a line of ids for each in .out."""
+    """Read the files of upstream's test-tokenizer-0: texts in .inp, a line of ids for each in .out."""
     file = llama_cpp / "models" / f"ggml-vocab-{name}.gguf"
     texts = Path(f"{file}.inp").read_bytes().decode().removesuffix(SEPARATOR).split(SEPARATOR)
     lines = Path(f"{file}.out").read_text().splitlines()
@@ -69,7 +69,7 @@ def test_a_lone_surrogate_is_refused(vocabularies, text, index):
 
 
 @pytest.mark.parametrize("text", [5, None, ["a"]])
-def test_what_is_no_text_is_refused(vocabularies, text):
+def test_other_types_than_text_are_refused(vocabularies, text):
     with pytest.raises(TypeError):
         vocabularies["llama-bpe"].tokenize(text)
 
@@ -129,7 +129,7 @@ def test_a_token_out_of_range(model, call):
 
 
 @pytest.mark.parametrize("call", ONE_TOKEN.values(), ids=ONE_TOKEN.keys())
-def test_what_is_no_token(model, call):
+def test_a_token_of_another_type(model, call):
     for token in (1.5, "1", None, True, np.True_, np.float32(1), Fraction(3), [1]):
         with pytest.raises(TypeError, match=re.escape(f"token must be an integer, not {token!r}")):
             call(model.vocab, token)
@@ -150,7 +150,7 @@ def test_what_is_no_token(model, call):
         (np.array([True]), "array of integers"),
     ],
 )
-def test_what_are_no_tokens(model, tokens, message):
+def test_tokens_of_another_type(model, tokens, message):
     for call in (model.vocab.detokenize, model.vocab.check):
         with pytest.raises(TypeError, match=message):
             call(tokens)
@@ -191,14 +191,14 @@ def test_a_large_array_is_not_copied(model):
 
 
 @pytest.mark.parametrize("text", ["a", b"a", "", "é", "\0"])
-def test_an_array_is_the_callers_own(model, text):
+def test_an_array_is_a_new_one(model, text):
     array = model.vocab.tokenize_array(text)
     assert (array.dtype, array.ndim, array.flags.owndata) == (np.int32, 1, True)
     array[:] = 0
     assert model.vocab.tokenize_array(text).tolist() == model.vocab.tokenize(text)
 
 
-def test_what_is_known_of_tokens(model):
+def test_properties_of_tokens(model):
     vocab = model.vocab
     assert len(vocab) == len(llamacffi.demo.vocabulary())
     assert vocab.type is enums.VocabType.SPM
@@ -252,16 +252,16 @@ def test_a_model_has_one_vocabulary(model):
     assert model.vocab is vocab
 
 
-def test_a_second_bos_is_warned_of(model, new_context):
-    """Where the model puts BOS before a text that has it already."""
+def test_a_second_bos_warns(model, new_context):
+    """If the model adds BOS to a text that starts with it already."""
     context = new_context()
     with pytest.warns(UserWarning, match="begins with '<s>'.*leave it out") as warned:
         generate(context, "<s>The", max_tokens=1)
     assert [one.filename for one in warned] == [__file__]
     generate(context, "The", max_tokens=1).text()
-    generate(context, "<s>The", max_tokens=1)  # goes on with a sequence: no BOS is added
+    generate(context, "<s>The", max_tokens=1)  # continues a sequence: no BOS is added
     context.memory.clear()
-    generate(context, [model.vocab.bos, model.vocab.bos], max_tokens=1)  # as they were given
+    generate(context, [model.vocab.bos, model.vocab.bos], max_tokens=1)  # tokens are used as given
     ids = model.vocab.tokenize("The <s>", parse_special=True)
     model.vocab.warn_of_second_bos(ids)
     with pytest.warns(UserWarning, match="begins with") as warned:
@@ -269,7 +269,7 @@ def test_a_second_bos_is_warned_of(model, new_context):
     assert [one.filename for one in warned] == [__file__]
 
 
-def test_no_warning_where_none_is_added(vocabularies):
+def test_no_warning_if_no_bos_is_added(vocabularies):
     vocab = vocabularies["qwen2"]
     assert not vocab.add_bos
     vocab.warn_of_second_bos([vocab.bos] * 3)

@@ -1,4 +1,4 @@
-"""Many texts at once, many threads at once, and words of any length."""
+"""Batches of texts, many threads at once, and words of any length."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def texts(n: int) -> list[str]:
 
 @pytest.mark.parametrize("n_threads", THREADS)
 @pytest.mark.parametrize("name", KINDS)
-def test_a_batch_is_each_alone(vocabularies, name, n_threads):
+def test_a_batch_gives_the_same_as_each_text_alone(vocabularies, name, n_threads):
     vocab, batch = vocabularies[name], texts(60)
     for flags in ({}, {"add_special": False}, {"parse_special": True}):
         expected = [vocab.tokenize(text, **flags) for text in batch]
@@ -43,14 +43,14 @@ def test_a_batch_is_each_alone(vocabularies, name, n_threads):
     batch=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=20),
     n_threads=st.integers(1, 5),
 )
-def test_any_batch_is_each_alone(model, batch, n_threads):
+def test_any_batch_gives_the_same_as_each_text_alone(model, batch, n_threads):
     vocab = model.vocab
     ids = vocab.tokenize_batch(batch, n_threads=n_threads)
     assert ids == [vocab.tokenize(text) for text in batch]
     assert vocab.detokenize_batch(ids, n_threads=n_threads) == [*map(vocab.detokenize, ids)]
 
 
-def test_what_a_batch_may_be(model):
+def test_types_of_batches(model):
     vocab = model.vocab
     assert vocab.tokenize_batch([]) == vocab.tokenize_batch_array([]) == []
     assert vocab.detokenize_batch([]) == []
@@ -80,7 +80,7 @@ def test_threads_out_of_range(model, n_threads):
 
 @pytest.mark.parametrize("n_threads", THREADS)
 def test_the_first_text_that_fails_is_reported(tmp_path, n_threads):
-    """Whatever the threads do; the others go on to work."""
+    """Regardless of the threads; the vocabulary still works afterwards."""
     path = write_vocab(tmp_path / "no-bytes.gguf", "llama", ["▁", "a", "b"])
     with Model(path, vocab_only=True) as model:
         vocab = model.vocab
@@ -104,7 +104,7 @@ def test_a_text_that_is_not_unicode_is_reported(vocabularies):
 
 
 def test_an_assertion_that_fails_in_a_thread_is_an_error(run_python, tmp_path):
-    """The threads have a guard of their own; without one, this is the end of the process."""
+    """The threads have their own guard; without it, the process would end."""
     path = write_vocab(tmp_path / "no-bos.gguf", "llama", ["▁a"])
     result = run_python(
         """
@@ -126,8 +126,8 @@ def test_an_assertion_that_fails_in_a_thread_is_an_error(run_python, tmp_path):
     assert (result.returncode, result.stdout) == (0, "0 True\n[[0], [0], [0]]\n"), result.stderr
 
 
-def test_what_the_threads_log_is_of_the_caller(vocabularies):
-    """llama.cpp warns of a second BOS; the lines count as the calling thread's own."""
+def test_threads_log_for_the_caller(vocabularies):
+    """llama.cpp warns of a second BOS; the lines count as logged by the calling thread."""
     vocab = vocabularies["llama-bpe"]
     bos = vocab.piece(vocab.bos).decode()
     batch = [bos + "a " * 20_000] * 4
@@ -174,7 +174,7 @@ LONG_WORDS = """
     [("deepseek-coder", "a"), ("deepseek-llm", " "), ("gpt-neox", "1"), ("llama-bpe", "中")],
 )
 def test_a_word_may_be_as_long_as_the_text(run_python, llama_cpp, name, character):
-    """std::regex, by which llama.cpp divides a text, recurses for each character of a match."""
+    """llama.cpp splits text with std::regex, which recurses for each character of a match."""
     path = llama_cpp / "models" / f"ggml-vocab-{name}.gguf"
     result = run_python(LONG_WORDS, path, character)
     assert result.returncode == 0, result.stderr
@@ -182,8 +182,8 @@ def test_a_word_may_be_as_long_as_the_text(run_python, llama_cpp, name, characte
     assert first == second > 100
 
 
-def test_only_what_recurses_needs_stack(vocabularies):
-    """Those that llama.cpp divides by code of its own do not; it is the quicker way."""
+def test_only_recursive_tokenizers_need_stack(vocabularies):
+    """Those that llama.cpp splits with its own code do not need it, and are faster."""
     need = {name: lib.llamacffi_stack_per_byte(vocab.ptr) for name, vocab in vocabularies.items()}
     recurse = {"aquila", "deepseek-coder", "deepseek-llm", "falcon", "gpt-neox"}
     assert {name for name, stack in need.items() if stack} == recurse
@@ -201,7 +201,7 @@ def test_no_memory_for_the_stack_is_an_error(run_python, llama_cpp):
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, -1))
         for call in (vocab.tokenize, lambda text: vocab.tokenize_batch([text])):
             try:
-                call("a" * 2_000_000)  # which cannot be cut
+                call("a" * 2_000_000)  # cannot be split
             except TokenizeError as error:
                 print("no address space for a stack of" in str(error))
         """,
@@ -225,7 +225,7 @@ def test_threads_tokenize_at_once(vocabularies, name):
 
 @pytest.mark.parametrize("name", ["llama-spm", "gpt-2", "bert-bge"])
 def test_a_model_may_be_closed_while_threads_tokenize(llama_cpp, name):
-    """Each call gives what it should, or says that the model is closed."""
+    """Each call returns the right result or says that the model is closed."""
     path = llama_cpp / "models" / f"ggml-vocab-{name}.gguf"
     batch = texts(20)
     for _ in range(3):
@@ -255,8 +255,8 @@ def test_a_model_may_be_closed_while_threads_tokenize(llama_cpp, name):
         assert len(finished) == 8
 
 
-def test_other_threads_run_meanwhile(vocabularies):
-    """The call lets go of Python's lock, once."""
+def test_other_threads_keep_running(vocabularies):
+    """The call releases the GIL, once."""
     vocab = vocabularies["llama-spm"]
     batch = ["The quick brown llama. " * 8_000] * 4
     done = threading.Event()

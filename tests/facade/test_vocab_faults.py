@@ -44,7 +44,7 @@ def fault(request, tmp_path) -> tuple[Path, str]:
     return path, message
 
 
-def test_it_is_refused_at_every_door(fault):
+def test_it_is_refused_however_it_is_loaded(fault):
     path, message = fault
     for door in (
         lambda: Model(path, vocab_only=True),
@@ -69,8 +69,8 @@ def test_no_tokens(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["rwkv", "t5"])
-def test_what_the_limits_allow(tmp_path, kind):
-    """In a thread with a small stack too, and when it is freed there."""
+def test_vocabularies_at_the_limits(tmp_path, kind):
+    """Also loaded and freed in a thread with a small stack."""
     longest = ["c" * 256, "é" * 128]
     entries: list[Entry] = [*SPECIAL, "\\n" if kind == "rwkv" else "▁", *longest, "c", "é"]
     path = write_vocab(tmp_path / "vocab.gguf", kind, entries)
@@ -104,7 +104,7 @@ def test_scores_that_are_not_numbers(tmp_path, kind, score):
         Model(path, vocab_only=True)
 
 
-def test_a_normalizer_that_makes_a_page_of_a_character(tmp_path):
+def test_a_normalizer_that_expands_a_character_too_much(tmp_path):
     path = write_vocab(tmp_path / "vocab.gguf", "t5", [*SPECIAL, "a"])
     made = Gguf.open(path)
     data = bytes([0, 4, 0, 0]) + bytes(1024) + b"a" * 1024 + b"\0"
@@ -117,8 +117,8 @@ def test_a_normalizer_that_makes_a_page_of_a_character(tmp_path):
         Model(path, vocab_only=True)
 
 
-def test_what_is_overridden_counts(tmp_path):
-    """The vocabulary is read as the kind that the overrides say, and as large."""
+def test_overridden_metadata_are_checked(tmp_path):
+    """The overrides set the type and size of the vocabulary that is checked."""
     path = write_vocab(tmp_path / "vocab.gguf", "llama", [*SPECIAL, "\\nx"])
     Model(path, vocab_only=True).close()
     for overrides, message in (
@@ -130,7 +130,7 @@ def test_what_is_overridden_counts(tmp_path):
             Model(path, vocab_only=True, kv_overrides=overrides)
 
 
-def test_dummy_tokens_without_end(tmp_path):
+def test_too_many_dummy_tokens(tmp_path):
     path = random_models.write(tmp_path / "random.gguf", "llama")
     made = Gguf.open(path)
     made["llama.vocab_size"] = np.uint32(2**31 - 1)
@@ -139,8 +139,8 @@ def test_dummy_tokens_without_end(tmp_path):
         Model(path, vocab_only=True)
 
 
-def test_a_load_that_fails_says_why_once(tmp_path):
-    """Though the metadata is read before."""
+def test_a_failed_load_says_why_once(tmp_path):
+    """Although the metadata is read twice."""
     path = write_vocab(tmp_path / "vocab.gguf", "llama", [*SPECIAL, "a"])
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(LoadError, match="failed to read key-value pairs") as caught:

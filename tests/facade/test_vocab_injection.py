@@ -22,13 +22,13 @@ SETTINGS = settings(
 
 @functools.cache
 def forbidden(vocab: Vocab) -> frozenset[int]:
-    """Return the tokens that must not come out of a text."""
+    """Return the tokens that a text must never become."""
     return frozenset(token for token in range(len(vocab)) if vocab.attr(token) & CONTROLS)
 
 
 @functools.cache
 def special_texts(vocab: Vocab) -> list[str]:
-    """Return the texts of special tokens: those of all control tokens, and of some others."""
+    """Return the texts of all control tokens and some other special tokens."""
     others = [token for token in range(len(vocab)) if vocab.attr(token) & USERS]
     some = others[:: max(1, len(others) // 50)]
     made = [vocab.piece(token).decode(errors="replace") for token in [*forbidden(vocab), *some]]
@@ -36,7 +36,7 @@ def special_texts(vocab: Vocab) -> list[str]:
 
 
 def hostile(vocab: Vocab) -> st.SearchStrategy[str]:
-    """Return texts of special tokens, whole and in part, beside each other and anything else."""
+    """Return mixtures of whole and partial texts of special tokens with other text."""
     whole = st.sampled_from(special_texts(vocab))
     part = st.tuples(whole, st.integers(0, 12), st.integers(0, 12)).map(
         lambda one: one[0][one[1] : len(one[0]) - one[2]]
@@ -47,7 +47,7 @@ def hostile(vocab: Vocab) -> st.SearchStrategy[str]:
 
 
 def raw(vocab: Vocab, text: str, add_special: bool, parse_special: bool) -> list[int]:
-    """Return what llama.cpp makes of a text."""
+    """Return the tokens that llama.cpp makes of a text."""
     data = text.encode()
     buffer = ffi.new("llama_token[]", 2 * len(data) + 8)
     size = len(buffer)
@@ -62,7 +62,7 @@ def test_no_control_token_comes_out_of_a_text(vocabularies, name, data):
     vocab = vocabularies[name]
     text = data.draw(hostile(vocab))
     ids = vocab.tokenize(text, add_special=False)
-    # BERT's [UNK], which stands for what it does not know, is a control token in that file.
+    # BERT's [UNK], the unknown token, is a control token in that file.
     assert forbidden(vocab).isdisjoint(set(ids) - {100} if name == "bert-bge" else ids)
     assert vocab.tokenize_batch([text, "a"], add_special=False)[0] == ids
     whole = vocab.tokenize(text)
@@ -72,7 +72,7 @@ def test_no_control_token_comes_out_of_a_text(vocabularies, name, data):
     c = raw(vocab, text, False, False)
     user = {token for token in c if vocab.attr(token) & USERS}
     if forbidden(vocab).isdisjoint(c) and not user:
-        assert ids == c  # ordinary text stays what llama.cpp makes of it
+        assert ids == c  # ordinary text is tokenized as by llama.cpp
     if name in EXACT:
         assert vocab.detokenize(ids, unparse_special=True) == text
     elif name in BLANK_SIGN and name != "phi-3":
@@ -84,7 +84,7 @@ NewModel = Callable[..., Vocab]
 
 @pytest.fixture
 def new_vocab(tmp_path: Path) -> Iterator[NewModel]:
-    """Write a vocabulary and load it, with strings under ``tokenizer`` too."""
+    """Write a vocabulary, with extra strings in ``tokenizer`` metadata, and load it."""
     models: list[Model] = []
 
     def new(kind: str, entries: Sequence[Entry], **metadata: object) -> Vocab:
@@ -153,14 +153,14 @@ def test_every_kind_of_tokenizer(new_vocab, kind):
         ids = vocab.tokenize(text, add_special=False)
         assert bad.isdisjoint(ids), text
         assert vocab.n_tokens(text, add_special=False) == len(ids)
-        if kind not in ("wpm", "ugm"):  # which normalize it
+        if kind not in ("wpm", "ugm"):  # these normalize the text
             assert vocab.detokenize(ids) == text
     parsed = vocab.tokenize("a</s>b", add_special=False, parse_special=True)
     assert kind == "wpm" or set(parsed) & forbidden(vocab)
 
 
-def test_these_kinds_would_read_them(new_vocab):
-    """Else the test above shows nothing."""
+def test_parse_special_would_read_them(new_vocab):
+    """Otherwise the test above would prove nothing."""
     found = set()
     for kind, (model, entries, metadata) in KINDS.items():
         vocab = new_vocab(model, entries, **metadata)
@@ -171,7 +171,7 @@ def test_these_kinds_would_read_them(new_vocab):
 
 
 def test_user_defined_tokens(new_vocab):
-    """Markers of a chat are no ordinary text; runs of blanks and tags are."""
+    """Chat markers are not ordinary text; runs of spaces and tags are."""
     bar = "\N{FULLWIDTH VERTICAL LINE}"
     users = ["<|channel|>", f"<{bar}turn{bar}>", "<tool>", "[INST]"]
     users += ["<table>", "[x]", "ab ab", "  ", "b\n"]
@@ -191,18 +191,18 @@ def test_user_defined_tokens(new_vocab):
     assert first not in plain.tokenize("<|channel|>")
 
 
-def test_an_end_that_the_file_calls_a_word(new_vocab):
+def test_an_end_token_that_the_file_marks_as_normal(new_vocab):
     entries: list[Entry] = [*START, *BYTES, "▁", *"<>enda", "<e", "nd", "nd>", "<end>", "and"]
     end = len(entries) - 2
     for eos, expected in ((end, False), (2, True), (end + 1, True)):
         vocab = new_vocab("llama", entries, eos_token_id=eos)
         assert vocab.is_eog(eos)
         assert (end in vocab.tokenize("a<end>", add_special=False)) == expected
-        assert end + 1 in vocab.tokenize("and", add_special=False)  # a word, if it ends or not
+        assert end + 1 in vocab.tokenize("and", add_special=False)  # a word, whether it ends generation or not
         assert vocab.detokenize(vocab.tokenize("<end><end> a")) == "<end><end> a"
 
 
-def test_what_a_vocabulary_cannot_say_otherwise(new_vocab):
+def test_text_that_only_a_control_token_can_encode(new_vocab):
     vocab = new_vocab("llama", [*START, *BYTES, "▁", ("\n", CONTROL), "a"])
     newline = vocab.tokenize("a\na", add_special=False)
     assert 3 + 256 + 1 in newline

@@ -1,4 +1,4 @@
-"""Every kind of tokenizer, and vocabularies that lack something: what they can do, and what not."""
+"""Every kind of tokenizer, and vocabularies that lack tokens."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_spm(new_vocab):
     assert vocab.detokenize([1, first + 1, first + 1], exact=False) == " ab ab"
 
 
-def test_spm_that_adds_no_blank(new_vocab):
+def test_spm_that_adds_no_space(new_vocab):
     vocab = new_vocab("llama", [*SPECIAL, *BYTES, "▁", "▁a", "a"], add_space_prefix=False)
     assert vocab.detokenize(vocab.tokenize("a")) == "a"
     assert vocab.detokenize(vocab.tokenize(" a")) == " a"
 
 
-def test_a_blank_comes_after_each_special_token_and_goes(new_vocab):
-    """SPM puts one there too; one that was in the text stays."""
+def test_spaces_after_special_tokens_are_removed(new_vocab):
+    """SPM adds one there too; a space of the text itself stays."""
     entries: list[Entry] = [*SPECIAL, *BYTES, "▁", "▁a", "a", ("<mark>", USER_DEFINED)]
     vocab = new_vocab("llama", entries)
     for text in ("<s>a", "<s> a</s>  a", "a<mark>a", "a <mark> a", "<unk>a", "</s></s>"):
@@ -85,7 +85,7 @@ def test_a_vocabulary_without_bytes(new_vocab):
         vocab.tokenize_batch(["a", "z"])
 
 
-def test_a_model_that_wants_a_token_that_it_has_not(new_vocab):
+def test_a_model_that_adds_a_token_that_it_lacks(new_vocab):
     vocab = new_vocab("llama", ["▁a"])
     assert (vocab.bos, vocab.eos, vocab.add_bos) == (None, None, True)
     assert vocab.tokenize("a", add_special=False) == [0]
@@ -101,7 +101,7 @@ def test_ugm(new_vocab):
     assert vocab.type is enums.VocabType.UGM
     assert vocab.tokenize("a b") == [5, 3, 6, vocab.eos]
     assert vocab.detokenize([5, 3, 6, 1]) == "a b"
-    assert vocab.tokenize("☃ a", add_special=False) == [3, 2, 5]  # unknown, and then a blank
+    assert vocab.tokenize("☃ a", add_special=False) == [3, 2, 5]  # unknown, then a space
     assert vocab.detokenize([3, 2, 5], unparse_special=True) == "<unk> a"
 
 
@@ -115,7 +115,7 @@ def test_rwkv(new_vocab):
 
 
 def test_rwkv_without_the_bytes_that_its_tokens_begin_with(new_vocab):
-    """llama.cpp goes back to the beginning of the text, for ever, and takes all memory."""
+    """llama.cpp returns to the start of the text forever, until memory is exhausted."""
     vocab = new_vocab("rwkv", [("<s>", CONTROL), "\\n", "a", "xy"])
     assert vocab.tokenize("aa") == [2, 2]
     for call in (vocab.tokenize, vocab.n_tokens, lambda text: vocab.tokenize_batch(["a", text])):
@@ -123,8 +123,8 @@ def test_rwkv_without_the_bytes_that_its_tokens_begin_with(new_vocab):
             call("axa")
 
 
-def test_rwkv_with_tokens_of_longer_characters_alone(new_vocab):
-    """No text of ours is tokenized with them either."""
+def test_rwkv_with_tokens_of_multibyte_characters_only(new_vocab):
+    """llamacffi itself tokenizes no text with them either."""
     vocab = new_vocab("rwkv", [("[X]", CONTROL), "\\n", "▁a", "\N{LLAMA}b", "b"])
     assert vocab.tokenize("b\n") == [4, 1]
     with pytest.raises(TokenizeError, match="byte 0xe2"):
@@ -163,7 +163,7 @@ def test_a_model_without_a_vocabulary(new_vocab):
 
 
 def test_tokens_without_a_vocabulary_have_no_text(tmp_path):
-    """Such a model generates all the same, from tokens."""
+    """Such a model can still generate, from tokens."""
     path = random_models.write(tmp_path / "random.gguf", "llama")
     with Model(path) as model, Context(model, n_ctx=64, n_threads=1) as context:
         vocab = model.vocab
@@ -199,7 +199,7 @@ def test_every_special_token(new_vocab):
     assert all(vocab.is_eog(token) == (token in ends) for token in range(len(vocab)))
 
 
-def test_special_tokens_that_there_are_not(model):
+def test_missing_special_tokens(model):
     vocab = model.vocab
     names = ("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep", "eot", "mask")
     assert [getattr(vocab, name) for name in names] == [None] * len(names)

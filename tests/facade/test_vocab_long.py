@@ -1,4 +1,4 @@
-"""Long texts are tokenized by pieces: the same tokens, in linear time, until Ctrl-C."""
+"""Long texts are tokenized in pieces: the same tokens, in linear time, and Ctrl-C works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BETWEEN = (" ", " ", " ", "  ", "\n", ".\n", "\n\n", "\t", ", ", "", "!/", " \n 
 
 
 def long_text(rng: random.Random, special: list[str], size: int) -> str:
-    """Return a text of all that pieces may begin or end with."""
+    """Return a text with everything that a piece can begin or end with."""
     parts: list[str] = []
     while len(parts) < size:
         kind = rng.randrange(8)
@@ -35,7 +35,7 @@ def long_text(rng: random.Random, special: list[str], size: int) -> str:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_tokens_of_a_long_text_are_those_of_c(vocabularies, name):
+def test_a_long_text_gives_the_same_tokens_as_c(vocabularies, name):
     vocab, rng = vocabularies[name], random.Random(name)
     plain = [text for text in special_texts(vocab) if "<" not in text] or ["<>"]
     for parse_special, size in ((True, 2500), (False, 2500), (False, 6000)):
@@ -49,8 +49,8 @@ def test_the_tokens_of_a_long_text_are_those_of_c(vocabularies, name):
 
 
 @pytest.mark.parametrize("parse_special", [True, False])
-def test_runs_of_user_defined_tokens_are_those_of_c(vocabularies, parse_special):
-    """They overlap, and the longest are taken first."""
+def test_runs_of_user_defined_tokens_give_the_same_as_c(vocabularies, parse_special):
+    """They overlap, and the longest take precedence."""
     for name in ("mpt", "gpt-neox", "gemma-4", "deepseek-llm"):
         vocab = vocabularies[name]
         for unit in (" ", "\n", "  x", "\n   ", "   \n  y", " \t"):
@@ -61,8 +61,8 @@ def test_runs_of_user_defined_tokens_are_those_of_c(vocabularies, parse_special)
 
 
 @pytest.mark.parametrize("name", ["phi-3", "nomic-bert-moe"])
-def test_special_tokens_that_take_blanks_along(vocabularies, name):
-    """Phi 3 has such that take those that follow, and the other one that takes those before."""
+def test_special_tokens_that_absorb_spaces(vocabularies, name):
+    """Phi-3 has tokens that absorb following spaces; the other has one for preceding spaces."""
     vocab, rng = vocabularies[name], random.Random(5)
     units = [*special_texts(vocab)[:30], " ", "  ", "\n", " \n ", "a", "b c"]
     for _ in range(12):
@@ -77,21 +77,21 @@ def test_special_tokens_that_take_blanks_along(vocabularies, name):
         ("llama-bpe", "<|begin_of_text|>" * 15_000, True),
         ("bert-bge", "[SEP]" * 50_000, True),
         ("phi-3", "</s>" * 60_000, False),
-        ("llama-spm", "\U00013000\U0001f999" * 50_000, False),  # which it has not
+        ("llama-spm", "\U00013000\U0001f999" * 50_000, False),  # not in the vocabulary
         ("gpt-2", "<|endoftext|> " * 20_000, True),
         ("mpt", " " * 300_000, False),
         ("nomic-bert-moe", "<s> a\n" * 50_000, True),
         ("phi-3", "<|end|> \n" * 30_000, True),
     ],
 )
-def test_no_text_takes_the_square_of_its_length(vocabularies, name, text, parse_special):
-    """By llama.cpp alone some of these take half a minute."""
+def test_no_text_takes_quadratic_time(vocabularies, name, text, parse_special):
+    """llama.cpp alone takes half a minute for some of these."""
     with limited(3):
         assert len(vocabularies[name].tokenize(text, parse_special=parse_special)) > 10_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_vocabulary_with_regular_expressions_takes_little_memory(run_python, llama_cpp):
+def test_regular_expressions_need_little_memory(run_python, llama_cpp):
     result = run_python(
         """
         import re, sys
@@ -109,11 +109,11 @@ def test_a_vocabulary_with_regular_expressions_takes_little_memory(run_python, l
 
 
 class Stop(BaseException):
-    """What the handler of a signal raises, as Ctrl-C does."""
+    """Raised by a signal handler, like KeyboardInterrupt by Ctrl-C."""
 
 
 @pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "deepseek-llm", "bert-bge"])
-def test_a_signal_ends_it(vocabularies, name):
+def test_a_signal_interrupts_it(vocabularies, name):
     vocab: Vocab = vocabularies[name]
     text = "The quick brown llama jumps over 12345 lazy dogs.\n" * 200_000
     calls: list[Callable[[], object]] = [

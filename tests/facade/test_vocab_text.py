@@ -1,4 +1,4 @@
-"""Text to tokens and back, over every vocabulary that comes with llama.cpp.
+"""Text to tokens and back, with every vocabulary that comes with llama.cpp.
 
 What comes back is the text itself, but for what llama.cpp's tokenizers lose by design:
 
@@ -69,7 +69,7 @@ def back(vocab: Vocab, text: str, **flags: bool) -> str:
 
 
 def gpt2_alphabet() -> dict[str, int]:
-    """Return the characters that GPT-2 writes bytes with."""
+    """Return the characters that GPT-2 uses for bytes."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): one for i, one in enumerate(rest)}
@@ -77,12 +77,12 @@ def gpt2_alphabet() -> dict[str, int]:
 
 @functools.cache
 def missing_bytes(vocab: Vocab) -> set[int]:
-    """Return the bytes that a vocabulary like GPT-2's has no token for."""
+    """Return the bytes that a vocabulary like GPT-2's lacks tokens for."""
     entries = {vocab.text(token) for token in range(len(vocab))}
     return {byte for character, byte in gpt2_alphabet().items() if character not in entries}
 
 
-def test_these_are_all(vocabularies):
+def test_every_vocabulary_is_tested(vocabularies):
     assert vocabularies.keys() == set(ALL)
     assert len(ALL) == len(set(ALL)) == 19
 
@@ -93,7 +93,7 @@ def test_these_are_all(vocabularies):
 @example(text="a\0b . c ,d", flags={"add_special": True, "parse_special": False})
 @example(text="  two  blanks \n\n\t\r\n", flags={"add_special": True, "parse_special": True})
 @example(text="<|endoftext|> is text", flags={"add_special": False, "parse_special": False})
-def test_nothing_is_lost(vocabularies, name, text, flags):
+def test_round_trip(vocabularies, name, text, flags):
     assert back(vocabularies[name], text, **flags) == text
 
 
@@ -104,14 +104,14 @@ def test_nothing_is_lost(vocabularies, name, text, flags):
 @example(text="trailing ", flags={"add_special": True, "parse_special": False})
 @example(text="", flags={"add_special": True, "parse_special": False})
 @example(text="</s> a", flags={"add_special": True, "parse_special": True})
-def test_nothing_is_lost_but_the_sign_of_a_blank(vocabularies, name, text, flags):
-    if name == "phi-3":  # blanks after special tokens are lost
+def test_round_trip_except_for_the_space_symbol(vocabularies, name, text, flags):
+    if name == "phi-3":  # spaces after special tokens are lost
         assume(not (flags["parse_special"] and ("<" in text)))
-        assume("</s>" not in text)  # which it reads as such in any text
+        assume("</s>" not in text)  # read as a token in any text
     assert back(vocabularies[name], text, **flags) == text.replace(SIGN, " ")
 
 
-def test_phi_3_swallows_blanks(vocabularies):
+def test_phi_3_absorbs_spaces(vocabularies):
     vocab = vocabularies["phi-3"]
     assert back(vocab, "</s>  a", add_special=False, parse_special=True) == "</s>a"
 
@@ -120,7 +120,7 @@ def test_phi_3_swallows_blanks(vocabularies):
 @SETTINGS
 @given(text=TEXTS, flags=FLAGS)
 @example(text="a . b\n c\t<|endoftext|>", flags={"add_special": True, "parse_special": False})
-def test_bytes_that_are_missing_are_lost_and_no_others(vocabularies, name, text, flags):
+def test_only_bytes_without_tokens_are_lost(vocabularies, name, text, flags):
     vocab = vocabularies[name]
     missing = missing_bytes(vocab)
     assert missing
@@ -131,7 +131,7 @@ def test_bytes_that_are_missing_are_lost_and_no_others(vocabularies, name, text,
 
 
 @pytest.mark.parametrize("name", NORMALIZING)
-def test_normalized_text_stays(vocabularies, name):
+def test_normalized_text_round_trips(vocabularies, name):
     vocab = vocabularies[name]
     for text in ("hello world", "the llama is on the hill", ""):
         for add_special in (True, False):
@@ -145,7 +145,7 @@ def test_normalized_text_stays(vocabularies, name):
 @pytest.mark.parametrize("name", ALL)
 @SETTINGS
 @given(text=TEXTS, flags=FLAGS)
-def test_the_tokens_are_those_of_c_in_every_form(vocabularies, name, text, flags):
+def test_every_method_gives_the_tokens_of_c(vocabularies, name, text, flags):
     vocab, data = vocabularies[name], text.encode()
     buffer = ffi.new("llama_token[]", 3 * len(data) + 8)
     c_flags = flags["add_special"], flags["parse_special"]
@@ -162,7 +162,7 @@ def test_the_tokens_are_those_of_c_in_every_form(vocabularies, name, text, flags
 
 
 def tokens_of(vocab: Vocab) -> st.SearchStrategy[list[int]]:
-    """Return a strategy for any tokens, special ones more often than they are."""
+    """Return a strategy for any tokens, with more special ones than usual."""
     rare = [vocab.bos, vocab.eos, vocab.nl, vocab.sep, *vocab.eog_tokens]
     known = st.sampled_from([0, len(vocab) - 1, *(one for one in rare if one is not None)])
     return st.lists(st.integers(0, len(vocab) - 1) | known, max_size=12)
@@ -171,8 +171,8 @@ def tokens_of(vocab: Vocab) -> st.SearchStrategy[list[int]]:
 @pytest.mark.parametrize("name", ALL)
 @SETTINGS
 @given(data=st.data(), remove_special=st.booleans())
-def test_the_text_is_that_of_the_pieces(vocabularies, name, data, remove_special):
-    """As they are, but for a blank at the beginning and after each special token."""
+def test_text_is_the_joined_pieces(vocabularies, name, data, remove_special):
+    """Unchanged, except for a space at the start and after each special token."""
     vocab = vocabularies[name]
     tokens = data.draw(tokens_of(vocab))
     adds_blank = vocab.type in (enums.VocabType.SPM, enums.VocabType.UGM, enums.VocabType.WPM)
@@ -202,7 +202,7 @@ def test_the_text_is_that_of_the_pieces(vocabularies, name, data, remove_special
 @pytest.mark.parametrize("name", ALL)
 @SETTINGS
 @given(data=st.data(), remove_special=st.booleans(), unparse_special=st.booleans())
-def test_inexact_text_is_that_of_c(vocabularies, name, data, remove_special, unparse_special):
+def test_inexact_text_is_the_text_of_c(vocabularies, name, data, remove_special, unparse_special):
     vocab = vocabularies[name]
     tokens = data.draw(tokens_of(vocab))
     flags = {"remove_special": remove_special, "unparse_special": unparse_special, "exact": False}
@@ -217,7 +217,7 @@ def test_inexact_text_is_that_of_c(vocabularies, name, data, remove_special, unp
     assert vocab.detokenize_batch([tokens], **flags) == [expected.decode(errors="replace")]
 
 
-def test_what_c_makes_of_blanks_is_there_if_wanted(vocabularies):
+def test_exact_false_gives_the_spaces_of_c(vocabularies):
     vocab = vocabularies["llama-bpe"]
     ids = vocab.tokenize("well , it is .")
     assert vocab.detokenize(ids) == "well , it is ."
@@ -227,7 +227,7 @@ def test_what_c_makes_of_blanks_is_there_if_wanted(vocabularies):
 
 
 def position_of_error(data: bytes) -> int | None:
-    """Return the first byte that keeps bytes from being UTF-8."""
+    """Return the index of the first byte that is not valid UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -275,7 +275,7 @@ def test_every_token_has_text(vocabularies, name):
     vocab = vocabularies[name]
     text = vocab.detokenize_bytes(range(len(vocab)), unparse_special=True)
     pieces = b"".join(map(vocab.piece, range(len(vocab))))
-    assert len(pieces) - len(text) < 20  # blanks at the beginning and after special tokens
+    assert len(pieces) - len(text) < 20  # spaces at the start and after special tokens
     singles = vocab.detokenize_batch([[token] for token in range(len(vocab))])
     some = chain(range(200), range(len(vocab) - 200, len(vocab)))
     assert all(singles[token] == vocab.detokenize([token]) for token in some)
