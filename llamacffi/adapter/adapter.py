@@ -18,6 +18,7 @@ from ..backend import registry as backend
 from ..errors import AdapterError, GgufError, NativeError
 from ..gguf.sources import gguf_of, opened, sample_digest
 from ..log import drain, with_log
+from ..model.info import check_weights
 from ..model.weights import weight_shapes
 from .lora import ALPHA, EMBEDDING, INVOCATION, check_kind, fits, ggml_shape, pairs, shape_text
 
@@ -78,7 +79,7 @@ class Adapter(Handle):
         """
         check_object("model", model, "Model")
         model_ptr = model.ptr
-        model._check_weights()
+        check_weights(model)
         with opened(source) as file:
             self._name = file.name
             self.alpha = _check(file, model)
@@ -151,6 +152,11 @@ class Adapter(Handle):
         windows = np.lib.stride_tricks.sliding_window_view(given, len(wanted))
         found = np.flatnonzero((windows == wanted).all(axis=1))
         return int(found[-1]) if len(found) else None
+
+
+def digest_of(adapter: Adapter) -> str:
+    """Return a hash of a sample of the adapter's file."""
+    return adapter._digest
 
 
 def _load(model_ptr: Any, file: OpenFile) -> Made:

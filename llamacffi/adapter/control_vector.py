@@ -48,9 +48,7 @@ class ControlVector:
         """Create a control vector from numbers; see `from_array`."""
         given = as_array("array", array)
         if given.dtype.kind not in "biuf":
-            raise TypeError(
-                f"array must hold numbers, not {given.dtype}: {array!r:.80}"
-            )
+            raise TypeError(f"array must hold numbers, not {given.dtype}: {array!r:.80}")
         if given.ndim != 2 or not given.size:
             raise ArgumentError(
                 f"array must have the shape (n_layers, n_embd), one row for each layer, not "
@@ -99,8 +97,8 @@ class ControlVector:
             first, last = min(directions), max(directions)
             if last > MOST_LAYERS:
                 raise AdapterError(
-                    f"{file.name!r} is not a control vector: it has a direction for layer {last}, but "
-                    f"no model has more than {MOST_LAYERS} layers"
+                    f"{file.name!r} is not a control vector: it has a direction for layer {last}, "
+                    f"but no model has more than {MOST_LAYERS} layers"
                 )
             rows = np.zeros((last - first + 1, len(directions[first])))
             for layer, direction in directions.items():
@@ -185,8 +183,8 @@ class ControlVector:
             return NotImplemented
         if other.n_embd != self.n_embd:
             raise ArgumentError(
-                f"control vectors with n_embd={self.n_embd} and {other.n_embd} cannot be combined: they "
-                "are for different models"
+                f"control vectors with n_embd={self.n_embd} and {other.n_embd} cannot be combined: "
+                "they are for different models"
             )
         start = min(self._layers.start, other._layers.start)
         stop = max(self._layers.stop, other._layers.stop)
@@ -205,8 +203,8 @@ def rows_for_model(vector: ControlVector, n_layer: int, n_embd: int) -> npt.NDAr
     """
     if vector.n_embd != n_embd or vector.layers.stop > n_layer:
         raise AdapterError(
-            f"{vector!r} does not fit the model, which has n_embd={n_embd} and takes directions for "
-            f"layers 1 to {n_layer - 1}"
+            f"{vector!r} does not fit the model, which has n_embd={n_embd} and takes directions "
+            f"for layers 1 to {n_layer - 1}"
         )
     rows = np.zeros((n_layer - 1, n_embd), np.float32)
     rows[vector.layers.start - 1 : vector.layers.stop - 1] = vector.array

@@ -77,9 +77,8 @@ class Adapters(ContextBase):
         applied, ptr = self._active, self.ptr
         args: tuple[Any, ...] = NO_VECTOR
         if vector is not None:
-            from ..adapter.control_vector import (
-                ControlVector,  # takes numpy, which the rest need not
-            )
+            # Imported here since it needs numpy, which the rest does not.
+            from ..adapter.control_vector import ControlVector, rows_for_model
 
             if not isinstance(vector, ControlVector):
                 raise TypeError(f"control_vector must be a ControlVector or None, not {vector!r}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._native import ffi, lib
+from ..model.info import fingerprint_of
 
 if TYPE_CHECKING:
     from .base import ContextBase
+    from .reserve import ActiveAdapters
 
 # Parameters that change what is in memory, beside those that `_layout` looks at.
 FIELDS = (
@@ -27,15 +29,31 @@ def identity(context: ContextBase) -> dict[str, Any]:
     applied = context._active
     return {
         "llama.cpp": ffi.string(lib.ggml_commit()).decode(),
-        "model": model._identity,
+        "model": fingerprint_of(model),
         "params": {} if lib.llama_model_is_recurrent(model.ptr) else _layout(context),
-        "adapters": sorted(
-            [adapter._digest, scale] for adapter, scale in applied.adapters.items() if scale
-        ),
-        "control vector": [[applied.vector._digest, 1.0]] if applied.vector else [],
+        "adapters": _adapters(applied),
+        "control vector": _control_vector(applied),
         "n_ctx_seq": lib.llama_n_ctx_seq(ptr),
         "n_seq_max": lib.llama_n_seq_max(ptr),
     }
+
+
+def _adapters(applied: ActiveAdapters) -> list[list[Any]]:
+    """Return the digests of the adapters in use, with their scales."""
+    if not applied.adapters:
+        return []
+    from ..adapter.adapter import digest_of
+
+    return sorted([digest_of(one), scale] for one, scale in applied.adapters.items() if scale)
+
+
+def _control_vector(applied: ActiveAdapters) -> list[list[Any]]:
+    """Return the digest of the control vector in use, if any, with its scale."""
+    if applied.vector is None:
+        return []
+    from ..adapter.control_vector import digest_of
+
+    return [[digest_of(applied.vector), 1.0]]
 
 
 def _layout(context: ContextBase) -> dict[str, Any]:

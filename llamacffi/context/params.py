@@ -13,6 +13,7 @@ from ..backend.cores import free_cores
 from ..backend.tensor import Observer
 from ..backend.threads import check_computing
 from ..errors import ArgumentError, UnsupportedError
+from ..model.info import check_weights
 from ..model.weights import CAN_LIST, is_elsewhere, places, tensors, weight_shapes
 from .base import ContextBase
 from .compat import is_draft, param_or_zero
@@ -105,7 +106,7 @@ class ContextRequest:
         if "n_ctx" not in params:
             struct.n_ctx = default_n_ctx(struct, model, self.other)
         check_ranges(struct, model)
-        model._check_weights()
+        check_weights(model)
         check_model(struct, model, {name for name in params if params[name] is not None})
         check_sharing(self.other, struct, model)
         self.n_outputs_max = param_or_zero(struct, "n_outputs_max")

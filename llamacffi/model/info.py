@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .._core.ownership import Handle
-from .._core.text import read_bytes, read_metadata
+from .._core.text import read_bytes
 from .._native import ffi, lib
 from ..backend.device_types import Device, new_device, text
 from ..errors import ArgumentError, UnsupportedError
-from .weights import tensors, weights_identity
+from .metadata import CHAT_TEMPLATE, Metadata, typed
+from .weights import tensors, weights_fingerprint
 
 if TYPE_CHECKING:
     from .._generated.enums import Ftype, RopeType
-
-# Metadata key of the default chat template; named templates append a dot and their name.
-CHAT_TEMPLATE = "tokenizer.chat_template"
 
 
 class ModelInfo(Handle):
@@ -36,14 +33,6 @@ class ModelInfo(Handle):
 
     without_weights: str | None
     """Why the weights were not loaded: ``"vocab_only"``, ``"no_alloc"`` or None if they were."""
-
-    def _check_weights(self) -> None:
-        """Raise UnsupportedError if the model was loaded without its weights."""
-        if self.without_weights:
-            raise UnsupportedError(
-                f"{self!r} was loaded with {self.without_weights}=True, so it has no weights: load "
-                "it without that parameter"
-            )
 
     def _known(self, function: Callable[[Any], Any]) -> Any:
         """Call a C function that reads the hyperparameters, if they were loaded."""
@@ -67,9 +56,8 @@ class ModelInfo(Handle):
         return Metadata(self.ptr)
 
     @functools.cached_property
-    def _identity(self) -> Mapping[str, str]:
-        """The fingerprint that saved states use to recognise the model."""
-        return {"desc": self.desc, **weights_identity(self.ptr, self.metadata)}
+    def _fingerprint(self) -> Mapping[str, str]:
+        return {"desc": self.desc, **weights_fingerprint(self.ptr, self.metadata)}
 
     @property
     def architecture(self) -> str:
@@ -360,30 +348,6 @@ class ModelInfo(Handle):
         return MappingProxyType(found)
 
 
-class Metadata(Mapping[str, str]):
-    """The metadata of a model: copied from C once, so they stay valid after it is closed."""
-
-    def __init__(self, ptr: Any) -> None:
-        self._values = read_metadata(
-            ptr,
-            lib.llama_model_meta_count,
-            lib.llama_model_meta_key_by_index,
-            lib.llama_model_meta_val_str_by_index,
-        )
-
-    def __getitem__(self, key: str) -> str:
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __repr__(self) -> str:
-        return repr(self._values)
-
-
 def weights(ptr: Any) -> Iterator[Any]:
     """Yield each tensor of a model once."""
     return iter({bytes(ffi.string(tensor.name)): tensor for tensor in tensors(ptr)}.values())
@@ -394,8 +358,20 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
     return tuple(tensor.ne[i] for i in reversed(range(lib.ggml_n_dims(tensor))))
 
 
-def typed(value: str) -> int | float | str:
-    """Convert the text of a metadata value to the int or float that it looks like."""
-    if re.fullmatch(r"-?\d+", value):
-        return int(value)
-    return float(value) if re.fullmatch(r"-?\d+\.\d+(e[-+]?\d+)?", value) else value
+def check_weights(model: ModelInfo) -> None:
+    """Raise UnsupportedError if a model was loaded without its weights."""
+    if model.without_weights:
+        raise UnsupportedError(
+            f"{model!r} was loaded with {model.without_weights}=True, so it has no weights: load "
+            "it without that parameter"
+        )
+
+
+def fingerprint_of(model: ModelInfo) -> Mapping[str, str]:
+    """Return what a saved state must have in common with a model, ready for JSON."""
+    return model._fingerprint
+
+
+def is_divided(model: ModelInfo) -> bool:
+    """Return whether each tensor is split across devices (``split_mode="tensor"``)."""
+    return bool(model._divided)

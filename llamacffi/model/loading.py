@@ -89,15 +89,13 @@ def load_file(
             )
         check_magic(file.read(len(MAGIC)), file.name)
         _check_mode(file, struct)
-        load_ptr = lib.llama_model_load_from_file_ptr
+        load_ptr, gguf_init = lib.llama_model_load_from_file_ptr, lib.gguf_init_from_file_ptr
         return load(
             lambda params: _call_reopened(file, make_model, load_ptr, params),
             struct,
             file.name,
             progress,
-            read=lambda params: _call_reopened(
-                file, _make_gguf, lib.gguf_init_from_file_ptr, params
-            ),
+            read=lambda params: _call_reopened(file, _make_gguf, gguf_init, params),
         )
 
 
@@ -216,9 +214,7 @@ def check_gguf(path: Path) -> None:
     try:
         mode = os.stat(name).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe could block forever
-            raise LoadError(
-                f"{name!r} is not a regular file: read its bytes and use Model.from_file"
-            )
+            raise LoadError(f"{name!r} is not a regular file: pass its bytes to Model.from_file")
         with open(name, "rb") as file:
             start = file.read(len(MAGIC))
     except FileNotFoundError:

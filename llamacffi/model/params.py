@@ -13,7 +13,7 @@ from ..backend import registry as backend
 from ..backend.device_types import Device, text
 from ..errors import ArgumentError, BackendUnavailableError
 from . import load_mode
-from .info import Metadata
+from .metadata import Metadata
 from .overrides import expert_overrides, kv_overrides, override_pairs, tensor_buft_overrides
 
 # Fields of llama_model_params that `Model` fills itself.

@@ -15,7 +15,8 @@ from ..backend.device_types import text
 from ..errors import NativeError, UnsupportedError
 from ..gguf.gguf import Gguf
 from ..log import drain, recent, with_log
-from .info import CHAT_TEMPLATE, shape_of, typed, weights
+from .info import check_weights, is_divided, shape_of, weights
+from .metadata import CHAT_TEMPLATE, typed
 from .token_types import restore_token_types
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     """Write a model to a file atomically: the whole file or nothing."""
     path = path_text(path)
     ptr = model.ptr
-    model._check_weights()
-    if model._divided:
+    check_weights(model)
+    if is_divided(model):
         raise UnsupportedError(
             "a model loaded with split_mode='tensor' cannot be saved: load it without split_mode"
         )

@@ -10,7 +10,7 @@ from typing import Any
 from .._native import ffi, lib
 from ..errors import NativeError
 
-# How many bytes of a tensor go into `weights_identity`, from each of how many places.
+# How many bytes of a tensor go into `weights_fingerprint`, from each of how many places.
 SAMPLE_BYTES, N_SAMPLES = 64, 4
 DIGEST_BYTES = 4
 UNREADABLE = bytes(DIGEST_BYTES)
@@ -30,7 +30,7 @@ def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def weights_identity(model: Any, metadata: Mapping[str, str]) -> dict[str, str]:
+def weights_fingerprint(model: Any, metadata: Mapping[str, str]) -> dict[str, str]:
     """Return a fingerprint of a model that does not depend on where its weights are placed.
 
     ``layout`` is a hash of the hyperparameters and of the names, types and shapes of all tensors.

@@ -279,8 +279,8 @@ class Entries(Pointer):
 
     def _check_entry(self, token: int) -> int:
         """Check a token for a C function that needs a vocabulary."""
-        # upstream: src/llama-vocab.cpp LLAMA_VOCAB_TYPE_NONE: getters of tokens assert that there is a
-        # vocabulary, and so we check first.
+        # upstream: src/llama-vocab.cpp LLAMA_VOCAB_TYPE_NONE: getters of tokens assert that the
+        # model has a vocabulary, and so we check first.
         if self._type == lib.LLAMA_VOCAB_TYPE_NONE:
             raise UnsupportedError("the model has no vocabulary, only token ids")
         return self.check_one(token)

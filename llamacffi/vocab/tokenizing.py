@@ -137,8 +137,8 @@ class Tokenizing(Entries):
     @cached_property
     def _endless(self) -> frozenset[int]:
         """The bytes on which llama.cpp's tokenizer for RWKV can loop forever."""
-        # upstream: src/llama-vocab.cpp llm_tokenizer_rwkv_session: goes back to the start of the text
-        # if a token starts with a byte but none is that byte alone, and so we refuse such bytes.
+        # upstream: src/llama-vocab.cpp llm_tokenizer_rwkv_session: goes back to the start of the
+        # text if a token starts with a byte but none is that byte alone, and so we refuse these.
         if self._type != lib.LLAMA_VOCAB_TYPE_RWKV:
             return frozenset()
         pieces = [self.piece(token) for token in range(self._size)]

@@ -257,7 +257,7 @@ class Vocab(Tokenizing):
         if len(tokens) > 1 and tokens[0] == tokens[1] == bos and self.add_bos:
             warnings.warn(
                 f"the text begins with {self.piece(bos).decode(errors='replace')!r}, and "
-                "tokenize() added another one, as the model's metadata says: leave it out of the text",
+                "tokenize() added another one, as the model's metadata says: leave it out",
                 stacklevel=stacklevel + 1,
             )
 

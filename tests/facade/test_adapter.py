@@ -243,12 +243,24 @@ def integers(file):
         (lambda file: file.pop("general.type"), "is not an adapter: its general.type is None"),
         (set_key("general.type", 5), "is not an adapter: its general.type is 5"),
         (set_key("adapter.type", "other"), "is not a LoRA adapter: its adapter.type is 'other'"),
-        (set_key("general.architecture", "gpt2"), "does not fit <Model .*: its general.architecture"),
+        (
+            set_key("general.architecture", "gpt2"),
+            "does not fit <Model .*: its general.architecture",
+        ),
         (set_key("adapter.lora.alpha", 5), "adapter.lora.alpha must be a finite float32, not 5"),
-        (set_key("adapter.lora.alpha", "5"), "adapter.lora.alpha must be a finite float32, not '5'"),
-        (set_key("adapter.lora.alpha", float("nan")), "adapter.lora.alpha must be a finite float32, not nan"),
+        (
+            set_key("adapter.lora.alpha", "5"),
+            "adapter.lora.alpha must be a finite float32, not '5'",
+        ),
+        (
+            set_key("adapter.lora.alpha", float("nan")),
+            "adapter.lora.alpha must be a finite float32, not nan",
+        ),
         (set_key("adapter.lora.alpha", 5.0, type="f64"), "adapter.lora.alpha"),
-        (set_key("adapter.alora.invocation_tokens", [5, N_VOCAB], type="u32"), "uint32 between 0 and 95"),
+        (
+            set_key("adapter.alora.invocation_tokens", [5, N_VOCAB], type="u32"),
+            "uint32 between 0 and 95",
+        ),
         (set_key("adapter.alora.invocation_tokens", [5], type="i32"), "invocation_tokens"),
         (set_key("adapter.alora.invocation_tokens", 5), "invocation_tokens"),
         (set_key("adapter.alora.invocation_tokens", ["a"]), "invocation_tokens"),
@@ -563,7 +575,9 @@ def test_where_an_activated_adapter_takes_effect(llama, write, tokens, start):
     assert Adapter(llama, write({QUERY: (64, 64)})).invocation_start(tokens) is None
 
 
-def test_an_activated_adapter_keeps_the_memory_before_it(llama, context, random_path, write, tmp_path):
+def test_an_activated_adapter_keeps_the_memory_before_it(
+    llama, context, random_path, write, tmp_path
+):
     """The same as the merged model that continues from the base model's memory."""
     pairs = {f"blk.{i}.attn_k.weight": loras.random_pair(64, 64, i) for i in range(2)}
     adapter = Adapter(llama, write(pairs, invocation=[50, 51]))

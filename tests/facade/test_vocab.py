@@ -46,7 +46,7 @@ def test_every_vocabulary_is_known_here(llama_cpp):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_upstreams_expected_ids(llama_cpp, vocabularies, name):
-    """Read the files of upstream's test-tokenizer-0: texts in .inp, a line of ids for each in .out."""
+    """The files of upstream's test-tokenizer-0: texts in .inp, a line of ids for each in .out."""
     file = llama_cpp / "models" / f"ggml-vocab-{name}.gguf"
     texts = Path(f"{file}.inp").read_bytes().decode().removesuffix(SEPARATOR).split(SEPARATOR)
     lines = Path(f"{file}.out").read_text().splitlines()

@@ -198,7 +198,9 @@ def test_an_end_token_that_the_file_marks_as_normal(new_vocab):
         vocab = new_vocab("llama", entries, eos_token_id=eos)
         assert vocab.is_eog(eos)
         assert (end in vocab.tokenize("a<end>", add_special=False)) == expected
-        assert end + 1 in vocab.tokenize("and", add_special=False)  # a word, whether it ends generation or not
+        assert end + 1 in vocab.tokenize(
+            "and", add_special=False
+        )  # a word, whether it ends generation or not
         assert vocab.detokenize(vocab.tokenize("<end><end> a")) == "<end><end> a"
 
 

@@ -124,7 +124,7 @@ def test_rwkv_without_the_bytes_that_its_tokens_begin_with(new_vocab):
 
 
 def test_rwkv_with_tokens_of_multibyte_characters_only(new_vocab):
-    """llamacffi itself tokenizes no text with them either."""
+    """No text of ours is tokenized with them either."""
     vocab = new_vocab("rwkv", [("[X]", CONTROL), "\\n", "▁a", "\N{LLAMA}b", "b"])
     assert vocab.tokenize("b\n") == [4, 1]
     with pytest.raises(TokenizeError, match="byte 0xe2"):

@@ -29,11 +29,8 @@ UPHILL = {
 # The private attributes that a module uses although another defines them, and why it must.  Aim:
 # none.  A function in the owner's module, or a public name, takes the place of an entry.
 PRIVATE: dict[tuple[str, str], str] = {
-    ("adapter.adapter", "_check_weights"): "its owner has no function for it yet",
     ("cli.run", "_contention"): "its owner has no function for it yet",
     ("context.fingerprint", "_active"): "the parts of a context share its slots",
-    ("context.fingerprint", "_digest"): "the parts of a context share its slots",
-    ("context.fingerprint", "_identity"): "the parts of a context share its slots",
     ("context.fingerprint", "_params"): "the parts of a context share its slots",
     ("context.graph_samplers", "_attached"): "the parts of a context share its slots",
     ("context.graph_samplers", "_enter_graph"): "the parts of a context share its slots",
@@ -48,7 +45,6 @@ PRIVATE: dict[tuple[str, str], str] = {
     ("context.known_tokens", "_known"): "the parts of a context share its slots",
     ("context.known_tokens", "_single"): "the parts of a context share its slots",
     ("context.memory", "_bookkeeping"): "the parts of a context share its slots",
-    ("context.params", "_check_weights"): "the parts of a context share its slots",
     ("context.sequences", "_bookkeeping"): "the parts of a context share its slots",
     ("context.sequences", "_params"): "the parts of a context share its slots",
     ("context.snapshot", "_params"): "the parts of a context share its slots",
