@@ -181,10 +181,10 @@ def test_it_is_immutable():
 @pytest.mark.parametrize(
     ("array", "match"),
     [
-        (np.zeros(4), r"not shape \(4,\)"),
-        (np.zeros((2, 0)), r"not shape \(2, 0\)"),
-        (np.zeros((0, 4)), r"not shape \(0, 4\)"),
-        (np.zeros((1, 2, 3)), r"not shape \(1, 2, 3\)"),
+        (np.zeros(4), r"one row for each layer, not \(4,\)"),
+        (np.zeros((2, 0)), r"one row for each layer, not \(2, 0\)"),
+        (np.zeros((0, 4)), r"one row for each layer, not \(0, 4\)"),
+        (np.zeros((1, 2, 3)), r"one row for each layer, not \(1, 2, 3\)"),
         ([[float("nan")]], "not a finite 32-bit number"),
         ([[float("inf")]], "not a finite 32-bit number"),
         ([[1e39]], "not a finite 32-bit number"),
