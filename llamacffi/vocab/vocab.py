@@ -191,6 +191,8 @@ class Vocab(Tokenizing):
             if n >= 0:
                 found: bytes = ffi.unpack(buffer, n)
                 return found
+            # upstream: src/llama-vocab.cpp "std::numeric_limits<int32_t>::min()": returned if the
+            # result is larger than an int32_t can count.
             if n == INT32_MIN:
                 raise ArgumentError(f"the text of {count} tokens exceeds 2 GiB: pass fewer at once")
             size = -n

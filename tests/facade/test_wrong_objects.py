@@ -80,7 +80,9 @@ def test_numbers_of_an_imatrix(model, chunk_size, error):
 
 def test_more_layers_than_there_can_be(demo_path):
     """They would be a list of as many patterns."""
-    with pytest.raises(ArgumentError, match=r"n_cpu_moe must be .*, not 4294967296; .* cpu_moe=True"):
+    with pytest.raises(
+        ArgumentError, match=r"n_cpu_moe must be .*, not 4294967296; .* cpu_moe=True"
+    ):
         Model(demo_path, n_cpu_moe=2**32)
 
 
