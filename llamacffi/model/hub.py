@@ -148,7 +148,7 @@ def choose(repo_id: str, names: Iterable[str], wanted: Wanted) -> list[str]:
 
 
 def _parse(repo_id: str, filename: str | None) -> tuple[str, Wanted]:
-    """Return the repository and what its file is called."""
+    """Return the repository and which of its files is wanted."""
     check_text("repo_id", repo_id)
     if filename is not None:
         check_text("filename", filename)
