@@ -301,5 +301,5 @@ def sorted_pieces(vocab: Entries) -> Any:
 
 
 def textless_tokens(vocab: Entries) -> dict[str, list[int]]:
-    """Return the tokens that are generated without text, by the text that stands for them."""
+    """Return the tokens whose text is left out of generated text, by that text."""
     return vocab._textless
