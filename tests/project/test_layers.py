@@ -85,8 +85,6 @@ PRIVATE: dict[tuple[str, str], str] = {
     ("generation.step", "_vocab"): "the inlined step of one token",
     ("model.making", "_origin"): "its owner has no function for it yet",
     ("model.making", "_pieces"): "its owner has no function for it yet",
-    ("model.saving", "_check_weights"): "its owner has no function for it yet",
-    ("model.saving", "_divided"): "its owner has no function for it yet",
     ("sampling.chain", "_lock"): "chains and contexts know each other",
     ("sampling.chain", "_samplers"): "chains and contexts know each other",
     ("sampling.chain", "_take_clone"): "chains and contexts know each other",
