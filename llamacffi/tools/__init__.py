@@ -1,1 +1,1 @@
-"""What works on whole models: quantizing, importance matrices, merging adapters."""
+"""Tools for whole models: quantizing, importance matrices, merging adapters."""

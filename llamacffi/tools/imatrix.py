@@ -1,11 +1,11 @@
-"""Importance matrices: how much each column of a weight matters, for `quantize`.
+"""Importance matrices: how much each column of a weight matters when it is quantized.
 
     collector = ImatrixCollector()
     with Context(model, cb_eval=collector, n_ctx=512) as context:
         ...  # decode representative text
     collector.imatrix().save("model.imatrix.gguf")
 
-or at once, `compute_imatrix`.
+or in one call, `compute_imatrix`.
 """
 
 from __future__ import annotations
@@ -41,40 +41,41 @@ if TYPE_CHECKING:
     from ..gguf.types import Floats
     from ..model.model import Model
 
-# The keys and the names of tensors of upstream's files.
+# upstream: common/imatrix-loader.h LLM_KV_IMATRIX_DATASETS, LLM_KV_IMATRIX_CHUNK_COUNT,
+# LLM_KV_IMATRIX_CHUNK_SIZE: the metadata keys of importance matrices.
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
-MOST_COUNTED = 2.0**62  # so that two can be added
+MOST_COUNTED = 2.0**62  # low enough that the sum of two fits int64
 SUMS, COUNTS = ".in_sum2", ".counts"
 
 
 @dataclass
 class Squares:
-    """What was seen of the inputs of one weight, which may be a stack of experts."""
+    """Statistics of the inputs of one weight, which may be a stack of experts."""
 
     sums: npt.NDArray[np.floating]
-    """``[experts, columns]``: the sums of the squares of the inputs."""
+    """Sums of the squared inputs, ``[experts, columns]``."""
     counts: npt.NDArray[np.int64]
-    """``[experts]``: of how many inputs; or ``[1]``."""
+    """Number of inputs that were summed, ``[experts]`` or ``[1]``."""
 
 
 @dataclass(eq=False)
 class Imatrix(Mapping[str, "Floats"]):
-    """Mean squares of the inputs of each weight, by its name.
+    """Mean squares of the inputs of each weight, by the name of the weight.
 
-    A value is ``[columns]`` float32, of a stack of experts ``[experts, columns]``; ones for an
-    expert that no token went to.
+    A value is float32, ``[columns]``, or ``[experts, columns]`` for a stack of experts.  The row of
+    an expert that no token was routed to is all ones.
     """
 
     squares: dict[str, Squares]
-    """The sums behind it."""
+    """The sums that the means are computed from."""
     datasets: list[str] = field(default_factory=list)
-    """What it was computed from."""
+    """Names of the texts that it was computed from."""
     chunk_count: int = 0
-    """How many pieces of text that were."""
+    """Number of chunks of text."""
     chunk_size: int = 0
-    """How many tokens each had."""
+    """Number of tokens in each chunk."""
     path: Path | None = None
-    """The file that it was read from."""
+    """The file that it was read from, if any."""
 
     def __getitem__(self, name: str) -> Floats:
         entry = self.squares[name]
@@ -94,11 +95,11 @@ class Imatrix(Mapping[str, "Floats"]):
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Imatrix:
-        """Read a file of llama.cpp's, GGUF or the older ``.dat``.
+        """Read an importance matrix of llama.cpp, in GGUF or the older ``.dat`` format.
 
         Raises:
-            ModelNotFoundError: There is no such file.
-            GgufError: It is no importance matrix, or damaged.
+            ModelNotFoundError: The file does not exist.
+            GgufError: The file is damaged, or is not an importance matrix.
         """
         try:
             with Gguf.open(path) as gguf:
@@ -110,11 +111,11 @@ class Imatrix(Mapping[str, "Floats"]):
         return _from_legacy(data, Path(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as upstream's llama-imatrix does, as GGUF; at once or not at all.
+        """Write a GGUF file in the format of llama-imatrix.  The file appears only when complete.
 
         Raises:
             GgufError: A name is too long.
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         with Gguf.new() as gguf:
             gguf["general.type"] = "imatrix"
@@ -129,10 +130,10 @@ class Imatrix(Mapping[str, "Floats"]):
             gguf.write(path)
 
     def merge(self, other: Imatrix) -> Imatrix:
-        """Return one of what both have seen.
+        """Return the importance matrix of both data sets together.
 
         Raises:
-            ArgumentError: A weight has another shape in the other, or their sums are too large.
+            ArgumentError: The two disagree about the shape of a weight, or a sum overflows float32.
         """
         check_object("other", other, "Imatrix")
         squares = {name: Squares(one.sums, one.counts) for name, one in self.squares.items()}
@@ -142,12 +143,13 @@ class Imatrix(Mapping[str, "Floats"]):
                 squares[name] = new
             elif old.sums.shape != new.sums.shape or old.counts.shape != new.counts.shape:
                 raise ArgumentError(
-                    f"{name!r} has the shape {old.sums.shape} here, and there {new.sums.shape}"
+                    f"{name!r} has shape {old.sums.shape} in one matrix and {new.sums.shape} in "
+                    "the other"
                 )
             else:
                 sums = old.sums.astype(np.float64) + new.sums
                 if (np.abs(sums) > np.finfo(np.float32).max).any():
-                    raise ArgumentError(f"the sums of {name!r} are too large together")
+                    raise ArgumentError(f"the combined sums of {name!r} exceed float32")
                 squares[name] = Squares(sums.astype(old.sums.dtype), old.counts + new.counts)
         datasets = [*self.datasets, *other.datasets]
         chunks = self.chunk_count + other.chunk_count
@@ -157,21 +159,21 @@ class Imatrix(Mapping[str, "Floats"]):
 class ImatrixCollector:
     """Collects an `Imatrix` from the graphs of a context: ``Context(..., cb_eval=collector)``.
 
-    It sees each multiplication with a weight of a layer, of dense models and of mixtures.
+    It observes each multiplication with a weight of a layer, both dense and mixture of experts.
     """
 
     def __init__(self, *, process_output: bool = False) -> None:
-        """Begin with nothing.
+        """Create an empty collector.
 
         Args:
-            process_output: Look at ``output.weight`` too, which is multiplied with for the tokens
-                of a batch that have outputs.
+            process_output: Observe ``output.weight`` too, which is used only for the tokens of a
+                batch that have outputs.
         """
         self._process_output = flag("process_output", process_output)
         self._squares: dict[str, Squares] = {}
 
     def __call__(self, tensor: TensorView, ask: bool) -> bool:
-        """Look at a node of the graph; the callback of the context."""
+        """Observe a node of the graph; the context calls this."""
         name = self._weight(tensor)
         if name is not None and not ask:
             if tensor.op.name == "MUL_MAT_ID":
@@ -181,19 +183,19 @@ class ImatrixCollector:
         return name is not None or not ask
 
     def imatrix(self, *, dataset: str | None = None, chunk_size: int = 512) -> Imatrix:
-        """Return what was collected so far.
+        """Return what has been collected so far.
 
         Args:
-            dataset: What to call the text that was seen.
-            chunk_size: How many tokens are a chunk; only to say how many were seen.
+            dataset: A name for the text.
+            chunk_size: Tokens per chunk, used only to compute the number of chunks.
 
         Raises:
-            ArgumentError: It is less than 1.
+            ArgumentError: ``chunk_size`` is less than 1.
         """
         chunk_size = integer("chunk_size", chunk_size, 1, INT32_MAX)
         if dataset is not None:
             check_text("dataset", dataset, escaped=True)
-        # With the precision of the files, so that a saved one is the same.
+        # In the precision of the files, so that saving it changes nothing.
         squares = {
             name: Squares(one.sums.astype(np.float32), one.counts.copy())
             for name, one in self._squares.items()
@@ -203,13 +205,14 @@ class ImatrixCollector:
         return Imatrix(squares, datasets, most // chunk_size, chunk_size)
 
     def _weight(self, tensor: TensorView) -> str | None:
-        """Return the weight that a node multiplies with, if it is to be looked at."""
+        """Return the name of the weight that a node multiplies with, if it is to be observed."""
         if tensor.op.name not in ("MUL_MAT", "MUL_MAT_ID"):
             return None
         weight, inputs = tensor.sources[:2]
         if weight is None or inputs is None or inputs.type.name != "F32":
             return None
-        # The scheduler calls its copies "device#name#number".
+        # upstream: ggml/src/ggml-backend.cpp "%s#%s#%d": the scheduler names its copies of weights
+        # so.
         parts = weight.name.split("#")
         name = parts[1] if len(parts) > 1 else parts[0]
         wanted = name.startswith("blk.") or (self._process_output and name == "output.weight")
@@ -222,8 +225,8 @@ class ImatrixCollector:
             self._squares[name] = entry
         elif entry.sums.shape != (n_experts, n):
             raise ContextError(
-                f"{name!r} was {entry.sums.shape} before, and is now {(n_experts, n)}: "
-                "one collector is for one model"
+                f"the shape of {name!r} changed from {entry.sums.shape} to {(n_experts, n)}: use a "
+                "collector with one model only"
             )
         return entry
 
@@ -235,7 +238,8 @@ class ImatrixCollector:
         n_2, n_3 = int(weight.ptr.ne[2]), int(weight.ptr.ne[3])
         entry = self._entry(name, n_2 * n_3, 1, x.shape[-1])
         for i, j in np.ndindex(x.shape[:2]):
-            # What is multiplied with a matrix of the stack; a plain one takes all.
+            # The matrix of the stack that this slice is multiplied with; index 0 if there is only
+            # one.
             matrix = (i % n_3) * n_2 + j % n_2
             entry.sums[matrix] += _sum_of_squares(name, x[i, j])
         entry.counts += x.size // x.shape[-1] // (n_2 * n_3)
@@ -265,10 +269,10 @@ def _array(tensor: TensorView) -> npt.NDArray[np.generic]:
 
 
 def _sum_of_squares(name: str, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
-    """Return the sum over rows of the squares of each column."""
+    """Return the sum of squares of each column."""
     sums: npt.NDArray[np.float64] = np.square(rows, dtype=np.float64).sum(axis=0)
     if not np.isfinite(sums).all():
-        raise ContextError(f"the inputs of {name!r} are not finite: the model is damaged")
+        raise ContextError(f"the inputs of {name!r} contain NaN or inf: the model is damaged")
     return sums
 
 
@@ -284,20 +288,20 @@ def compute_imatrix(
 ) -> Imatrix:
     """Run a model over text, and return how much each column of its weights matters.
 
-    The text is cut into chunks, and each begins anew, with the token that begins a text, as
-    upstream's llama-imatrix does it; what is left at the end is not used.
+    As in llama-imatrix, the text is split into chunks; each is decoded on its own, with its first
+    token replaced by BOS, and an incomplete chunk at the end is ignored.
 
     Args:
-        model: The model, best not quantized.
+        model: The model, preferably not quantized.
         text: Representative text (UTF-8 if given as bytes), or its tokens.
-        chunk_size: How many tokens a chunk has.
-        max_chunks: Stop after so many.
-        process_output: Look at ``output.weight`` too.
-        dataset: What to call the text in the file.
-        progress: Called with the part that is done; it stops if that returns False.
+        chunk_size: Number of tokens in a chunk.
+        max_chunks: Stop after this many chunks.
+        process_output: Observe ``output.weight`` too.
+        dataset: A name for the text, stored in the file.
+        progress: Called with the fraction done, 0.0 to 1.0; returning False stops early.
 
     Raises:
-        ArgumentError: The text is shorter than a chunk, or a number is less than 1.
+        ArgumentError: The text is shorter than one chunk, or a number is less than 1.
     """
     from ..batch.batch import Batch
     from ..context.context import Context
@@ -319,8 +323,9 @@ def compute_imatrix(
     n_chunks = min(len(tokens) // chunk_size, max_chunks or len(tokens))
     if not n_chunks:
         raise ArgumentError(
-            f"{len(tokens)} tokens are less than a chunk of chunk_size={chunk_size}: give a longer "
-            "text, or smaller chunks"
+            f"the text has {len(tokens)} tokens, less than one chunk of {chunk_size}: give a "
+            "longer "
+            "text or a smaller chunk_size"
         )
     batch = Batch(chunk_size)
     bos = model.vocab.bos if model.vocab.add_bos else None
@@ -330,7 +335,7 @@ def compute_imatrix(
         for i in range(n_chunks):
             chunk = tokens[i * chunk_size : (i + 1) * chunk_size]
             batch.clear()
-            # All outputs: without them the last layer computes the inputs of some weights only.
+            # All outputs: the last layer computes the inputs of some weights only for those.
             batch.add([bos, *chunk[1:]] if bos is not None else chunk, logits="all")
             context.memory.clear()
             context.decode(batch)
@@ -344,15 +349,19 @@ def _from_gguf(gguf: Gguf, path: Path) -> Imatrix:
     names = [name.removesuffix(SUMS) for name in gguf.tensors if name.endswith(SUMS)]
     if not names:
         kind = kind_of(gguf.ptr)
-        reason = f"it is {kind}" if kind else f"it has no tensors whose names end in {SUMS!r}"
-        raise GgufError(f"{os.fspath(path)!r} is no importance matrix: {reason}")
+        reason = f"it is {kind}" if kind else f"no tensor name ends in {SUMS!r}"
+        raise GgufError(f"{os.fspath(path)!r} is not an importance matrix: {reason}")
     for name in names:
         sums, counts = gguf.tensors[name + SUMS], gguf.tensors.get(name + COUNTS)
         if counts is None or {sums.type.name, counts.type.name} != {"F32"}:
-            raise GgufError(f"{os.fspath(path)!r} has no counts, or other numbers, for {name!r}")
+            raise GgufError(
+                f"{os.fspath(path)!r} is damaged: {name!r} needs sums and counts, both F32"
+            )
         n = counts.n_elements
         if not n or not sums.n_elements or sums.n_elements % n:
-            raise GgufError(f"{os.fspath(path)!r}: the counts do not fit the sums of {name!r}")
+            raise GgufError(
+                f"{os.fspath(path)!r} is damaged: sums and counts of {name!r} do not match"
+            )
         squares[name] = _squares(sums.data.reshape(n, -1), counts.data.ravel(), name, path)
     datasets, chunks, size = gguf.get(DATASETS, []), gguf.get(CHUNKS, 0), gguf.get(CHUNK_SIZE, 0)
     if not (
@@ -362,23 +371,25 @@ def _from_gguf(gguf: Gguf, path: Path) -> Imatrix:
         and isinstance(size, int)
         and all(0 <= number < 2**32 for number in (chunks, size))
     ):
-        raise GgufError(f"{os.fspath(path)!r} has metadata that no importance matrix has")
+        raise GgufError(f"{os.fspath(path)!r} is damaged: its imatrix metadata are invalid")
     return Imatrix(squares, datasets, chunks, size, path)
 
 
 def _squares(sums: Floats, counts: Floats, name: str, path: Path) -> Squares:
-    """Return what a file says of a weight.
+    """Return the statistics of a weight in a file.
 
     Raises:
-        GgufError: They are no numbers.
+        GgufError: They contain NaN, inf or counts out of range.
     """
     if not ((counts >= 0) & (counts < MOST_COUNTED)).all() or not np.isfinite(sums).all():
-        raise GgufError(f"{os.fspath(path)!r} has no numbers in the sums or counts of {name!r}")
+        raise GgufError(
+            f"{os.fspath(path)!r} is damaged: invalid numbers in the sums or counts of {name!r}"
+        )
     return Squares(sums.copy(), np.rint(counts).astype(np.int64))
 
 
 def _from_legacy(data: bytes, path: Path) -> Imatrix:
-    """Read the format before GGUF: means, times a number of calls."""
+    """Read the older ``.dat`` format, in which a value is a mean times a number of calls."""
     squares, at, datasets, chunks = {}, 4, [], 0
     try:
         (n,) = struct.unpack_from("<i", data)
@@ -396,12 +407,12 @@ def _from_legacy(data: bytes, path: Path) -> Imatrix:
         if at < len(data):
             chunks, length = struct.unpack_from("<ii", data, at)
             datasets = [struct.unpack_from(f"<{length}s", data, at + 8)[0].decode(errors="replace")]
-    except struct.error:  # its text is of buffers
+    except struct.error:  # its message is about buffers
         raise GgufError(
-            f"{os.fspath(path)!r} is no importance matrix, or is cut off: it has {len(data)} bytes"
+            f"{os.fspath(path)!r} is not an importance matrix, or is truncated at {len(data)} bytes"
         ) from None
     except ValueError as error:
-        raise GgufError(f"{os.fspath(path)!r} is no importance matrix: {error}") from None
+        raise GgufError(f"{os.fspath(path)!r} is not an importance matrix: {error}") from None
     if not squares:
-        raise GgufError(f"{os.fspath(path)!r} is no importance matrix: it has no sums")
+        raise GgufError(f"{os.fspath(path)!r} is not an importance matrix: it contains no weights")
     return Imatrix(squares, datasets, chunks, 0, path)

@@ -1,4 +1,4 @@
-"""LoRA adapters as a part of the model: merged into its weights for good."""
+"""Merging LoRA adapters into the weights of a model."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class Change:
-    """What the adapters add to one weight."""
+    """What adapters add to one weight."""
 
-    parts: list[tuple[float, GgufTensor, GgufTensor]] = field(default_factory=list)
-    """Scales, and the two matrices."""
+    terms: list[tuple[float, GgufTensor, GgufTensor]] = field(default_factory=list)
+    """For each adapter the scale, and the matrices ``lora_a`` and ``lora_b``."""
 
     def apply(self, base: GgufTensor) -> Floats:
-        """Return the weight with all that is added.
+        """Return the weight with all terms added.
 
         Raises:
-            AdapterError: It has numbers that are not finite.
+            AdapterError: The sum contains NaN or inf.
         """
         weight = base.dequantize()
-        for scale, a, b in self.parts:
+        for scale, a, b in self.terms:
             left, right = _matrix(b), _matrix(a)
-            if base.name == EMBEDDING:  # the parts are flipped
+            if base.name == EMBEDDING:  # its matrices are stored transposed
                 left, right = right, np.swapaxes(left, -1, -2)
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found next
+            with np.errstate(over="ignore", invalid="ignore"):  # checked below
                 weight += np.float32(scale) * (left @ right).reshape(weight.shape)
         if not np.isfinite(weight).all():
-            raise AdapterError(f"with the adapters, {base.name!r} has numbers that are not finite")
+            raise AdapterError(f"merging the adapters produces NaN or inf in {base.name!r}")
         return weight
 
 
@@ -69,25 +69,25 @@ def merge_lora(
     *,
     type: AnyType | None = None,
 ) -> None:
-    """Write a model whose weights have LoRA adapters in them, at once or not at all.
+    """Merge LoRA adapters into a model, and write the result as one file.
 
-    It computes as the model does with the adapters, but for the rounding to the type of the
-    weights, and needs none of their time.
+    The merged model computes the same as the model with its adapters, up to rounding to the type of
+    the weights, without their cost.  The target appears only when it is complete.
 
     Args:
-        model: The model; of several files, the first.  The result is one file.
-        adapters: Scales by the files of the adapters; 1.0 is as they were trained.
+        model: The model; if it has several files, the first.
+        adapters: Adapter files and their scales; 1.0 is the strength that they were trained for.
         target: The file to write.
-        type: Of the weights that change; omitted, each keeps its own.  A quantized one is rounded
-            twice: best start from F16.
+        type: The type of the changed weights; by default each keeps its own.  Quantized weights are
+            rounded twice, so start from F16 if you can.
 
     Raises:
-        ModelNotFoundError: There is no such file.
-        GgufError: One is no GGUF.
-        AdapterError: The model is none; or an adapter is no LoRA, does not fit the model, makes
-            numbers of its weights that are not finite, or is activated by tokens (aLoRA).
-        ArgumentError: A scale is no finite number, the type cannot be made, or the target is one
-            of the files that are read.
+        ModelNotFoundError: A file does not exist.
+        GgufError: A file is not GGUF.
+        AdapterError: ``model`` is not a model; or an adapter is not a LoRA, does not fit the model,
+            makes a weight NaN or inf, or is activated by tokens (aLoRA).
+        ArgumentError: A scale is not finite, weights cannot be converted to the type, or the target
+            is one of the files that are read.
         OSError: The target cannot be written.
     """
     mapping("adapters", adapters, "files to scales")
@@ -99,7 +99,7 @@ def merge_lora(
             stack.enter_context(gguf)
         kind = kind_of(next(iter(files.values())).ptr)
         if kind not in ("", MODEL):
-            raise AdapterError(f"{model!r} is no model to merge an adapter into: it is {kind}")
+            raise AdapterError(f"cannot merge an adapter into {model!r}: it is {kind}, not a model")
         check_other(target, files)
         merged = stack.enter_context(whole(files))
         changes: dict[str, Change] = {}
@@ -118,57 +118,61 @@ def merge_lora(
 
 
 def _maker(change: Change, base: GgufTensor, type_: GgmlType) -> Callable[[], Array]:
-    # Computed when it is written: all changed weights would take the memory of the model.
+    # Computed while it is written: all changed weights at once would need the memory of the model.
     return lambda: quantize_array(change.apply(base), type_)
 
 
 def _add(changes: dict[str, Change], model: Gguf, adapter: Gguf, name: str, scale: float) -> None:
-    """Add what an adapter changes.
+    """Add the terms of an adapter.
 
     Raises:
-        AdapterError: It does not fit the model.
+        AdapterError: The adapter does not fit the model.
     """
     check_kind(adapter, name, model.get("general.architecture"), "this model")
     if INVOCATION in adapter:
         raise AdapterError(
-            f"{name!r} takes effect only after certain tokens, which weights cannot express: use "
-            "Adapter"
+            f"{name!r} takes effect only after certain tokens, so it cannot be merged: load it "
+            "with "
+            "Adapter instead"
         )
     alpha = adapter.get(ALPHA, 0.0)
     if not isinstance(alpha, float) or not math.isfinite(alpha):
         raise AdapterError(
-            f"{name!r} is damaged: its {ALPHA} is {reprlib.repr(alpha)}, and no finite number"
+            f"{name!r} is damaged: {ALPHA} must be a finite number, not {reprlib.repr(alpha)}"
         )
     found = list(pairs(adapter, name))
     if not found:
-        raise AdapterError(f"{name!r} changes nothing: it has no lora_a and lora_b")
+        raise AdapterError(f"{name!r} changes nothing: it contains no lora_a and lora_b tensors")
     for weight, a, b in found:
         base = model.tensors.get(weight)
         if base is None:
-            raise AdapterError(f"{name!r} is not for this model, which has no {weight!r}")
+            raise AdapterError(f"{name!r} is for another model: this one has no tensor {weight!r}")
         shape, rank = ggml_shape(base), ggml_shape(b)[0]
         if not fits(shape, ggml_shape(a), ggml_shape(b), flipped=weight == EMBEDDING):
             raise AdapterError(
-                f"{name!r} is not for this model: {weight!r} is {shape_text(shape)}, and the parts "
-                f"are lora_a {shape_text(ggml_shape(a))} and lora_b {shape_text(ggml_shape(b))}"
+                f"{name!r} is for another model: here {weight!r} is {shape_text(shape)}, but "
+                "lora_a "
+                f"is {shape_text(ggml_shape(a))} and lora_b is {shape_text(ggml_shape(b))}"
             )
-        part = (scale * alpha / rank if alpha else scale, a, b)
-        changes.setdefault(weight, Change()).parts.append(part)
+        term = (scale * alpha / rank if alpha else scale, a, b)
+        changes.setdefault(weight, Change()).terms.append(term)
 
 
 def _check_type(base: GgufTensor, type_: GgmlType) -> None:
-    """Raise before the work if a weight cannot be made that type.
+    """Reject, before the work begins, a type that a weight cannot be converted to.
 
     Raises:
-        ArgumentError: It cannot.
+        ArgumentError: The weight cannot have that type.
     """
     plain = type_ in (GgmlType.F32, GgmlType.F16, GgmlType.BF16)
     to_float = lib.ggml_get_type_traits(type_).to_float
     if not plain and (to_float == ffi.NULL or not lib.ggml_is_quantized(type_)):
-        raise ArgumentError(f"{base.name!r} cannot be {type_.name}: give type=")
+        raise ArgumentError(
+            f"{base.name!r} cannot be converted to {type_.name}: give another type="
+        )
     if lib.ggml_quantize_requires_imatrix(type_):
         raise ArgumentError(
-            f"{base.name!r} cannot be {type_.name} without an importance matrix: give type='f16', "
+            f"{base.name!r} needs an importance matrix to become {type_.name}: give type='f16', "
             "and quantize the result"
         )
     row_bytes(type_, base.shape[-1])

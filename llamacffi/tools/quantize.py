@@ -1,4 +1,4 @@
-"""Quantization: to make the weights of a model smaller."""
+"""Quantization: storing the weights of a model in fewer bits."""
 
 from __future__ import annotations
 
@@ -36,53 +36,56 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantizeResult", "ftype_name", "ftype_of", "ftypes", "quantize"]
 
-# What llama.cpp logs of a tensor, in pieces: its number and name, and its type in a dry run.
+# upstream: src/llama-quant.cpp "[%4d/%4d] %-36s - [%s], type = %6s, ": what it logs for a tensor
+# tells us its number and name, and in a dry run its new type.
 NUMBER = re.compile(rb"\[ *(\d+)/ *\d+\] (.+?) *- \[")
 TYPE = re.compile(rb"-> .*\((\w+)\)\s*$")
 BLOCK = re.compile(r"blk\.(\d+)\.")
 
-# Larger numbers overflow in the search for the nearest point of a grid, where C has assertions on
-# threads of its own; and no block of a grid could hold them.
+# upstream: ggml/src/ggml-quants.c "GGML_ASSERT(grid_index >= 0)": larger weights overflow in the
+# search for the nearest grid point, and fail this assertion on a worker thread.  The grids could
+# not
+# represent them anyway.
 LARGEST = 1e6
-PIECE = 2**26  # bytes of numbers that are looked at in one piece
+PIECE = 2**26  # bytes of float32 to check at a time
 
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """What `quantize` has done, or would do."""
+    """What `quantize` has done or, in a dry run, would do."""
 
     paths: tuple[Path, ...]
-    """The files that were written; none in a dry run."""
+    """The files that were written; empty in a dry run."""
     ftype: Ftype | None
-    """The type of the file; None if the tensors were only copied."""
+    """The file type; None if the tensors were only copied."""
     types: Mapping[str, GgmlType]
-    """The types of the tensors, by their names in the new file."""
+    """The type of each tensor, by its name in the new file."""
     size_before: int
-    """The size of those tensors in the source, in bytes."""
+    """Size of these tensors in the source, in bytes."""
     size_after: int
-    """Their size now, in bytes."""
+    """Their new size, in bytes."""
     n_elements: int
-    """How many numbers they have."""
+    """Number of elements in these tensors."""
 
     @property
     def bits_per_weight(self) -> float:
-        """How many bits a number takes on average."""
+        """Average number of bits per element."""
         return 8 * self.size_after / max(self.n_elements, 1)
 
 
 @dataclass(frozen=True)
-class Step:
-    """One tensor: what it is, and what becomes of it."""
+class PlannedTensor:
+    """A tensor, and what will become of it."""
 
     name: str
-    source: GgufTensor
+    original: GgufTensor
     type: GgmlType
 
     @property
     def nbytes(self) -> int:
         """Its size in the new file, in bytes."""
-        shape = self.source.shape
-        return self.source.n_elements // shape[-1] * row_bytes(self.type, shape[-1])
+        shape = self.original.shape
+        return self.original.n_elements // shape[-1] * row_bytes(self.type, shape[-1])
 
 
 def quantize(
@@ -94,35 +97,35 @@ def quantize(
     progress: Callable[[float], bool | None] | None = None,
     **params: Unpack[QuantizeParams],
 ) -> QuantizeResult:
-    """Write a model with weights of fewer bits, at once or not at all.
+    """Write a copy of a model whose weights take fewer bits.
 
-    It works on all processors (``nthread``), tensor by tensor.  Ctrl-C, an exception or False from
-    ``progress`` stop it at the next tensor, and leave what was there before.
+    It uses all CPU cores (see ``nthread``), tensor by tensor.  Ctrl-C, an exception or False from
+    ``progress`` stops it at the next tensor.  The target appears, or is replaced, only when it is
+    complete.
 
     Args:
-        source: The model, best of F32, F16 or BF16; of several files, the first.
-        target: The file to write; with ``keep_split`` what the names of the files begin with.
-            None for ``dry_run=True``.
-        ftype: What to make, such as ``"Q4_K_M"`` (the default); `ftypes` has them all.  Also as a
-            keyword.
-        progress: Called with the part that is done, 0.0 to 1.0, by size.
+        source: The model, preferably F32, F16 or BF16; if it has several files, the first.
+        target: The file to write; with ``keep_split``, the prefix of the file names.  None is for
+            ``dry_run=True``.
+        ftype: The file type to make, such as ``"Q4_K_M"`` (the default); `ftypes` lists them all.
+            Can also be given as a keyword.
+        progress: Called with the fraction done by size, 0.0 to 1.0.
         **params: Fields of ``llama_model_quantize_params``:
             ``imatrix`` is an `Imatrix`, a mapping of names to arrays, or a file;
-            ``tt_overrides`` are types by regular expressions for the names of tensors, of which the
-            first that is found counts;
-            ``kv_overrides`` are metadata to set;
-            ``prune_layers`` are layers to leave out;
-            ``dry_run`` only says what would be done.
+            ``tt_overrides`` maps regular expressions for tensor names to types; the first match
+            counts;
+            ``kv_overrides`` is metadata to set;
+            ``prune_layers`` lists layers to leave out;
+            ``dry_run`` only reports what would be done.
 
     Returns:
         What became of each tensor.
 
     Raises:
-        ModelNotFoundError: There is no such model.
-        GgufError: It is no GGUF.
-        ArgumentError: A parameter is out of range, or does not fit the model or another.
-        QuantizeError: llama.cpp cannot do it, or it was stopped; the lines of its log are in the
-            notes.
+        ModelNotFoundError: The source does not exist.
+        GgufError: The source is not GGUF.
+        ArgumentError: A parameter is out of range, or conflicts with the model or another one.
+        QuantizeError: llama.cpp failed, or ``progress`` stopped it; the notes have its log.
         OSError: The target cannot be written.
 
     Source: ``llama_model_quantize``.
@@ -138,32 +141,32 @@ def quantize(
         _check_kind(source, next(iter(files.values())))
         struct, _keep = quantize_params(fields, list(files.values()))
         targets = _targets(target, struct, files)
-        steps = _plan(source, struct, files)
-        _check_steps(steps, struct, files)
+        planned = _plan(source, struct, files)
+        _check_plan(planned, struct, files)
         if not struct.dry_run:
             _check_threads(struct)
-            _run(source, struct, targets, steps, progress)
+            _run(source, struct, targets, planned, progress)
         return QuantizeResult(
             tuple(targets),
             None if struct.only_copy else Ftype(struct.ftype),
-            MappingProxyType({step.name: step.type for step in steps}),
-            sum(step.source.nbytes for step in steps),
-            sum(step.nbytes for step in steps),
-            sum(step.source.n_elements for step in steps),
+            MappingProxyType({tensor.name: tensor.type for tensor in planned}),
+            sum(tensor.original.nbytes for tensor in planned),
+            sum(tensor.nbytes for tensor in planned),
+            sum(tensor.original.n_elements for tensor in planned),
         )
 
 
 def _check_kind(source: Any, gguf: Gguf) -> None:
-    """Raise for a file that is neither a model nor a projector, which is quantized like one."""
+    """Reject a file that is neither a model nor a projector."""
     kind = kind_of(gguf.ptr)
     if kind not in ("", MODEL, PROJECTOR):
         raise QuantizeError(f"cannot quantize {os.fspath(source)!r}: it is {kind}")
 
 
 def _fields(ftype: Any, params: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters with the file type among them."""
+    """Return the parameters, including the file type."""
     if ftype is not None and "ftype" in params:
-        raise TypeError("ftype is given twice, by place and by name: give it once")
+        raise TypeError("ftype is given twice, as an argument and as a keyword: give it once")
     if ftype is not None:
         params["ftype"] = ftype
     return {"ftype": "Q4_K_M"} | params
@@ -173,26 +176,26 @@ def _targets(target: Any, struct: Any, files: Mapping[Path, Gguf]) -> list[Path]
     """Return the files to write.
 
     Raises:
-        ArgumentError: There is no target, or it is the source.
+        ArgumentError: The target is missing, a directory, or a file of the source.
     """
     if struct.dry_run:
         return []
     if target is None:
-        raise ArgumentError("say where to write to; without a target, dry_run=True is possible")
+        raise ArgumentError("target=None needs dry_run=True; otherwise name a file to write")
     target = checked_path(target, "target")
     targets = paths_of(target, len(files)) if struct.keep_split else [Path(target)]
     for path in targets:
         check_other(path, files)
         if path.is_dir():
-            raise ArgumentError(f"{os.fspath(path)!r} is a directory; name a file")
+            raise ArgumentError(f"the target {os.fspath(path)!r} is a directory: name a file")
         check_target(path if struct.keep_split else target)
         if not path.parent.is_dir():
             raise FileNotFoundError(2, "there is no such directory", os.fspath(path.parent))
     return targets
 
 
-def _plan(source: Any, struct: Any, files: Mapping[Path, Gguf]) -> list[Step]:
-    """Return what llama.cpp will do, by what it logs when it only pretends."""
+def _plan(source: Any, struct: Any, files: Mapping[Path, Gguf]) -> list[PlannedTensor]:
+    """Return what llama.cpp will do, according to its log of a dry run."""
     tensors = dict(_kept(struct, files))
     found: list[tuple[str, GgmlType | None]] = []
 
@@ -204,7 +207,7 @@ def _plan(source: Any, struct: Any, files: Mapping[Path, Gguf]) -> list[Step]:
 
     dry_run, struct.dry_run = struct.dry_run, True
     try:
-        # What it logs comes again when it is done.
+        # The real run logs the same again, so forward the log only of a dry run.
         with capture_logs(forward=dry_run, thread=True):
             _call(source, source, struct, on_message)
     finally:
@@ -212,7 +215,7 @@ def _plan(source: Any, struct: Any, files: Mapping[Path, Gguf]) -> list[Step]:
     if {name for name, _type in found} != set(tensors):
         raise UnsupportedError("this llama.cpp does not log what it does with each tensor")
     return [
-        Step(name, tensors[name], tensors[name].type if type_ is None else type_)
+        PlannedTensor(name, tensors[name], tensors[name].type if type_ is None else type_)
         for name, type_ in found
     ]
 
@@ -228,7 +231,7 @@ def _type_called(name: bytes) -> GgmlType:
 
 
 def _kept(struct: Any, files: Mapping[Path, Gguf]) -> Iterator[tuple[str, GgufTensor]]:
-    """Yield the tensors of the layers that are not pruned, with their new names."""
+    """Yield the tensors that pruning leaves, with their new names."""
     pruned: list[int] = []
     while struct.prune_layers != ffi.NULL and struct.prune_layers[len(pruned)] >= 0:
         pruned.append(struct.prune_layers[len(pruned)])
@@ -236,7 +239,7 @@ def _kept(struct: Any, files: Mapping[Path, Gguf]) -> Iterator[tuple[str, GgufTe
         empty = True
         for name, tensor in gguf.tensors.items():
             if not tensor.nbytes:
-                raise QuantizeError(f"{name!r} has no elements; llama.cpp divides by their number")
+                raise QuantizeError(f"cannot quantize the empty tensor {name!r}")
             match = BLOCK.search(name)
             layer = int(match[1]) if match else -1
             if layer in pruned:
@@ -248,61 +251,61 @@ def _kept(struct: Any, files: Mapping[Path, Gguf]) -> Iterator[tuple[str, GgufTe
             yield name, tensor
         if empty and i > 0 and struct.keep_split:
             raise ArgumentError(
-                "nothing is left of one of the files of the model: do without keep_split=True"
+                "prune_layers leaves one of the model's files empty: omit keep_split=True"
             )
 
 
-def _check_steps(steps: list[Step], struct: Any, files: Mapping[Path, Gguf]) -> None:
-    """Raise for what llama.cpp finds only when half of the work is done, or has assertions for."""
+def _check_plan(planned: list[PlannedTensor], struct: Any, files: Mapping[Path, Gguf]) -> None:
+    """Reject what llama.cpp would refuse halfway through, or fail an assertion for."""
     important: set[bytes] = set()
     while struct.imatrix != ffi.NULL and struct.imatrix[len(important)].name != ffi.NULL:
         important.add(ffi.string(struct.imatrix[len(important)].name))
-    changed = [step for step in steps if step.type != step.source.type]
-    for step in changed:
-        name, old = step.name, step.source.type
+    changed = [tensor for tensor in planned if tensor.type != tensor.original.type]
+    for tensor in changed:
+        name, old = tensor.name, tensor.original.type
         try:
-            row_bytes(step.type, step.source.shape[-1])
+            row_bytes(tensor.type, tensor.original.shape[-1])
         except GgufError as error:
             raise ArgumentError(f"{name!r}: {error}") from None
         if lib.ggml_is_quantized(old) and not struct.allow_requantize:
             raise QuantizeError(
-                f"{name!r} is {old.name} already; to quantize it again makes it worse than from "
-                "F16: start from that, or say allow_requantize=True"
+                f"{name!r} is already quantized to {old.name}; start from F16 for better quality, "
+                "or give allow_requantize=True"
             )
         if not lib.ggml_is_quantized(old) and old.name not in ("F32", "F16", "BF16"):
             raise QuantizeError(f"llama.cpp cannot convert {name!r}, which is {old.name}")
-        needed = lib.ggml_quantize_requires_imatrix(step.type)
-        if needed and step.source.name.encode("utf-8", "surrogateescape") not in important:
+        needed = lib.ggml_quantize_requires_imatrix(tensor.type)
+        if needed and tensor.original.name.encode("utf-8", "surrogateescape") not in important:
             raise QuantizeError(
-                f"{name!r} is to be {step.type.name}, which needs an importance matrix: give "
-                "imatrix with it, see compute_imatrix"
+                f"quantizing {name!r} to {tensor.type.name} needs its importance matrix: give "
+                "imatrix (see compute_imatrix)"
             )
     if not struct.dry_run:
-        _check_numbers([step for step in changed if _searches_grid(step.type)], files)
+        _check_numbers([tensor for tensor in changed if _searches_grid(tensor.type)], files)
 
 
 def _searches_grid(type_: GgmlType) -> bool:
     return type_.name.startswith("IQ")
 
 
-def _check_numbers(steps: list[Step], files: Mapping[Path, Gguf]) -> None:
-    """Raise if a number is too large for the types that search a grid."""
-    # Numbers of 16 bits are never so large.
-    steps = [step for step in steps if step.source.type != GgmlType.F16]
+def _check_numbers(planned: list[PlannedTensor], files: Mapping[Path, Gguf]) -> None:
+    """Reject weights that are too large for the types that search a grid."""
+    # F16 cannot represent numbers that large.
+    planned = [tensor for tensor in planned if tensor.original.type != GgmlType.F16]
     with ExitStack() as stack:
         tensors: dict[str, GgufTensor] = {}
-        for path in files if steps else ():
+        for path in files if planned else ():
             tensors.update(stack.enter_context(Gguf.open(path)).tensors)
-        for step in steps:
-            if not _largest(tensors[step.source.name]) <= LARGEST:
+        for tensor in planned:
+            if not _largest(tensors[tensor.original.name]) <= LARGEST:
                 raise QuantizeError(
-                    f"{step.name!r} has numbers over {LARGEST:g}, or that are not finite; they "
-                    f"cannot be {step.type.name}"
+                    f"{tensor.name!r} cannot become {tensor.type.name}: it contains NaN, inf or "
+                    f"numbers over {LARGEST:g}"
                 )
 
 
 def _largest(tensor: GgufTensor) -> float:
-    """Return the largest absolute number of a tensor, or nan."""
+    """Return the largest absolute value in a tensor; NaN if it contains one."""
     rows = tensor.data.reshape(-1, tensor.data.shape[-1])
     n = max(1, PIECE // (4 * tensor.shape[-1]))
     largest = 0.0
@@ -313,41 +316,47 @@ def _largest(tensor: GgufTensor) -> float:
 
 
 def _check_threads(struct: Any) -> None:
-    """Check that the system starts as many threads: C++ would end the process where it does not."""
+    """Check that the system can start the threads.
+
+    upstream: src/llama-quant.cpp llama_tensor_quantize_impl: a thread that cannot start ends the
+    process there.
+    """
     n = struct.nthread if struct.nthread > 0 else os.cpu_count() or 1
     started = lib.llamacffi_threads_fit(n) if n > 1 else n
     if started < n:
-        raise QuantizeError(f"the system starts {started} more threads, not {n}: give nthread=1")
+        raise QuantizeError(
+            f"the system can start only {started} of {n} threads: give nthread={max(started, 1)}"
+        )
 
 
 def _run(
     source: Any,
     struct: Any,
     targets: list[Path],
-    steps: list[Step],
+    planned: list[PlannedTensor],
     progress: Callable[[float], bool | None] | None,
 ) -> None:
-    """Write the files, telling ``progress`` of each tensor."""
-    total = sum(step.source.nbytes for step in steps)
+    """Write the files, and report each tensor to ``progress``."""
+    total = sum(tensor.original.nbytes for tensor in planned)
     done = 0
-    pending = iter(steps)
+    pending = iter(planned)
 
-    def tell(done: int) -> None:
-        part = done / max(total, 1)
-        if progress is not None and progress(part) is False:
-            raise QuantizeError(f"stopped at {part:.0%}: progress returned False")
+    def report(done: int) -> None:
+        fraction = done / max(total, 1)
+        if progress is not None and progress(fraction) is False:
+            raise QuantizeError(f"stopped at {fraction:.0%}: progress returned False")
 
     def on_message(text: bytes) -> None:
         nonlocal done
-        if NUMBER.match(text):  # logged before the work on a tensor
-            tell(done)
-            done += next(pending).source.nbytes
+        if NUMBER.match(text):  # logged before llama.cpp processes a tensor
+            report(done)
+            done += next(pending).original.nbytes
 
-    with replacing_all() as instead:
-        parts = [instead(path) for path in targets]
+    with replacing_all() as temporary:
+        parts = [temporary(path) for path in targets]
         try:
             if struct.keep_split:
-                # C makes the names itself: they lead to the files.
+                # C chooses the file names itself, so they are links to our files.
                 with scratch_beside(targets[0]) as directory:
                     for link, part in zip(
                         paths_of(directory / "part", len(parts)), parts, strict=True
@@ -357,9 +366,9 @@ def _run(
             else:
                 _call(source, parts[0], struct, on_message)
         except QuantizeError:
-            explain_failure(parts[0], targets[0])  # on the same disk as the other files
+            explain_failure(parts[0], targets[0])  # all of them are on the same disk
             raise
-        tell(total)
+        report(total)
 
 
 def _call(source: Any, target: Any, struct: Any, on_message: Callable[[bytes], None]) -> None:

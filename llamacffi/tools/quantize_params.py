@@ -1,4 +1,4 @@
-"""The parameters of `quantize` in Python's terms, checked against the model and made into C's."""
+"""The parameters of `quantize`: checked against the model, and converted to C's struct."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ if TYPE_CHECKING:
 
 STRUCT = "llama_model_quantize_params"
 ALIGNMENT = "general.alignment"
-# Of a string that overrides one of the metadata; C ends it there.
+# upstream: include/llama.h llama_model_kv_override: longer strings do not fit its val_str.
 MOST_CHARS = ffi.sizeof(ffi.new("struct llama_model_kv_override *").val_str) - 1
 
 
 def ftype_of(value: AnyFtype) -> Ftype:
-    """Return the file type of that name, number or member.
+    """Return the `Ftype` for a name, a number or a member.
 
     Args:
-        value: Such as ``"Q4_K_M"``, ``"MOSTLY_Q4_K_M"``, or as `ftype_name` calls it.
+        value: A name such as ``"Q4_K_M"``, ``"MOSTLY_Q4_K_M"`` or what `ftype_name` returns; its
+            number; or a member of `Ftype`.
 
     Raises:
-        ArgumentError: There is none.
-        TypeError: It is none of these.
+        ArgumentError: No file type has that name or number.
+        TypeError: The value is of another type.
     """
     if isinstance(value, str):
         wanted = value.upper()
@@ -52,14 +53,14 @@ def ftype_of(value: AnyFtype) -> Ftype:
     elif value in list(Ftype):
         return Ftype(value)
     known = ", ".join(one.name.partition("_")[2] for one in ftypes())
-    raise ArgumentError(f"{value!r} is no type of files; models can be quantized to {known}")
+    raise ArgumentError(f"{value!r} is not a file type; models can be quantized to {known}")
 
 
 def ftype_name(value: AnyFtype) -> str:
-    """Return what llama.cpp calls a file type, such as ``"Q4_K - Medium"``.
+    """Return llama.cpp's name of a file type, such as ``"Q4_K - Medium"``.
 
     Raises:
-        ArgumentError: There is none of that name or number.
+        ArgumentError: No file type has that name or number.
 
     Source: ``llama_ftype_name``.
     """
@@ -76,12 +77,12 @@ def quantize_params(params: Mapping[str, Any], files: list[Gguf]) -> tuple[Any, 
     """Return a ``struct llama_model_quantize_params *``, and what it points to.
 
     Args:
-        params: Fields of the struct in Python's terms.
-        files: The files of the model; their metadata suffice.
+        params: Fields of the struct, as Python values.
+        files: The files of the model; only their metadata are used.
 
     Raises:
-        TypeError: A parameter is unknown, or its value is of another type.
-        ArgumentError: A value is out of range, or does not fit the model or another.
+        TypeError: A parameter is unknown, or its value has the wrong type.
+        ArgumentError: A value is out of range, or conflicts with the model or another parameter.
     """
     fields = dict(params)
     overrides = fields.pop("kv_overrides", None)
@@ -111,22 +112,22 @@ def quantize_params(params: Mapping[str, Any], files: list[Gguf]) -> tuple[Any, 
 
 
 def _check_together(struct: Any, fields: Mapping[str, Any]) -> None:
-    """Raise for parameters that C would ignore beside another."""
+    """Reject combinations of parameters of which C would ignore one."""
     default = lib.llamacffi_ftype_type(struct.ftype)
     if default == lib.GGML_TYPE_COUNT:
         name = ftype_name(Ftype(struct.ftype))
-        raise ArgumentError(f"nothing can be quantized to {name}; see ftypes()")
+        raise ArgumentError(f"llama.cpp cannot quantize to {name}; ftypes() lists what it can make")
     names = ("tt_overrides", "imatrix", "output_tensor_type", "token_embedding_type", "pure")
     chosen = [name for name in names if fields.get(name) not in (None, False)]
     if struct.only_copy and chosen:
-        raise ArgumentError(f"only_copy=True converts nothing: {chosen[0]} would have no effect")
+        raise ArgumentError(f"only_copy=True would ignore {chosen[0]}: give one or the other")
     if "tt_overrides" in chosen and not lib.ggml_is_quantized(default):
         raise ArgumentError(
-            f"llama.cpp ignores tt_overrides for ftype {Ftype(struct.ftype).name}, which is not "
-            "quantized; choose one that is, or Gguf.replace_tensor"
+            f"llama.cpp ignores tt_overrides for {Ftype(struct.ftype).name}, which is not "
+            "quantized; give a quantized ftype, or use Gguf.replace_tensor"
         )
     if "tt_overrides" in chosen and struct.pure:
-        raise ArgumentError("pure=True makes all tensors one type, and tt_overrides different ones")
+        raise ArgumentError("pure=True would ignore tt_overrides: give one or the other")
 
 
 def _nthread(value: Any) -> tuple[Any, object]:
@@ -135,28 +136,31 @@ def _nthread(value: Any) -> tuple[Any, object]:
 
 
 def _tensor_type(field: str, value: Any) -> GgmlType:
-    """Return a type that C can quantize a tensor to; it has an assertion against the others."""
+    """Return a type that C can quantize a tensor to; other types would fail an assertion."""
     if value is None or value == GgmlType.COUNT:
         return GgmlType.COUNT
     type_ = ggml_type(value)
     plain = type_ != GgmlType.F32 and type_ not in (GgmlType.F16, GgmlType.BF16)
     if plain and not lib.ggml_is_quantized(type_):
-        raise ArgumentError(f"{field}={value!r}: weights cannot be {type_.name}")
+        raise ArgumentError(f"{field}={value!r}: weights cannot be converted to {type_.name}")
     if lib.ggml_get_type_traits(type_).to_float == ffi.NULL and type_ != GgmlType.F32:
-        raise ArgumentError(f"{field}={value!r} is for llama.cpp's own intermediate results")
+        raise ArgumentError(
+            f"{field}={value!r}: llama.cpp uses {type_.name} only for intermediate results"
+        )
     return type_
 
 
 def _tt_overrides(value: Any) -> tuple[Any, object]:
-    """Return types by pattern as a ``struct llama_model_tensor_override[]``."""
+    """Return types by name pattern as a ``struct llama_model_tensor_override[]``."""
     if value is None:
         return ffi.NULL, None
     if not isinstance(value, (Mapping, Iterable)) or isinstance(value, (str, bytes)):
-        raise TypeError(f"tt_overrides must be types by patterns for names, not {value!r}")
+        raise TypeError(f"tt_overrides must map name patterns to types, not {value!r}")
     pairs = list(value.items()) if isinstance(value, Mapping) else [tuple(one) for one in value]
     if any(len(pair) != 2 for pair in pairs):
         raise TypeError(f"tt_overrides must be pairs of a pattern and a type, not {value!r}")
-    array = ffi.new("struct llama_model_tensor_override[]", len(pairs) + 1)  # the last: no pattern
+    # One more, without a pattern, ends the array.
+    array = ffi.new("struct llama_model_tensor_override[]", len(pairs) + 1)
     keep: list[object] = [array]
     for one, (pattern, type_) in zip(array, pairs, strict=False):
         keep.append(chars := ffi.new("char[]", c_pattern(pattern)))
@@ -176,16 +180,16 @@ def _prune_layers(value: Any, files: list[Gguf]) -> tuple[Any, object]:
     n = files[0].get(f"{architecture}.block_count", 0)
     assert isinstance(n, int)
     if layers and not 0 <= layers[0] <= layers[-1] < n:
-        raise ArgumentError(f"prune_layers={layers}: the model has the layers 0 to {n - 1}")
+        raise ArgumentError(f"prune_layers={layers}: the model has layers 0 to {n - 1}")
     if layers and len(layers) == n:
-        raise ArgumentError(f"prune_layers={layers} leaves no layer")
+        raise ArgumentError(f"prune_layers={layers} would remove every layer")
     for key in files[0]:
         if layers and key.startswith(f"{architecture}.") and files[0].is_array(key):
             array = files[0][key]
             if isinstance(array, (list, np.ndarray)) and len(array) == n:
                 raise ArgumentError(
-                    f"prune_layers: the model has a value for each layer in {key!r}, which "
-                    "llama.cpp leaves as it is; what is left could not be loaded"
+                    f"cannot prune layers: the model has one value per layer in {key!r}, which "
+                    "llama.cpp does not adapt, so the result could not be loaded"
                 )
     array = ffi.new("int32_t[]", [*layers, -1])
     return array, array
@@ -198,8 +202,11 @@ def _imatrix(value: Any, files: list[Gguf]) -> tuple[Any, object]:
     mapping("imatrix", value, "names to arrays, or a file")
     tensors = {name: tensor for one in files for name, tensor in one.tensors.items()}
     if not set(value) & set(tensors):
-        raise ArgumentError(f"none of the {len(value)} names in imatrix is a tensor of the model")
-    array = ffi.new("struct llama_model_imatrix_data[]", len(value) + 1)  # the last: no name
+        raise ArgumentError(
+            f"imatrix is for another model: none of its {len(value)} names is a tensor here"
+        )
+    # One more, without a name, ends the array.
+    array = ffi.new("struct llama_model_imatrix_data[]", len(value) + 1)
     keep: list[object] = [array]
     for one, (name, weights) in zip(array, value.items(), strict=False):
         if not isinstance(name, str):
@@ -217,20 +224,25 @@ def _imatrix(value: Any, files: list[Gguf]) -> tuple[Any, object]:
 
 
 def _weights(name: str, given: Floats, shape: tuple[int, int]) -> Floats:
-    """Return the importance of columns as C takes it: one row, or one for each expert."""
+    """Return the importance of columns as C expects it: one row, or one for each expert."""
     try:
         data = given.reshape(shape)
     except ValueError:
         raise ArgumentError(
-            f"imatrix[{name!r}] has the shape {given.shape}; the tensor wants {shape}"
+            f"imatrix[{name!r}] must have shape {shape} for this model, not {given.shape}"
         ) from None
     if not (np.isfinite(data).all() and (data >= 0).all()):
-        raise ArgumentError(f"imatrix[{name!r}] must have finite numbers from 0 up")
+        raise ArgumentError(
+            f"imatrix[{name!r}] must contain only finite numbers that are not negative"
+        )
     return np.ascontiguousarray(scaled_weights(data))
 
 
 def _provenance(imatrix: Any) -> dict[str, Any]:
-    """Return what the metadata of the result say of the importance matrix, as upstream's do."""
+    """Return the metadata that record the importance matrix.
+
+    upstream: tools/quantize/quantize.cpp LLM_KV_QUANTIZE_IMATRIX_FILE: its programs write the same.
+    """
     found: dict[str, Any] = {"quantize.imatrix.entries_count": len(imatrix)}
     if isinstance(imatrix, Imatrix):
         if imatrix.path is not None:
@@ -248,11 +260,11 @@ def _cut(text: str) -> str:
 
 
 def _set_kv_overrides(struct: Any, overrides: dict[str, Any], gguf: Gguf) -> object:
-    """Set the metadata to override, as C will store them."""
+    """Set the metadata to override, in the types that C will store."""
     if ALIGNMENT in overrides:
         raise ArgumentError(
-            f"kv_overrides: llama.cpp aligns what it writes as it does always; "
-            f"set {ALIGNMENT!r} with Gguf"
+            f"kv_overrides cannot change {ALIGNMENT!r}, which llama.cpp does not apply when it "
+            "writes; set it with Gguf"
         )
     for key, value in overrides.items():
         known = gguf.type(key) if key in gguf else None
@@ -260,18 +272,21 @@ def _set_kv_overrides(struct: Any, overrides: dict[str, Any], gguf: Gguf) -> obj
         short = None if known is None else known.name
         if number and short not in (None, "UINT32", "FLOAT32", "FLOAT64"):
             raise ArgumentError(
-                f"kv_overrides[{key!r}]: llama.cpp stores integers as UINT32, and the model has "
+                f"kv_overrides[{key!r}]: llama.cpp stores integers as UINT32, but the model has "
                 f"{short}; set it with Gguf"
             )
         if short == "FLOAT64":
             raise ArgumentError(
-                f"kv_overrides[{key!r}]: llama.cpp has 32 bits for it, not 64; set it with Gguf"
+                f"kv_overrides[{key!r}]: llama.cpp would store 32 bits instead of 64; set it with "
+                "Gguf"
             )
         if number and not 0 <= value < 2**32:
             raise ArgumentError(
-                f"kv_overrides[{key!r}]={value} does not fit UINT32, as which llama.cpp stores it"
+                f"kv_overrides[{key!r}] must be between 0 and {2**32 - 1}, not {value}: llama.cpp "
+                "stores it as UINT32"
             )
-    # C writes with its own alignment, whatever the metadata say that it copies.
+    # upstream: src/llama-quant.cpp GGUF_DEFAULT_ALIGNMENT: it aligns tensors so, even if the
+    # metadata that it copies say otherwise.
     if gguf.alignment != lib.GGUF_DEFAULT_ALIGNMENT:
         overrides = overrides | {ALIGNMENT: lib.GGUF_DEFAULT_ALIGNMENT}
     struct.kv_overrides, keep = kv_overrides(overrides or None)

@@ -199,7 +199,7 @@ def test_invalid_counts_are_refused(tmp_path, count):
     with Gguf.open(path) as gguf:
         gguf.replace_tensor("blk.0.attn_q.weight.counts", np.full((1, 1), count, np.float32))
         gguf.write(tmp_path / "other")
-    with pytest.raises(GgufError, match="no numbers in the sums or counts"):
+    with pytest.raises(GgufError, match="invalid numbers in the sums or counts"):
         Imatrix.open(tmp_path / "other")
 
 

@@ -182,7 +182,7 @@ def test_two_together(path):
     assert both.chunk_count == 4
     assert halves[0].squares[name].counts == [32]
     halves[1].squares[name] = Squares(np.zeros((1, 3)), np.zeros(1, int))
-    with pytest.raises(ArgumentError, match=r"\(1, 64\) here, and there \(1, 3\)"):
+    with pytest.raises(ArgumentError, match=r"\(1, 64\) in one matrix and \(1, 3\) in the other"):
         halves[0].merge(halves[1])
 
 
@@ -212,7 +212,7 @@ def test_computed_from_text(model):
     text = "The llama walks over the hill and looks at the river. " * 4
     found = compute_imatrix(model, text, chunk_size=16)
     assert found.chunk_count == len(model.vocab.tokenize(text)) // 16
-    with pytest.raises(ArgumentError, match="less than a chunk of chunk_size=512"):
+    with pytest.raises(ArgumentError, match="less than one chunk of 512"):
         compute_imatrix(model, text)
 
 
@@ -238,7 +238,7 @@ def test_used(path, mixture, tmp_path):
 
 def test_sums_that_cannot_be_added():
     one = Imatrix({"a": Squares(np.full((1, 2), 3e38, np.float32), np.array([1]))})
-    with pytest.raises(ArgumentError, match="'a' are too large together"):
+    with pytest.raises(ArgumentError, match="sums of 'a' exceed float32"):
         one.merge(one)
 
 
@@ -266,23 +266,23 @@ def test_other_files(path, tmp_path):
     file.write_bytes(struct.pack("<ii", 1, -5) + bytes(100))
     with pytest.raises(GgufError):
         Imatrix.open(file)
-    with pytest.raises(GgufError, match="no importance matrix"):
+    with pytest.raises(GgufError, match="not an importance matrix"):
         Imatrix.open(path)
     with pytest.raises(ModelNotFoundError):
         Imatrix.open(tmp_path / "none")
     with Gguf.new() as gguf:
         gguf.add_tensor("a.in_sum2", np.ones(3, np.float32))
         gguf.write(file)
-        with pytest.raises(GgufError, match="no counts"):
+        with pytest.raises(GgufError, match="needs sums and counts"):
             Imatrix.open(file)
         gguf.add_tensor("a.counts", np.ones(2, np.float32))
         gguf.write(file)
-        with pytest.raises(GgufError, match="do not fit"):
+        with pytest.raises(GgufError, match="do not match"):
             Imatrix.open(file)
         for counts in ([np.nan], [np.inf], [1e30], [-1e30]):
             gguf.replace_tensor("a.counts", np.float32(counts))
             gguf.write(file)
-            with pytest.raises(GgufError, match="no numbers in the sums or counts"):
+            with pytest.raises(GgufError, match="invalid numbers in the sums or counts"):
                 Imatrix.open(file)
         gguf.replace_tensor("a.counts", np.ones(1, np.float32))
         gguf["imatrix.chunk_count"] = "x"
@@ -306,5 +306,5 @@ def test_two_models_with_one_collector(path, tmp_path):
             if error is None:
                 context.decode(batch)
             else:
-                with pytest.raises(error, match="one collector is for one model"):
+                with pytest.raises(error, match="use a collector with one model only"):
                     context.decode(batch)

@@ -147,7 +147,7 @@ def test_what_does_not_fit(path, tmp_path, out):
     )
     other = write_adapter(tmp_path / "other.gguf", path, **{"general.architecture": "gemma"})
     for base, source, message in (
-        (wide, adapter, r"is 128 x 128, and the parts are lora_a 64 x 4"),
+        (wide, adapter, r"is 128 x 128, but lora_a is 64 x 4"),
         (path, activated, "only after certain tokens"),
         (path, other, "general.architecture is 'gemma'"),
         (path, path, "it is a model: load it with"),
@@ -159,9 +159,9 @@ def test_what_does_not_fit(path, tmp_path, out):
             (lambda one: one.remove_tensor("output.weight.lora_a"), "has no lora_a"),
             (lambda one: one.rename_tensor("output.weight.lora_a", "x.lora_a"), "no lora_b|lora_a"),
             (lambda one: one.add_tensor("x", np.ones(1, np.float32)), "tensor 'x'"),
-            (lambda one: one.set("adapter.lora.alpha", "x", type="str"), "no finite number"),
+            (lambda one: one.set("adapter.lora.alpha", "x", type="str"), "must be a finite number"),
             (lambda one: one.set("adapter.type", np.ones(2), type="f32"), "adapter.type"),
-            (lambda one: one.replace_tensor(HUGE, one.tensors[HUGE].data * 0 + 3e38), "not finite"),
+            (lambda one: one.replace_tensor(HUGE, one.tensors[HUGE].data * 0 + 3e38), "NaN or inf"),
             (lambda one: [one.remove_tensor(name) for name in list(one.tensors)], "nothing"),
         ):
             with gguf.copy() as damaged:

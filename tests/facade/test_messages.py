@@ -281,7 +281,7 @@ def test_files_need_a_name_to_begin_with(demo_path, tmp_path):
 
 def test_what_is_no_importance_matrix_is_told_by_its_size(tmp_path):
     (tmp_path / "x").write_bytes(b"root:x:0:0")
-    with pytest.raises(GgufError, match="or is cut off: it has 10 bytes"):
+    with pytest.raises(GgufError, match="or is truncated at 10 bytes"):
         Imatrix.open(tmp_path / "x")
 
 

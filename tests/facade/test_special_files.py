@@ -15,6 +15,7 @@ import pytest
 
 from llamacffi import Context, Gguf, Model, demo, quantize, shards
 from llamacffi._core.atomic import replacing
+from llamacffi.gguf.shards import paths_of
 from llamacffi.tools.imatrix import Imatrix, Squares
 from llamacffi.tools.merge_lora import merge_lora
 from tests.facade.loras import write_lora
@@ -208,7 +209,7 @@ def test_several_files_are_like_those_that_were_there(tmp_path):
     elsewhere.write_bytes(b"before")
     elsewhere.chmod(0o600)
     for name in ("a", "b" * 230, "文" * 75):
-        first, *others = shards.paths_of(tmp_path / name, 2)
+        first, *others = paths_of(tmp_path / name, 2)
         first.symlink_to(elsewhere)
         os.mkfifo(others[0])
         with pytest.raises(OSError, match="a pipe"):
@@ -220,7 +221,7 @@ def test_several_files_are_like_those_that_were_there(tmp_path):
         size = elsewhere.stat().st_size
         assert size > 1000
         target = tmp_path / f"q{name[:-1]}"
-        quantized = shards.paths_of(target, 2)
+        quantized = paths_of(target, 2)
         quantized[0].symlink_to(elsewhere)
         quantized[1].write_bytes(b"before")
         quantized[1].chmod(0o640)
