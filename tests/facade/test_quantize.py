@@ -228,7 +228,7 @@ def test_what_an_imatrix_must_be(path, out, imatrix):
         quantize(path, out, "IQ2_XS")
     # One that lacks the tensor that needs it.
     without = {key: value for key, value in imatrix.items() if key != "output.weight"}
-    with pytest.raises(QuantizeError, match=r"'output\.weight' is to be IQ2_XS"):
+    with pytest.raises(QuantizeError, match=r"'output\.weight' to IQ2_XS needs"):
         quantize(path, out, "Q4_0", imatrix=without, output_tensor_type="iq2_xs")
     # Types that llama.cpp itself insists on.
     with pytest.raises(QuantizeError, match="cannot quantize") as caught:
@@ -256,7 +256,7 @@ def test_numbers_that_are_too_large(path, out, tmp_path, imatrix):
         gguf.replace_tensor("blk.1.ffn_up.weight", big)
         gguf.write(tmp_path / "big.gguf")
     with pytest.raises(
-        QuantizeError, match=r"'blk\.1\.ffn_up\.weight' cannot become IQ2_XS: .* numbers over"
+        QuantizeError, match=r"'blk\.1\.ffn_up\.weight' cannot become IQ2_XS"
     ):
         quantize(tmp_path / "big.gguf", out, "IQ2_S", imatrix=imatrix)
     with pytest.raises(QuantizeError):  # llama.cpp finds it in what it has made
