@@ -255,9 +255,7 @@ def test_numbers_that_are_too_large(path, out, tmp_path, imatrix):
         big[3, 5] = 1e20
         gguf.replace_tensor("blk.1.ffn_up.weight", big)
         gguf.write(tmp_path / "big.gguf")
-    with pytest.raises(
-        QuantizeError, match=r"'blk\.1\.ffn_up\.weight' cannot become IQ2_XS"
-    ):
+    with pytest.raises(QuantizeError, match=r"'blk\.1\.ffn_up\.weight' cannot become IQ2_XS"):
         quantize(tmp_path / "big.gguf", out, "IQ2_S", imatrix=imatrix)
     with pytest.raises(QuantizeError):  # llama.cpp finds it in what it has made
         quantize(tmp_path / "big.gguf", out, "Q4_0")
