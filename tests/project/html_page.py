@@ -1,4 +1,4 @@
-"""What a browser would find in a page: anchors, links, and the rows of tables."""
+"""The anchors, links and table rows of a page, as a browser sees them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from llamacffi import Gguf, demo
 from tests.facade import random_models
 
-# Of the encoders: what a text is made of, and some words.
+# The vocabulary of the encoders: special tokens, and some words.
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT = "the a llama eats grass river hill sky is green runs wide question answer what where"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -31,12 +30,6 @@ def write(directory: Path) -> Path:
     return directory
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy the files to where a page runs."""
-    for file in source.iterdir():
-        shutil.copy(file, target)
-
-
 def _give_vocabulary(gguf: Gguf) -> None:
     filler = [f"[unused{i}]" for i in range(random_models.N_VOCAB)]
     tokens = [*SPECIAL, *(SPACE + word for word in TEXT.split()), *filler][: random_models.N_VOCAB]
@@ -50,14 +43,14 @@ def _give_vocabulary(gguf: Gguf) -> None:
 
 
 def _score_once(gguf: Gguf) -> None:
-    """Make a classifier of several scores a reranker, which has one."""
+    """Turn a classifier with several scores into a reranker, which has one."""
     del gguf["bert.classifier.output_labels"]
     for name in ("cls.output.weight", "cls.output.bias"):
         gguf.replace_tensor(name, np.array(gguf.tensors[name].data[:1]))
 
 
 def _write_adapter(path: Path) -> None:
-    """Write an adapter for the built-in model, which makes one word likelier than it is."""
+    """Write an adapter for the built-in model that makes one word more likely."""
     entries = demo.vocabulary()
     n_vocab, width = len(entries), demo.width()
     word = next(i for i, entry in enumerate(entries) if entry.text == f"{SPACE}dreams")

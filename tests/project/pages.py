@@ -1,9 +1,9 @@
-"""The code of the documentation: how it is found in a page, and run.
+"""The code of the documentation: how to find it in a page, and run it.
 
-A page of ``docs/guide`` is one program: its blocks run one after the other in one process.  Blocks
-of other pages run each on its own.  A ``text`` block right after a Python block is what that
-prints, with ``...`` for what differs from run to run.  A Python block with a title, such as
-``python title="Needs a GPU"``, is only compiled.
+A page of ``docs/guide`` is one program whose blocks run in order in one process.  Blocks of other
+pages each run alone.  A ``text`` block right after a Python block is its output, with ``...`` for
+what differs from run to run.  A Python block with a title, such as ``python title="Needs a GPU"``,
+is only compiled.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import doctest
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# One processor for a page: threads that spin on a busy machine would take long for nothing.
+# Each page runs on one processor: spinning threads would only waste time on a busy machine.
 START = """\
 import os
 if hasattr(os, "sched_setaffinity"):
@@ -24,7 +23,7 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cpus[os.getpid() % len(cpus)]})
 del os
 """
-# Between the blocks in what a program prints; no page has it.
+# Separates the outputs of blocks; occurs in no page.
 MARK = "\N{SYMBOL FOR RECORD SEPARATOR}"
 
 
@@ -33,13 +32,13 @@ class Block:
     """A Python block of a page."""
 
     place: str
-    """The file and the line of its first line of code, as compilers say it."""
+    """The file, for tracebacks."""
     line: int
     code: str
     title: str
-    """Why it does not run; empty if it does."""
+    """Why it does not run; empty if it runs."""
     output: str | None
-    """What it prints; None if the page does not say."""
+    """What it prints; None if the page does not show it."""
 
     def source(self) -> str:
         """Return code that runs the block as a part of a program, with its own line numbers."""
@@ -48,7 +47,7 @@ class Block:
         return f"{run}print({MARK!r}, flush=True)\n"
 
     def prints(self, printed: str) -> bool:
-        """Return whether that is what the page says."""
+        """Return whether the page shows this output."""
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         return self.output is None or doctest.OutputChecker().check_output(
             self.output, printed, flags
@@ -57,11 +56,7 @@ class Block:
 
 def blocks(path: Path) -> list[Block]:
     """Return the Python blocks of a page."""
-    return list(_blocks(path))
-
-
-def _blocks(path: Path) -> Iterator[Block]:
-    text = path.read_text()
+    text, found = path.read_text(), []
     fences = list(FENCE.finditer(text))
     for fence, after in itertools.zip_longest(fences, fences[1:]):
         if fence[1] != "python":
@@ -76,15 +71,16 @@ def _blocks(path: Path) -> Iterator[Block]:
         ):
             output = after[3]
         line = text.count("\n", 0, fence.start(3)) + 1
-        yield Block(str(path), line, fence[3], title[1] if title else "", output)
+        found.append(Block(str(path), line, fence[3], title[1] if title else "", output))
+    return found
 
 
 def source(program: list[Block]) -> str:
-    """Return the code of a process."""
+    """Return the code that runs blocks in one process."""
     return START + "".join(block.source() for block in program)
 
 
 def programs(path: Path) -> list[list[Block]]:
-    """Return the blocks that run, by the process that they run in."""
+    """Return the blocks to run, grouped by process."""
     run = [block for block in blocks(path) if not block.title]
     return [run] if path.parent.name == "guide" else [[block] for block in run]

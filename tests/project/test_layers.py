@@ -1,4 +1,4 @@
-"""Imports point down, from room to room, and no files import each other in a circle."""
+"""Imports point downhill, from room to room, and private attributes stay in their module."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-# The folders and the modules beside them, from the ground up.  One imports from those before it.
+# The folders and the modules beside them, from the ground up.  Each imports only from those before.
 ROOMS = (
     *("errors", "_native", "_generated", "_core", "log"),
     *("gguf", "backend", "vocab", "model", "adapter", "sampling", "batch", "context"),
     *("generation", "tools", "hub", "rpc", "shards", "demo", "cli", "__main__"),
 )
 
-# What type checkers alone import from a room above, and why it cannot be otherwise.
+# Imports from a room above that only type checkers see, and why they are needed.
 UPHILL = {
     ("_generated", "_core"): "the parameters name the objects that they take",
     ("_core", "backend"): "the same",
@@ -100,7 +100,8 @@ def modules(root: Path) -> dict[str, Path]:
     return {
         ".".join(part for part in short.with_suffix("").parts if part != "__init__"): path
         for short, path in found.items()
-        if short.name != "__init__.py" or short.parent.name  # not the package's own, which has all
+        if short.name != "__init__.py"
+        or short.parent.name  # not the package's own, which imports from all rooms
     }
 
 
@@ -188,7 +189,7 @@ def test_only_one_module_imports_the_compiled_one(root):
 
 @pytest.mark.parametrize("package", ["ffigen", "llamacffi"])
 def test_modules_fit_in_the_head(root, package):
-    """A module that has grown past this wants a seam."""
+    """Split a module that has grown past this."""
     long = {
         path.name: lines
         for path in (root / package).rglob("*.py")
@@ -198,7 +199,7 @@ def test_modules_fit_in_the_head(root, package):
 
 
 def test_no_generator_holds_an_object(root):
-    """A `CallLock` cannot tell whether a generator that was interrupted is over or waits."""
+    """A `CallLock` cannot tell whether an interrupted generator has ended or is suspended."""
     held = [
         f"{path.name}:{inner.lineno}"
         for name, path in modules(root).items()

@@ -1,4 +1,4 @@
-"""How the pages of the raw layer are made: a small API with planted comments."""
+"""How the pages of the raw layer are generated, shown on a small API with planted comments."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_what_no_header_declares_is_where_it_is_mentioned(miniature):
 
 @pytest.mark.parametrize("header", ["a.h", "b.h"])
 def test_comments_are_escaped(miniature, header):
-    """Nothing in a comment is HTML or Markdown, but for links that the page makes."""
+    """Comments are plain text, except for the links that the page adds."""
     text = miniature.page(header)
     page = Page(text)
     assert page.tags["script"] == page.tags["b"] == 0
@@ -130,7 +130,7 @@ def test_comments_are_escaped(miniature, header):
 
 
 def test_markdown_takes_the_blocks_for_html(miniature):
-    """Python-Markdown, with which MkDocs renders them, leaves the comments alone."""
+    """Python-Markdown, which MkDocs uses, leaves the comments alone."""
     html = markdown.markdown(
         miniature.page("a.h"), extensions=["attr_list", "tables", "toc", "fenced_code"]
     )

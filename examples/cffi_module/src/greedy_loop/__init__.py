@@ -18,7 +18,7 @@ def _text(pointer: object) -> str:
 BUILT = _text(lib.LLAMACFFI_LLAMA_CPP_COMMIT)
 THERE = _text(llamacffi.lib.llamacffi_built_commit())
 if BUILT != THERE:
-    raise ImportError(f"greedy_loop was built for llama.cpp {BUILT}, not {THERE}: build it anew")
+    raise ImportError(f"greedy_loop was built for llama.cpp {BUILT}, not {THERE}: rebuild it")
 
 
 def generate(context: Context, prompt: str, max_tokens: int) -> str:

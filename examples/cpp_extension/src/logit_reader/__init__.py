@@ -13,7 +13,7 @@ __all__ = ["entropy"]
 THERE = llamacffi.ffi.string(llamacffi.lib.llamacffi_built_commit()).decode()
 if THERE != _reader.BUILT:
     raise ImportError(
-        f"logit_reader was built for llama.cpp {_reader.BUILT}, not {THERE}: build it anew"
+        f"logit_reader was built for llama.cpp {_reader.BUILT}, not {THERE}: rebuild it"
     )
 
 
