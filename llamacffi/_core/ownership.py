@@ -211,13 +211,17 @@ class Handle(Pointer):
         """
         owner = self._owner
         if owner is None:
-            raise ClosedError(f"the {type(self).__name__} is closed")
+            raise ClosedError(f"the {self._noun()} is closed")
         if self._generation != shutdown.generation:
             self._refuse()
         return owner
 
+    def _noun(self) -> str:
+        """Return what errors call the object."""
+        return type(self).__name__
+
     def _refuse(self) -> NoReturn:
-        name = type(self).__name__
+        name = self._noun()
         if not shutdown.ending or self._generation < shutdown.ours:
             raise shutdown.of_parent(name)
         shutdown.leave(name)

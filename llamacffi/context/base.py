@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from .._generated.enums import PoolingType
     from ..backend.tensor import Observer
     from ..model.model import Model
-    from ..sampling.chain import SamplerChain
     from ..vocab.vocab import Vocab
+    from .backend_sampling import WeakOutputs
     from .bookkeeping import Bookkeeping
     from .contention import Contention
+    from .graph_samplers import GraphSamplers
     from .perf_types import ContextPerf
     from .pools import Computing
     from .reserve import ActiveAdapters
@@ -36,11 +37,10 @@ class ContextBase(Handle):
     _instead = "make another Context; save_state() and load_state() carry what one remembers"
 
     __slots__ = (
+        "__llama_outputs__",
         "_abort",
         "_active",
         "_bookkeeping",
-        "_chain_owners",
-        "_chains",
         "_computing",
         "_contention",
         "_drafts",
@@ -49,6 +49,7 @@ class ContextBase(Handle):
         "_exports",
         "_feeds_decoder",
         "_graph",
+        "_graph_samplers",
         "_has",
         "_has_logits",
         "_memoryless",
@@ -118,10 +119,10 @@ class ContextBase(Handle):
     _abort: Any
     # The struct llama_context_params that it was created with.
     _params: Any
-    # The chains that it samples with in its graph, by sequence.
-    _chains: dict[int, SamplerChain]
-    # What C has of them, as long as it has it.
-    _chain_owners: dict[int, Any]
+    # What samplers read.
+    __llama_outputs__: WeakOutputs
+    # The chains that it samples with in its graph.
+    _graph_samplers: GraphSamplers
     # The adapters and the control vector in use.
     _active: ActiveAdapters
     # What of each sequence is kept on its device: who has asked for it last.

@@ -13,12 +13,13 @@ from .._native import ffi, lib
 from ..errors import ArgumentError, ContextError, ForkError, NativeError, UnsupportedError
 from ..log import drain, recent, with_log
 from .adapters import Adapters
+from .backend_sampling import BackendSampling, WeakOutputs
 from .bookkeeping import Bookkeeping
 from .compat import is_draft, n_rs_seq, param_or_zero
 from .computation import SEES_ALL
 from .contention import Contention
 from .graph import check_widths, describe
-from .graph_samplers import BackendSampling, check_first, given
+from .graph_samplers import GraphSamplers
 from .memory import Memory
 from .params import SHARING, ContextRequest, architecture
 from .perf import Performance
@@ -98,12 +99,12 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         self._exports = exports = Exports()
         ending = ExitGuard(self.lock, cancel, lambda: bool(exports.live))
         self._params, self._active, self._snapshots = struct, ActiveAdapters(), {}
-        self._chains, self._chain_owners = {}, {}
+        self._graph_samplers = GraphSamplers(vocab, self.lock, pools, self._active)
         # C reads the flag, the pools, the model's weights, the adapters, the samplers and what the
         # parameters point to until the context is freed.
         keep = ending, model_ptr, self._abort, pools.pointers, self._active, request.keep
-        with given(request.chains, vocab, struct, self._chain_owners):
-            ptr = own(_create(model_ptr, struct, (*keep, self._chain_owners)))
+        with self._graph_samplers.given(request.chains, struct):
+            ptr = own(_create(model_ptr, struct, (*keep, self._graph_samplers.owners)))
         super().__init__(ptr)
         other = request.other
         self._other_context = None if other is None else other.lock
@@ -116,14 +117,13 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
             rolls_back=n_rs_seq(ptr) > 0,
         )
         self._vocab = vocab
+        self.__llama_outputs__: WeakOutputs = WeakOutputs(self, vocab)
         self._outputs: bytes | None = None
         self._has = False, False
         self._contention = Contention()
         self._perf_offset = None
         try:
-            for seq_id, chain in request.chains.items():
-                self._attach(seq_id, chain)
-                check_first(chain)
+            self._graph_samplers.created(self, request.chains)
             self._learn(ptr, struct)
             for parent in (model, *([] if other is None else [other])):
                 self._join(parent)
@@ -140,8 +140,8 @@ class Context(BackendSampling, Performance, Adapters, States, Snapshots):
         drafts = architecture(model) in SHARING
         self._drafts = drafts or is_draft(struct)
         self._memoryless = lib.llama_get_memory(ptr) == ffi.NULL
-        if self._chains:
-            self._check_samples()
+        if self._graph_samplers.chains:
+            self._graph_samplers.check_memory(ptr)
         self._feeds_decoder = encodes and decodes and not drafts
         self._encoded = None
         self._embeddings = bool(struct.embeddings)

@@ -1,237 +1,251 @@
-"""Sampling in the graph of a context: on the device, before anything is copied from it."""
+"""The sampler chains in the graph of a context."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._core.values import integer
 from .._native import ffi, lib
-from ..errors import ArgumentError, UnsupportedError
+from ..errors import ArgumentError, ClosedError, UnsupportedError
 from ..log import with_log
-from ..sampling.base import Sampler
-from ..sampling.chain import SamplerChain
-from ..sampling.chain_base import ChainBase, parts_of
-from ..sampling.samplers import Greedy, MinP, Temp, TempExt, TopK, TopP
-from ..sampling.token_samplers import LogitBias
-from .outputs import Outputs, index
-from .pools import Threads
+from ..sampling.chain import SamplerChain, native
+from .graph_entry import GONE, check_first, check_free, enter, give, take_back
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
+    from .._core.locks import CallLock
+    from ..sampling.native_chain import NativeChain
     from ..vocab.vocab import Vocab
+    from .pools import Pools
+    from .reserve import ActiveAdapters
+
+    Array = npt.NDArray[Any]
 
 
-class BackendSampling(Outputs, Threads):
-    """The part of a `Context` that samples in its graph."""
-
-    __slots__ = ()
+class HasSamplers(Protocol):
+    """A context, as the chains in its graph know it."""
 
     @property
     def samplers(self) -> Mapping[int, SamplerChain]:
-        """The chains that it samples with in its graph, by sequence."""
-        self.ptr  # noqa: B018  raises if closed
-        return MappingProxyType(dict(self._chains))
+        """The chains in its graph, by sequence."""
 
     def set_sampler(self, seq_id: int, chain: SamplerChain | None) -> None:
-        """Sample a sequence in the graph, from the next batch on, or no longer.
+        """Sample a sequence in the graph, or no longer."""
 
-        llama.cpp runs as many samplers there as it can, from the first on; `SamplerChain.names`
-        shows them with a ``+``.  `SamplerChain.sample` runs the others, or takes the token that was
-        chosen if all were.  The probabilities are the same as without this, but for rounding.
 
-        From the same seed come the same tokens as a rule.  They may be others where the candidates
-        are in another order: after `TopK`, which has them in none here, and after `TopP`, or for
-        `Greedy` and ``Temp(0)``, where some have the same score.  And they may be others where the
-        last bit decides: at the limit of `TopP` and `MinP`, and in `TempExt`, `Penalties` and
-        `Dist`, since a device adds and multiplies in an order of its own; a GPU more often than
-        the processor.
+class InGraph:
+    """What has attached a chain to the graph of a context; it does not keep the context alive."""
 
-        Meanwhile the chain is for this sequence of this context alone; closing it takes it back.
-        The outputs of the last batch are gone.  A sequence can have ``n_outputs_max_per_seq``
-        outputs in a batch.  To create the context with ``samplers`` is faster than to set them
-        afterwards.
+    __slots__ = ("_context",)
+
+    def __init__(self, context: HasSamplers) -> None:
+        self._context = weakref.ref(context)
+
+    def gone(self) -> bool:
+        """Return whether the context exists no more."""
+        return self._context() is None
+
+    def release(self, chain: NativeChain) -> None:
+        """Take a chain, which is being closed, out of the graph."""
+        context = self._context()
+        if context is None:
+            return
+        for seq_id, one in context.samplers.items():
+            if native(one) is chain:
+                context.set_sampler(seq_id, None)
+                return
+
+
+class GraphSamplers:
+    """The chains in the graph of a context, and what C has of them.
+
+    The first argument of some methods is the ``struct llama_context *``.
+    """
+
+    __slots__ = ("_active", "_lock", "_pools", "_vocab", "chains", "owners")
+
+    chains: dict[int, SamplerChain]
+    """By sequence."""
+    owners: dict[int, Any]
+    """What C points to, by sequence; it must live until the context is freed."""
+
+    def __init__(self, vocab: Vocab, lock: CallLock, pools: Pools, active: ActiveAdapters) -> None:
+        """Describe the chains of a context that is about to be created.
 
         Args:
-            seq_id: The sequence.
-            chain: Its samplers; None for none.
-
-        Raises:
-            ArgumentError: The chain is in use like this already, or for another vocabulary.
-            UnsupportedError: llama.cpp cannot run even its first sampler in the graph, or the model
-                has no memory.
-
-        Source: ``llama_set_sampler``.
+            vocab: That of its model.
+            lock: The context's.
+            pools: Hold the locks of the chains while C computes.
+            active: Reserves memory anew after a change.
         """
-        ptr = self.ptr
+        self._vocab, self._lock, self._active = vocab, lock, active
+        self._pools: Pools | None = pools
+        self.chains, self.owners = {}, {}
+
+    @contextmanager
+    def given(self, chains: Mapping[int, SamplerChain], struct: Any) -> Iterator[None]:
+        """Give chains to the context that is created in the ``with``; take them back if it fails.
+
+        Args:
+            chains: By sequence.
+            struct: The parameters of the context.
+        """
+        configs = ffi.new("struct llama_sampler_seq_config[]", len(chains))
+        entered: list[NativeChain] = []
+        try:
+            for config, (seq_id, chain) in zip(configs, chains.items(), strict=True):
+                config.seq_id = seq_id
+                config.sampler = self.owners[seq_id] = give(native(chain), self._vocab, entered)
+            struct.samplers, struct.n_samplers = configs, len(chains)
+            yield
+        except BaseException:  # also if interrupted: the chains are free again
+            for one in entered:
+                take_back(one)
+            raise
+        finally:
+            struct.samplers, struct.n_samplers = ffi.NULL, 0
+
+    def created(self, context: HasSamplers, chains: Mapping[int, SamplerChain]) -> None:
+        """Note that a context was created with chains, and check that it can run them."""
+        for seq_id, chain in chains.items():
+            self._attach(context, seq_id, chain)
+            check_first(native(chain))
+
+    def check_memory(self, ptr: Any) -> None:
+        """Raise where llama.cpp computes by `encode`, and would pass over the samplers."""
+        if lib.llama_get_memory(ptr) == ffi.NULL:
+            raise UnsupportedError(
+                f"{self._vocab.model!r} has no memory, and llama.cpp samples in the graph only "
+                "with one: call SamplerChain.sample() after decode()"
+            )
+
+    def set(
+        self,
+        context: HasSamplers,
+        ptr: Any,
+        seq_id: int,
+        chain: SamplerChain | None,
+        discard_outputs: Callable[[Any], object],
+    ) -> None:
+        """Set the chain of a sequence; see `Context.set_sampler`.
+
+        Args:
+            context: The context, which is kept weakly.
+            ptr: The same in C.
+            seq_id: The sequence.
+            chain: Its chain; None for none.
+            discard_outputs: Called with ``ptr`` before the graph changes.
+        """
         integer("seq_id", seq_id, 0, lib.llama_n_seq_max(ptr) - 1)
-        if chain is not None and self._chains.get(seq_id) is chain:
+        if chain is not None and self.chains.get(seq_id) is chain:
             return
         if chain is not None:
-            self._check_samples()
-            _check_free(chain)
-        with self.lock:
-            self._settle_outputs(ptr)
-            if chain is not None:
-                with chain._lock:
-                    chain._settle_for(self._vocab)
-                    _enter(chain, len(self._vocab))
-                    self._replace(ptr, seq_id, None)
-                    self._replace(ptr, seq_id, chain)
-            else:
-                self._replace(ptr, seq_id, None)
+            self.check_memory(ptr)
+            check_free(chain)
+        with self._lock:
+            discard_outputs(ptr)
+            if chain is None:
+                self._remove(ptr, seq_id)
+                return
+            one = native(chain)
+            with one.lock:
+                one.settle_for(self._vocab)
+                enter(one, len(self._vocab))
+                self._remove(ptr, seq_id)
+                self._put(context, ptr, seq_id, chain)
 
-    def sampled_token(self, i: int = -1) -> int | None:
-        """Return the token that was chosen in the graph; None if the graph does not choose.
-
-        `SamplerChain.sample` returns it too, and has it accepted.
-
-        Args:
-            i: Index into the batch decoded last, in tokens; -1 is the last output.
-
-        Raises:
-            IndexError: Token ``i`` was added without an output.
-
-        Source: ``llama_get_sampled_token_ith``.
-        """
-        i = index(i, "i")
-        with self.lock:
-            ptr = self.ptr
-            self.check_output(i)
-            token: int = lib.llama_get_sampled_token_ith(ptr, i)
+    def token(self, ptr: Any, i: int) -> int | None:
+        """Return the token that the graph has chosen; None if it does not choose."""
+        token: int = lib.llama_get_sampled_token_ith(ptr, i)
         return None if token == lib.LLAMA_TOKEN_NULL else token
 
-    def sampled_logits(self, i: int = -1) -> npt.NDArray[np.float32] | None:
-        """Return the scores that the samplers in the graph have left.
+    def logits(self, ptr: Any, i: int) -> Array | None:
+        """Return a copy of the logits that the graph has left; None if it did not sample."""
+        n = lib.llama_get_sampled_logits_count_ith
+        return self._copy(ptr, i, lib.llama_get_sampled_logits_ith, n, "f4")
+
+    def probs(self, ptr: Any, i: int) -> Array | None:
+        """Return a copy of the probabilities that the graph has computed; None if it did not."""
+        n = lib.llama_get_sampled_probs_count_ith
+        return self._copy(ptr, i, lib.llama_get_sampled_probs_ith, n, "f4")
+
+    def candidates(self, ptr: Any, i: int) -> Array | None:
+        """Return a copy of the tokens that the graph has left; None if it did not sample."""
+        # As many as logits: where all tokens are left, llama.cpp does not count the candidates.
+        n = lib.llama_get_sampled_logits_count_ith
+        return self._copy(ptr, i, lib.llama_get_sampled_candidates_ith, n, "i4")
+
+    def close(self) -> list[NativeChain]:
+        """Forget the chains of a context that is about to be closed.
 
         Returns:
-            float32, in the order of `sampled_candidates`, ``-inf`` for what is ruled out; the
-            caller's own.  None if the output was not sampled in the graph.
-
-        Source: ``llama_get_sampled_logits_ith``, ``llama_get_sampled_logits_count_ith``.
+            The chains, for `free` when it is closed.
         """
-        return self._sampled(
-            i, lib.llama_get_sampled_logits_ith, lib.llama_get_sampled_logits_count_ith, "f4"
-        )
+        chains, self.chains, self._pools = self.chains, {}, None
+        return [native(chain) for chain in chains.values()]
 
-    def sampled_probs(self, i: int = -1) -> npt.NDArray[np.float32] | None:
-        """Return the probabilities by which the graph has chosen.
-
-        Returns:
-            float32, in the order of `sampled_candidates`; the caller's own.  None if the graph has
-            not chosen, or not by probability.
-
-        Source: ``llama_get_sampled_probs_ith``, ``llama_get_sampled_probs_count_ith``.
-        """
-        return self._sampled(
-            i, lib.llama_get_sampled_probs_ith, lib.llama_get_sampled_probs_count_ith, "f4"
-        )
-
-    def sampled_candidates(self, i: int = -1) -> npt.NDArray[np.int32] | None:
-        """Return the tokens that the samplers in the graph have left.
-
-        Returns:
-            int32; the caller's own.  None if the output was not sampled in the graph.
-
-        Source: ``llama_get_sampled_candidates_ith``, ``llama_get_sampled_logits_count_ith``.
-        """
-        # There are as many as scores; where all tokens are left, llama.cpp does not count them.
-        logits = self.sampled_logits(i)
-        if logits is None:
-            return None
-        return self._sampled(
-            i, lib.llama_get_sampled_candidates_ith, lambda _ptr, _i: len(logits), "i4"
-        )
-
-    def close(self) -> None:
-        """Free the C object now, after everything made from it.  Idempotent.
-
-        Only a call still running in another thread, or a live zero-copy array, delays the free
-        until it is done.
-        """
-        chains, self._chains = self._chains, {}
-        super().close()
-        for chain in chains.values():
-            chain._attached = _gone
-
-    def _sampled(
-        self, i: int, get: Callable[..., Any], count: Callable[..., int], dtype: str
-    ) -> npt.NDArray[Any] | None:
+    def _copy(
+        self, ptr: Any, i: int, get: Callable[..., Any], count: Callable[..., int], dtype: str
+    ) -> Array | None:
         """Return a copy of what a getter points to."""
         import numpy as np
 
-        i = index(i, "i")
-        with self.lock:
-            ptr = self.ptr
-            self.check_output(i)
-            if not self._chains or lib.llama_get_sampled_logits_ith(ptr, i) == ffi.NULL:
-                return None
-            pointer, n = get(ptr, i), count(ptr, i)
-            if pointer == ffi.NULL or not n:
-                return None
-            found: npt.NDArray[Any] = np.frombuffer(ffi.buffer(pointer, n * 4), dtype)
-            return np.array(found)
+        if not self.chains or lib.llama_get_sampled_logits_ith(ptr, i) == ffi.NULL:
+            return None
+        pointer, n = get(ptr, i), count(ptr, i)
+        if pointer == ffi.NULL or not n:
+            return None
+        found: Array = np.frombuffer(ffi.buffer(pointer, n * 4), dtype)
+        return np.array(found)
 
-    def _check_samples(self) -> None:
-        """Raise where llama.cpp computes by `encode`, and would pass over the samplers."""
-        if self._memoryless:
-            raise UnsupportedError(
-                f"{self.model!r} has no memory, and llama.cpp samples in the graph only with one: "
-                "call SamplerChain.sample() after decode()"
-            )
-
-    def _settle_outputs(self, ptr: Any) -> None:
-        self._exports.check_none()
-        if self._outputs is not None:
-            # Puts the rows in order while it is known which of them were sampled.
-            lib.llama_get_logits(ptr)
-        self._outputs = None
-
-    def _replace(self, ptr: Any, seq_id: int, chain: SamplerChain | None) -> None:
-        """Set the chain of a sequence; who calls holds the context, and the chain."""
+    def _put(self, context: HasSamplers, ptr: Any, seq_id: int, chain: SamplerChain) -> None:
+        """Set the chain of a sequence that has none; the caller holds both, and the context."""
         self._active.planned = False
-        if chain is None:
-            # In this order: whoever is interrupted leaves what C has kept, and to be removed again.
-            lib.llama_set_sampler(ptr, seq_id, ffi.NULL)
-            before = self._chains.get(seq_id)
-            if before is not None:
-                before._attached = _gone
-            self._chain_owners.pop(seq_id, None)
-            self._chains.pop(seq_id, None)
-            self._hold_chains()
-            return
         try:
-            if not lib.llama_set_sampler(ptr, seq_id, self._attach(seq_id, chain)):
+            if not lib.llama_set_sampler(ptr, seq_id, self._attach(context, seq_id, chain)):
                 raise with_log(UnsupportedError("the context does not sample in its graph"))
-            check_first(chain)
-        except BaseException:  # also if interrupted: C must not keep what nobody keeps alive
-            self._replace(ptr, seq_id, None)
-            chain._leave_graph()
+            check_first(native(chain))
+        except BaseException:  # also if interrupted: C must not keep a chain that may be freed
+            self._remove(ptr, seq_id)
+            native(chain).leave_graph()
             raise
 
-    def _attach(self, seq_id: int, chain: SamplerChain) -> Any:
+    def _remove(self, ptr: Any, seq_id: int) -> None:
+        """Take away the chain of a sequence, if it has one; the caller holds the context."""
+        self._active.planned = False
+        # In this order: after an interrupt, what C has is kept alive, and can be removed again.
+        lib.llama_set_sampler(ptr, seq_id, ffi.NULL)
+        before = self.chains.get(seq_id)
+        if before is not None:
+            native(before).attachment = GONE
+        self.owners.pop(seq_id, None)
+        self.chains.pop(seq_id, None)
+        self._hold_chains()
+
+    def _attach(self, context: HasSamplers, seq_id: int, chain: SamplerChain) -> Any:
         """Note that C has the chain, or will have it; return what it has."""
-        owner = self._chain_owners[seq_id] = chain._held()
-        self._chains[seq_id] = chain
-        chain._attached = weakref.ref(self)
+        one = native(chain)
+        owner = self.owners[seq_id] = one.held()
+        self.chains[seq_id] = chain
+        one.attachment = InGraph(context)
         self._hold_chains()
         return owner
 
     def _hold_chains(self) -> None:
-        """Let nobody else use the chains while C computes."""
-        self._pools.hold([chain._lock for chain in self._chains.values()])
+        """Lock the chains while C computes."""
+        if self._pools is None:
+            raise ClosedError("the Context is closed")
+        self._pools.hold([native(chain).lock for chain in self.chains.values()])
 
-    def _drop(self, chain: ChainBase) -> None:
-        """Let go of a chain that is being closed."""
-        for seq_id, one in self._chains.items():
-            if one is chain:
-                self.set_sampler(seq_id, None)
-                return
+
+def free(chains: Sequence[NativeChain]) -> None:
+    """Let chains be used on, after the context that had them in its graph is closed."""
+    for chain in chains:
+        chain.attachment = GONE
 
 
 def check_chains(chains: Any, n_seq_max: int) -> dict[int, SamplerChain]:
@@ -240,120 +254,7 @@ def check_chains(chains: Any, n_seq_max: int) -> dict[int, SamplerChain]:
         raise TypeError(f"samplers must be a mapping of sequences to chains, not {chains!r}")
     for seq_id, chain in chains.items():
         integer("samplers: sequence", seq_id, 0, n_seq_max - 1)
-        _check_free(chain)
+        check_free(chain)
     if len(set(map(id, chains.values()))) < len(chains):
         raise ArgumentError("samplers: a chain is for one sequence, and one of them is for several")
     return dict(chains)
-
-
-@contextmanager
-def given(
-    chains: Mapping[int, SamplerChain], vocab: Vocab, struct: Any, owners: dict[int, Any]
-) -> Iterator[None]:
-    """Give chains to the context that is created in the ``with``; take them back if it fails.
-
-    Args:
-        chains: By sequence.
-        vocab: That of the model.
-        struct: The parameters.
-        owners: Where to put what the context points into.
-    """
-    configs = ffi.new("struct llama_sampler_seq_config[]", len(chains))
-    entered: list[SamplerChain] = []
-    try:
-        for config, (seq_id, chain) in zip(configs, chains.items(), strict=True):
-            config.seq_id = seq_id
-            config.sampler = owners[seq_id] = _give(chain, vocab, entered)
-        struct.samplers, struct.n_samplers = configs, len(chains)
-        yield
-    except BaseException:  # also if interrupted: the chains are free again
-        for chain in entered:
-            _take_back(chain)
-        raise
-    finally:
-        struct.samplers, struct.n_samplers = ffi.NULL, 0
-
-
-# Functions of their own: of a generator that has a lock, `CallLock` cannot tell that it is over.
-def _give(chain: SamplerChain, vocab: Vocab, entered: list[SamplerChain]) -> Any:
-    """Get a chain ready for a context that is about to be created; return what that gets."""
-    with chain._lock:
-        chain._settle_for(vocab)
-        _enter(chain, len(vocab))
-        chain._attached = _gone  # until it is in the context
-        entered.append(chain)
-        return chain._held()
-
-
-def _take_back(chain: SamplerChain) -> None:
-    with chain._lock:
-        chain._leave_graph()
-
-
-def _check_free(chain: Any) -> None:
-    if not isinstance(chain, SamplerChain):
-        raise TypeError(f"a sequence is sampled by a SamplerChain, not {chain!r}")
-    if chain._attached is not None and chain._attached() is not None:
-        raise ArgumentError(
-            f"{chain!r} is in use in the graph of a context already: give chain.clone()"
-        )
-
-
-def _enter(chain: SamplerChain, n_vocab: int) -> None:
-    """Get a chain ready for a graph; who calls holds it.
-
-    Raises:
-        UnsupportedError: Not even its first sampler can run there.
-    """
-    owner, plan = chain._ready(), chain._plan
-    stop = first_wrong(plan, n_vocab)
-    first = parts_of(owner)[:1]
-    if not first or stop == 0 or first[0].iface.backend_init == ffi.NULL:
-        what = repr(plan[0]) if plan else "an empty chain"
-        raise UnsupportedError(
-            f"llama.cpp cannot run {what} in the graph of a context: sample without set_sampler"
-        )
-    chain._enter_graph(stop)
-
-
-def check_first(chain: SamplerChain) -> None:
-    """Check that the first sampler runs in the graph, with this model and on its device."""
-    owner = chain._held()  # as long as a part of it is looked at
-    name = ffi.string(lib.llama_sampler_name(parts_of(owner)[0])).decode()
-    if name[0] not in "+?":  # on, or switched off
-        what = name.removeprefix("-")
-        raise with_log(UnsupportedError(f"the context cannot run {what!r} in its graph"))
-
-
-def first_wrong(plan: Sequence[Sampler], n_vocab: int) -> int | None:
-    """Return the first sampler that llama.cpp would run wrongly in a graph; None if there is none.
-
-    There `Greedy` and `LogitBias` take the place of a candidate for its token, once some were
-    removed or ordered; `TopK` asserts that there are so many; and nothing regards ``min_keep``.
-    """
-    n, in_order = n_vocab, True
-    for k, sampler in enumerate(plan):
-        reduced = False
-        if isinstance(sampler, Greedy | LogitBias):
-            wrong = not in_order
-        elif isinstance(sampler, TopK) and sampler.k:
-            wrong, n, reduced = sampler.k > n, sampler.k, True
-        elif isinstance(sampler, TopP) and sampler.p < 1:
-            wrong, reduced = sampler.min_keep > 1, True
-        elif isinstance(sampler, MinP) and sampler.p > 0:
-            wrong = sampler.min_keep > 1
-        elif isinstance(sampler, TempExt) and sampler.t > 0 and sampler.delta > 0:
-            wrong = n == 1  # it divides by the logarithm of that
-        elif isinstance(sampler, Temp | TempExt) and sampler.t == 0:
-            wrong, n, reduced = False, 1, True
-        else:
-            continue
-        if wrong:
-            return k
-        in_order = in_order and not reduced
-    return None
-
-
-def _gone() -> None:
-    """Stand for a context that is there no longer, as a weak reference to it does."""
-    return None

@@ -92,7 +92,7 @@ class Outputs(ContextBase):
         with self.lock:
             ptr = self.ptr
             self._logits_ptr(ptr, -1)
-            for i in range(-self.n_outputs, 0) if self._chains else ():
+            for i in range(-self.n_outputs, 0) if self._graph_samplers.chains else ():
                 self._logits_ptr(ptr, i)  # those that were sampled in the graph are not there
             array = _array((self.n_outputs, len(self._vocab)), out)
             ffi.memmove(array, lib.llama_get_logits(ptr), array.nbytes)
@@ -214,7 +214,7 @@ class Outputs(ContextBase):
     def _logits_ptr(self, ptr: Any, i: int) -> Any:
         i = index(i, "i")
         self.check_scores(i)
-        if self._chains and lib.llama_get_sampled_logits_ith(ptr, i) != ffi.NULL:
+        if self._graph_samplers.chains and lib.llama_get_sampled_logits_ith(ptr, i) != ffi.NULL:
             # The getter would return these, which may be fewer, and of other tokens.
             raise ContextError(
                 f"output {i} was sampled in the graph: read sampled_logits() and "

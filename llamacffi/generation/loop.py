@@ -12,6 +12,7 @@ from .._native import lib
 from ..batch.batch import Batch
 from ..context.contention import EVERY
 from ..errors import ContextFullError, InvalidBatchError, LlamaError, UnsupportedError
+from ..sampling.chain import native
 from .step import Step, changed
 
 if TYPE_CHECKING:
@@ -177,12 +178,13 @@ class Loop:
 
         The sequence may have been changed since `generate` was called.
         """
-        chain = self.sampler
+        chain, sampled = self.sampler, native(self.sampler)
         if self.context.memory.next_pos(self.seq_id) != self.pos:
             self.prompt, self.pos = self.place()
         chain.reset()
-        if chain._prepared() is not self.context._vocab:
-            chain._prepare(self.context)
+        vocab = self.context.__llama_outputs__.vocab
+        if sampled.prepared() is not vocab:
+            sampled.prepare(vocab)
         try:
             if self.context._feeds_decoder:
                 n = self.encode_prompt()

@@ -15,6 +15,7 @@ from ..batch.batch import Batch
 from ..context.recovery import roll_back
 from ..errors import ContextError, NativeError
 from ..log import drain
+from ..sampling.chain import native
 
 if TYPE_CHECKING:
     from ..context.context import Context
@@ -31,7 +32,7 @@ class Step:
 
     def __init__(self, context: Context, chain: SamplerChain, seq_id: int) -> None:
         self._context = context
-        self._chain = chain
+        self._chain, self._native = chain, native(chain)
         self._seq_id = seq_id
         self._batch = Batch(1)
         self._batch.set_one(0, 0, seq_id)
@@ -51,11 +52,11 @@ class Step:
         Raises:
             ContextError: The memory of the sequence was changed since the last token.
         """
-        context, chain, batch = self._context, self._chain, self._batch
+        context, chain, batch = self._context, self._native, self._batch
         # What `Batch.set_one` does after the first time; that the values fit is known here.
         batch._first_token[0], batch._first_pos[0] = token, pos
         batch._token_range = token, token
-        ptr, outer, inner = context.ptr, context.lock, chain._lock
+        ptr, outer, inner = context.ptr, context.lock, chain.lock
         # As `CallLock.enter` does, but here.
         if outer.holders.setdefault(0, here()) is not here():
             outer.enter(here())
@@ -72,11 +73,11 @@ class Step:
             if context._bookkeeping.versions[self._seq_id] != self._version:
                 raise changed(self._seq_id)
             context.decode(batch)
-            return chain.sample(context)
+            return self._chain.sample(context)
         context._bookkeeping.tokens.one(self._seq_id, pos, token)
         drain()
         if chosen < 0:
-            raise chain._failure(chosen)
+            raise chain.failure(chosen)
         return chosen
 
     def _short_way(self, ptr: Any) -> int | None:
@@ -85,9 +86,9 @@ class Step:
         Returns:
             What `llamacffi_chain_sample` does; None if the long way has to be taken.
         """
-        context, chain = self._context, self._chain
+        context, chain = self._context, self._native
         computing, bookkeeping = context._computing, context._bookkeeping
-        owner = chain._owner  # and keeps it alive
+        owner = chain.owner  # and keeps it alive
         if (
             computing is None
             or not computing[0].pools.alone
@@ -96,7 +97,7 @@ class Step:
             or not context._has_logits
             or context._observer is not None
             or context._other_context is not None
-            or context._chains
+            or context._graph_samplers.chains
             or context._exports.live
             or context._abort.requested
             or not context._active.planned
@@ -104,8 +105,8 @@ class Step:
             or bookkeeping.turning
             or bookkeeping.versions[self._seq_id] != self._version
             or owner is None
-            or chain._attached is not None
-            or chain._prepared() is not context._vocab
+            or chain.attachment is not None
+            or chain.prepared() is not context._vocab
         ):
             return None
         context._outputs = None
@@ -117,7 +118,7 @@ class Step:
         if code:
             context._fail(ptr, self._batch, code, None, False)
         context._outputs, context._has = b"\1", (True, False)
-        chosen: int = lib.llamacffi_chain_sample(chain._struct, ptr, -1)
+        chosen: int = lib.llamacffi_chain_sample(chain.struct, ptr, -1)
         return chosen
 
 

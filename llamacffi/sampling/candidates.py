@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.ownership import Pointer
 from .._core.text import new_uncleared
-from .._core.values import INT32_MAX, as_array, check_object, flag, integer
+from .._core.values import INT32_MAX, as_array, flag, integer
 from .._native import ffi, lib
 from ..errors import ArgumentError, ClosedError, ContextError, LlamaError
 from ..log import with_log
+from .outputs import outputs_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,12 +77,12 @@ class Candidates(Pointer):
 
         Source: ``llama_get_logits_ith``, ``llama_get_sampled_logits_ith``.
         """
-        check_object("context", context, "Context")
+        outputs = outputs_of(context)
         self = cls.__new__(cls)
-        self._own(len(context.model.vocab))
-        with context.lock:
+        self._own(len(outputs.vocab))
+        with outputs.lock:
             ptr = context.ptr
-            context.check_scores(i)
+            outputs.check_scores(i)
             n = lib.llamacffi_candidates(ptr, i, self._struct.data)
         if n < 0:
             raise problem(n)

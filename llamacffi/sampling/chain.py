@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from .._core.hints import hinting
+from .._core.ownership import Pointer
 from .._core.values import check_object, elements, flag
 from .._native import ffi, lib
 from ..errors import ArgumentError
 from .base import Sampler
 from .candidates import Candidates
-from .chain_base import ChainBase, parts_of
+from .native_chain import NativeChain, parts_of
 from .order import check_order, reseeded
+from .outputs import not_a_context
 from .perf import SamplerPerf
 from .recommended import chain_of
 from .samplers import Dist, Greedy, MinP, Temp, TopK, TopP, check_seed, check_temp
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from typing_extensions import Self
 
     from ..context.context import Context
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     from ..vocab.vocab import Vocab
 
 
-class SamplerChain(ChainBase):
+class SamplerChain(Pointer):
     """Samplers that work one after the other; the last one chooses.
 
     It owns the ``struct llama_sampler`` of the chain, which owns its parts.  It is made in C on
@@ -38,7 +42,7 @@ class SamplerChain(ChainBase):
 
     _instead = "clone() makes a second one in the same state; its samplers can be pickled"
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_native")
 
     def __init__(
         self,
@@ -66,7 +70,7 @@ class SamplerChain(ChainBase):
             ArgumentError: They cannot work in this order.
         """
         check_order(samplers)
-        super().__init__(
+        self._native = NativeChain(
             samplers, vocab, flag("grammar_first", grammar_first), flag("no_perf", no_perf)
         )
 
@@ -105,21 +109,56 @@ class SamplerChain(ChainBase):
         check_object("model", model, "Model")
         return cls(*chain_of(model, settings, seed), vocab=model.vocab)
 
+    @property
+    def ptr(self) -> Any:
+        """The ``struct llama_sampler *`` of the chain, for `llamacffi.lib`.
+
+        Raises:
+            ClosedError: After `close`.
+            ArgumentError: A sampler must know the vocabulary, and none is known yet.
+        """
+        return self._native.ptr
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._native.closed
+
+    def close(self) -> None:
+        """Free the chain in C now.  Idempotent.
+
+        A context that samples with it in its graph no longer does so.
+        """
+        self._native.close()
+
+    def __enter__(self) -> Self:
+        if self.closed:  # else it may lack the vocabulary, and need not be made yet
+            self.ptr  # noqa: B018  raises
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def __len__(self) -> int:
-        return len(self._samplers)
+        return len(self._native.samplers)
 
     def __iter__(self) -> Iterator[Sampler]:
-        return iter(self._samplers)
+        return iter(self._native.samplers)
 
     @overload
     def __getitem__(self, index: int) -> Sampler: ...
     @overload
     def __getitem__(self, index: slice) -> tuple[Sampler, ...]: ...
     def __getitem__(self, index: int | slice) -> Sampler | tuple[Sampler, ...]:
-        return self._samplers[index]
+        return self._native.samplers[index]
 
     def __repr__(self) -> str:
-        return f"SamplerChain({', '.join(map(repr, self._samplers))})"
+        return repr(self._native)
 
     @property
     def names(self) -> list[str]:
@@ -130,8 +169,8 @@ class SamplerChain(ChainBase):
 
         Source: ``llama_sampler_name``, ``llama_sampler_chain_get``, ``llama_sampler_chain_n``.
         """
-        with self._lock:
-            owner = self._ready()  # held as long as its parts are looked at
+        with self._native.lock:
+            owner = self._native.ready()  # held as long as its parts are looked at
             return [ffi.string(lib.llama_sampler_name(one)).decode() for one in parts_of(owner)]
 
     @property
@@ -142,8 +181,8 @@ class SamplerChain(ChainBase):
 
         Source: ``llama_sampler_get_seed``.
         """
-        with self._lock:
-            seed: int = lib.llama_sampler_get_seed(self._ready())
+        with self._native.lock:
+            seed: int = lib.llama_sampler_get_seed(self._native.ready())
         return None if seed == lib.LLAMA_DEFAULT_SEED else seed
 
     def sample(self, context: Context, i: int = -1) -> int:
@@ -163,18 +202,20 @@ class SamplerChain(ChainBase):
 
         Source: ``llamacffi_chain_sample``, as ``llama_sampler_sample``.
         """
+        native = self._native
         try:
-            vocab = context._vocab
+            outputs = context.__llama_outputs__
+            vocab = outputs.vocab
         except AttributeError:
-            raise TypeError(f"context must be a Context, not {context!r}") from None
-        if self._prepared() is not vocab:
-            self._prepare(context)
-        with self._lock, context.lock:
-            _owner, ptr = self._ready(), context.ptr
-            context.check_scores(i)
-            token: int = lib.llamacffi_chain_sample(self._struct, ptr, i)
+            raise not_a_context(context) from None
+        if native.prepared() is not vocab:
+            native.prepare(vocab)
+        with native.lock, outputs.lock:
+            _owner, ptr = native.ready(), context.ptr
+            outputs.check_scores(i)
+            token: int = lib.llamacffi_chain_sample(native.struct, ptr, i)
         if token < 0:
-            raise self._failure(token)
+            raise native.failure(token)
         return token
 
     def apply(self, candidates: Candidates) -> None:
@@ -193,13 +234,14 @@ class SamplerChain(ChainBase):
         """
         if not isinstance(candidates, Candidates):
             raise TypeError(f"candidates must be Candidates, not {candidates!r}")
-        with self._lock:
-            _owner, array = self._ready(), candidates.ptr
+        native = self._native
+        with native.lock:
+            _owner, array = native.ready(), candidates.ptr
             # The caller may have changed scores since they were sorted.
             array.selected, array.sorted = -1, False
-            code: int = lib.llamacffi_chain_apply(self._struct, array)
+            code: int = lib.llamacffi_chain_apply(native.struct, array)
         if code < 0:
-            raise self._failure(code)
+            raise native.failure(code)
 
     def accept(self, token: int) -> None:
         """Tell the samplers that a token was chosen; `sample` does so itself.
@@ -210,12 +252,13 @@ class SamplerChain(ChainBase):
 
         Source: ``llamacffi_chain_accept``, as ``llama_sampler_accept``.
         """
-        token = self._check_token(token)
-        with self._lock:
-            _owner = self._ready()
-            code: int = lib.llamacffi_chain_accept(self._struct, token)
+        native = self._native
+        token = native.check_token(token)
+        with native.lock:
+            _owner = native.ready()
+            code: int = lib.llamacffi_chain_accept(native.struct, token)
         if code < 0:
-            raise self._failure(code, token)
+            raise native.failure(code, token)
 
     def accept_prompt(self, tokens: Iterable[int]) -> None:
         """Tell the samplers of the tokens before the first that is chosen.
@@ -228,22 +271,24 @@ class SamplerChain(ChainBase):
 
         Source: ``llama_sampler_accept``.
         """
-        ids = [self._check_token(token) for token in elements("tokens", tokens, "integers")]
+        native = self._native
+        ids = [native.check_token(token) for token in elements("tokens", tokens, "integers")]
         array = ffi.new("int32_t[]", ids)
-        with self._lock:
-            _owner = self._ready()
-            lib.llamacffi_chain_accept_prompt(self._struct, array, len(ids))
-        self._raise_stored()
+        with native.lock:
+            _owner = native.ready()
+            lib.llamacffi_chain_accept_prompt(native.struct, array, len(ids))
+        native.raise_stored()
 
     def reset(self) -> None:
         """Forget the tokens accepted, begin the grammar and the random numbers anew.
 
         Source: ``llama_sampler_reset``.
         """
-        with self._lock:
-            if self._owner is not None or self._closed:  # nothing to forget before the first use
-                lib.llama_sampler_reset(self._ready())
-        self._raise_stored()
+        native = self._native
+        with native.lock:
+            if not native.is_new():  # nothing to forget before the first use
+                lib.llama_sampler_reset(native.ready())
+        native.raise_stored()
 
     def clone(self) -> Self:
         """Return a second chain in the same state.
@@ -255,10 +300,11 @@ class SamplerChain(ChainBase):
 
         Source: ``llama_sampler_clone``.
         """
-        with self._lock:
-            other = self._new(self._samplers)
-            if self._owner is not None or self._closed or not self._lacks_vocab():
-                other._take_clone(self)
+        native = self._native
+        with native.lock:
+            other = self._new(native.samplers)
+            if not native.is_new() or not native.lacks_vocab():
+                other._native.take_clone(native)
         return other
 
     def copy_from(self, source: SamplerChain) -> None:
@@ -274,10 +320,11 @@ class SamplerChain(ChainBase):
             raise TypeError(f"source must be a SamplerChain, not {source!r}")
         if source is self:
             return
-        if source._samplers != self._samplers:
+        native, other = self._native, source._native
+        if other.samplers != native.samplers:
             raise ArgumentError(f"{source!r} has other samplers than {self!r}")
-        with self._lock, source._lock:
-            self._copy(source)
+        with native.lock, other.lock:
+            native.copy_from(other)
 
     def with_seed(self, seed: int | None) -> Self:
         """Return a new chain of the same samplers, with another seed for each random choice.
@@ -285,7 +332,7 @@ class SamplerChain(ChainBase):
         It does not take over the state.
         """
         check_seed(seed)
-        return self._new(tuple(reseeded(one, seed) for one in self._samplers))
+        return self._new(tuple(reseeded(one, seed) for one in self))
 
     def perf(self) -> SamplerPerf:
         """Return how many tokens were accepted, and how long that took.
@@ -294,23 +341,31 @@ class SamplerChain(ChainBase):
 
         Source: ``llama_perf_sampler``.
         """
-        with self._lock:
-            data = lib.llama_perf_sampler(self._ready())
-            spent = data.t_sample_ms + self._struct.t_sample_us / 1000
-            n = data.n_sample + self._struct.n_sample
-        return SamplerPerf(None if self._no_perf else spent, n)
+        native = self._native
+        with native.lock:
+            data = lib.llama_perf_sampler(native.ready())
+            spent = data.t_sample_ms + native.struct.t_sample_us / 1000
+            n = data.n_sample + native.struct.n_sample
+        return SamplerPerf(None if native.no_perf else spent, n)
 
     def reset_perf(self) -> None:
         """Count from zero.  Source: ``llama_perf_sampler_reset``."""
-        with self._lock:
-            lib.llama_perf_sampler_reset(self._ready())
-            self._struct.t_sample_us, self._struct.n_sample = 0, 0
+        native = self._native
+        with native.lock:
+            lib.llama_perf_sampler_reset(native.ready())
+            native.struct.t_sample_us, native.struct.n_sample = 0, 0
 
     def _new(self, samplers: tuple[Sampler, ...]) -> Self:
         """Return a chain of other samplers that is otherwise alike."""
+        native = self._native
         return type(self)(
             *samplers,
-            vocab=self._vocab,
-            grammar_first=self._grammar_first,
-            no_perf=self._no_perf,
+            vocab=native.vocab,
+            grammar_first=native.grammar_first,
+            no_perf=native.no_perf,
         )
+
+
+def native(chain: SamplerChain) -> NativeChain:
+    """Return the C side of a chain, for what attaches it to a graph or samples with it."""
+    return chain._native

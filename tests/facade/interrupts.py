@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import llamacffi
-from llamacffi import LlamaError
+from llamacffi import LlamaError, SamplerChain
 from llamacffi._core.ownership import Handle, live_objects
 from tests.facade.operations import OPERATIONS, VICTIMS, Subject
 
@@ -171,7 +171,7 @@ def close_once(subject: Subject, name: str, stop: Stop, victim: str) -> tuple[st
     """Close an object at a place; return which place that is, and what went wrong."""
     operation, wrong = getattr(subject, name), ""
     operation()
-    subject.made, opened, closed = None, subject.left(), list[Handle]()
+    subject.made, opened, closed = None, subject.left(), list[Handle | SamplerChain]()
 
     def close() -> None:
         closed.append(getattr(subject, victim))

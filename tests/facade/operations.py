@@ -41,7 +41,7 @@ class Subject:
         )
         self.sampler = SamplerChain(Penalties(), TopK(40), Dist(1))
         self.in_graph = SamplerChain(TopK(4), Dist(1))
-        self.made: Handle | None = None
+        self.made: Handle | SamplerChain | None = None
         self.want = self.text()
 
     def text(self) -> str:
@@ -50,7 +50,7 @@ class Subject:
         return generate(self.context, "The llama", sampler=self.sampler, max_tokens=3).text()
 
     @property
-    def newest(self) -> Handle:
+    def newest(self) -> Handle | SamplerChain:
         """What an operation has made, if it has; else the model, which it may be making it of."""
         return self.made or self.model
 

@@ -38,7 +38,7 @@ def objects(demo_path, tmp_path):
         made = [model, context, model.vocab, context.memory, batch, *others, *opened]
         yield made
         for one in made:
-            if isinstance(one, Handle):
+            if isinstance(one, Handle | SamplerChain):
                 one.close()
 
 
@@ -60,7 +60,7 @@ def test_all_that_has_a_ptr_has_an_address():
 
 def test_what_is_closed_has_none(objects):
     for one in objects:
-        if isinstance(one, Handle):
+        if isinstance(one, Handle | SamplerChain):
             one.close()
             with pytest.raises(ClosedError):
                 one.address  # noqa: B018

@@ -36,6 +36,7 @@ from llamacffi import (
     UnsupportedError,
     lib,
 )
+from llamacffi.sampling.chain import native
 from tests.facade.sampler_reference import softmax
 
 
@@ -386,7 +387,7 @@ def test_two_threads(make, chain):
     batch.set_one(7, 0)
     for lock, calls in (
         (context.lock, (lambda: context.set_sampler(0, None), context.sampled_token)),
-        (one._lock, (lambda: context.decode(batch), lambda: one.accept(1), one.reset)),
+        (native(one).lock, (lambda: context.decode(batch), lambda: one.accept(1), one.reset)),
     ):
         errors.clear()
         with lock:

@@ -29,6 +29,7 @@ from llamacffi import (
 )
 from llamacffi._core.locks import CallLock, CallLocks
 from llamacffi._core.ownership import live_objects
+from llamacffi.sampling.chain import native
 from tests.conftest import ROOT
 from tests.facade import interrupts, loras, operations
 
@@ -281,7 +282,7 @@ def test_a_chain_is_free_when_its_context_is_interrupted(model, monkeypatch):
 
     def interrupted(self, frame):
         enter(self, frame)
-        if self is chain._lock and not entered:
+        if self is native(chain).lock and not entered:
             entered.append(self)
             raise KeyboardInterrupt
 

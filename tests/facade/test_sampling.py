@@ -25,6 +25,7 @@ from llamacffi import (
     TopP,
 )
 from llamacffi.sampling.base import needs_vocab
+from llamacffi.sampling.chain import native
 from tests.facade.oracle import logits_after, token
 
 THE = token(" the")  # many words follow it
@@ -285,7 +286,7 @@ def test_a_chain_is_for_one_thread(context, chain):
             except BusyError as error:
                 errors.append(str(error))
 
-    with one._lock:
+    with native(one).lock:
         thread = threading.Thread(target=use)
         thread.start()
         thread.join()

@@ -43,6 +43,7 @@ from llamacffi import (
     UnsupportedError,
     lib,
 )
+from llamacffi.sampling.chain import native
 from tests.facade.gguf_models import write_altered
 from tests.facade.oracle import END, logits_after, token
 
@@ -444,7 +445,7 @@ def test_one_thread_at_a_time(context, chain):
             except BusyError:
                 errors.append(call)
 
-    with one._lock:
+    with native(one).lock:
         thread = threading.Thread(target=use)
         thread.start()
         thread.join()

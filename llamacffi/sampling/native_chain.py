@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .._core.locks import CallLock, ExitGuard
 from .._core.ownership import Handle, make, own
 from .._core.text import new_uncleared
-from .._core.values import INT32_MAX, check_object, integer
+from .._core.values import INT32_MAX, integer
 from .._native import ffi, lib
 from ..errors import (
     ArgumentError,
@@ -31,32 +31,49 @@ from .grammar import Grammar, grammar_failure
 from .order import plan_of
 from .samplers import AdaptiveP, Unsorted
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
-    from ..context.base import ContextBase
-    from ..context.graph_samplers import BackendSampling
+class Attachment(Protocol):
+    """What has attached a chain to a compute graph."""
+
+    def gone(self) -> bool:
+        """Return whether that graph exists no more."""
+
+    def release(self, chain: NativeChain) -> None:
+        """Take the chain, which is being closed, out of the graph.
+
+        Raises:
+            BusyError: The graph is being computed.
+            BufferError: A view of its outputs is alive.
+            ClosedError: Its owner is closed.
+        """
 
 
-class ChainBase(Handle):
-    """What a chain has in C, and what Python must keep for it."""
+class NativeChain(Handle):
+    """Owns the ``struct llama_sampler`` of a `SamplerChain`, and keeps what that points into.
+
+    Whoever calls a method holds `lock`, except for `ptr`, `close`, `prepare` and what only reads.
+    """
+
+    lock: CallLock
+    """Held while C uses the chain."""
+    samplers: tuple[Sampler, ...]
+    """The descriptions, as the user gave them."""
+    plan: tuple[Sampler, ...]
+    """The samplers that C has: also those that it needs in between."""
+    struct: Any
+    """The ``struct llamacffi_chain *``, which the C functions of a chain take."""
+    vocab: Vocab | None
+    """The vocabulary that the chain is for; None while it is for any."""
+    prepared: Callable[[], Vocab | None]
+    """Returns the vocabulary for whose candidates there is memory: see `prepare`."""
+    attachment: Attachment | None
+    """What has the chain in a compute graph; None if it is in no graph."""
+    grammar_first: bool
+    no_perf: bool
 
     __slots__ = (
-        "_attached",
-        "_closed",
-        "_grammar_first",
-        "_handles",
-        "_lock",
-        "_needy",
-        "_no_perf",
-        "_plan",
-        "_prepared",
-        "_room",
-        "_runs",
-        "_samplers",
-        "_stop",
-        "_struct",
-        "_vocab",
+        *("_closed", "_handles", "_needy", "_room", "_runs", "_stop", "attachment"),
+        *("grammar_first", "lock", "no_perf", "plan", "prepared", "samplers", "struct", "vocab"),
     )
 
     def __init__(
@@ -70,22 +87,26 @@ class ChainBase(Handle):
         if vocab is not None and not isinstance(vocab, Vocab):
             raise TypeError(f"vocab must be a Vocab, not {vocab!r}")
         self._closed = False
-        self._samplers, self._plan = samplers, plan_of(samplers)
-        self._grammar_first, self._no_perf = grammar_first, no_perf
-        self._lock = CallLock("SamplerChain")
+        self.samplers, self.plan = samplers, plan_of(samplers)
+        self.grammar_first, self.no_perf = grammar_first, no_perf
+        self.lock = CallLock("SamplerChain")
         self._needy = any(map(needs_vocab, samplers))
-        self._vocab = vocab
-        # The context that samples with it in its graph.
-        self._attached: Callable[[], BackendSampling | None] | None = None
-        # Where in the plan something stands that keeps the rest out of that graph.
+        self.vocab = vocab
+        self.attachment = None
+        # The place in the plan of what keeps the samplers after it out of the graph.
         self._stop: int | None = None
-        # For whose vocabulary there is room.
-        self._prepared: Callable[[], Vocab | None] = _nobody
-        self._struct = ffi.new("struct llamacffi_chain *")
+        self.prepared = _nobody
+        self.struct = ffi.new("struct llamacffi_chain *")
         self._room: Any = None
         self._runs: list[ChainedRunner] = []
-        # What leads C to those; as long as the chain in C.
+        # The handles that lead C to those; they live as long as the chain in C.
         self._handles: list[Any] = []
+
+    def __repr__(self) -> str:
+        return f"SamplerChain({', '.join(map(repr, self.samplers))})"
+
+    def _noun(self) -> str:
+        return "SamplerChain"
 
     @property
     def ptr(self) -> Any:
@@ -95,23 +116,27 @@ class ChainBase(Handle):
             ClosedError: After `close`.
             ArgumentError: A sampler must know the vocabulary, and none is known yet.
         """
-        gone = self._attached is not None and self._attached() is None
-        if gone or (self._owner is None and not self._closed):
-            with self._lock:
-                return self._ready()
-        return self._held()
+        attachment = self.attachment
+        if self.is_new() or (attachment is not None and attachment.gone()):
+            with self.lock:
+                return self.ready()
+        return self.held()
 
-    def _ready(self) -> Any:
-        """Return `ptr`, of a chain that can be used; who calls holds it."""
+    def ready(self) -> Any:
+        """Return `ptr`; make the chain in C first, or take it back from a graph that is gone."""
         if self._owner is None:
             if not self._closed:
                 self._make()
-        elif self._attached is not None and self._attached() is None:
-            self._leave_graph()
-        return self._held()
+        elif (attachment := self.attachment) is not None and attachment.gone():
+            self.leave_graph()
+        return self.held()
 
-    def _held(self) -> Any:
-        """Return `ptr` of a chain that is made, unless somebody has closed it meanwhile."""
+    def is_new(self) -> bool:
+        """Return whether the chain has not been made in C yet, or has to be made again."""
+        return self._owner is None and not self._closed
+
+    def held(self) -> Any:
+        """Return `ptr` of a chain that is made, unless another thread has closed it meanwhile."""
         return super().ptr
 
     @property
@@ -120,52 +145,53 @@ class ChainBase(Handle):
         return self._closed
 
     def close(self) -> None:
-        """Free the chain in C now.  Idempotent.
-
-        A context that samples with it in its graph no longer does so.
-        """
-        context = None if self._attached is None else self._attached()
-        if context is not None:
-            # If it computes just now in another thread, the chain in C is its own from here on.
+        """Free the chain in C now, out of the graph that has it.  Idempotent."""
+        attachment = self.attachment
+        if attachment is not None and not attachment.gone():
+            # If another thread computes the graph just now, the chain in C is the graph's alone
+            # from here on.
             with contextlib.suppress(BusyError, BufferError, ClosedError):
-                context._drop(self)
+                attachment.release(self)
         self._closed = True
         super().close()
-        self._lock.sweep()
+        self.lock.sweep()
 
-    def __enter__(self) -> Self:
-        return super().__enter__() if self._closed else self  # which raises; or lacks a vocabulary
+    @property
+    def owner(self) -> Any:
+        """What keeps the chain in C alive; None if there is none in C."""
+        return self._owner
 
-    def _lacks_vocab(self) -> bool:
-        return self._vocab is None and self._needy
+    def lacks_vocab(self) -> bool:
+        """Return whether a sampler needs a vocabulary, and none is known yet."""
+        return self.vocab is None and self._needy
 
     def _make(self) -> None:
         """Make the chain and its samplers in C."""
-        if self._lacks_vocab():
-            needy = next(one for one in self._samplers if needs_vocab(one))
+        if self.lacks_vocab():
+            needy = next(one for one in self.samplers if needs_vocab(one))
             raise ArgumentError(
                 f"{needy!r} must know the vocabulary: give vocab=model.vocab to SamplerChain"
             )
         params = lib.llama_sampler_chain_default_params()
-        params.no_perf = self._no_perf
+        params.no_perf = self.no_perf
         handles: list[Any] = []
-        self._prepared = _nobody
+        self.prepared = _nobody
         chain = self._own(handles, lib.llama_sampler_chain_init, params)
-        for sampler in self._plan:
+        for sampler in self.plan:
             if isinstance(sampler, PythonSampler):
-                handle, made = ChainedRunner(new_runner(sampler, self._vocab)).make()
+                handle, made = ChainedRunner(new_runner(sampler, self.vocab)).make()
                 handles.append(handle)
             else:
-                made = _made(sampler, self._vocab)
+                made = _made(sampler, self.vocab)
             lib.llama_sampler_chain_add(chain, made)  # which owns it from here on
         self._bind(chain, handles)
 
     def _own(self, handles: list[Any], function: Callable[..., Any], *args: object) -> Any:
         """Have C make a chain, and return its owner."""
-        keep: tuple[Any, ...] = ExitGuard(self._lock), handles
-        if self._vocab is not None and self._needy:
+        keep: tuple[Any, ...] = ExitGuard(self.lock), handles
+        if self.vocab is not None and self._needy:
             # They may point into the vocabulary, which is the model's: it closes them first.
-            keep = (*keep, self._vocab.model.ptr)
+            keep = (*keep, self.vocab.model.ptr)
         if (made := make(lib.llama_sampler_free, keep, function, *args))[1] == ffi.NULL:
             raise with_log(LlamaError("llama.cpp cannot make a sampler chain"))
         return own(made)
@@ -173,29 +199,28 @@ class ChainBase(Handle):
     def _bind(self, chain: Any, handles: list[Any]) -> None:
         """Become the chain ``chain``, which is whole."""
         self._owner = None  # whoever is interrupted here leaves a chain that is to be made anew
-        struct = self._struct
+        struct = self.struct
         self._handles, self._runs = handles, [ffi.from_handle(one) for one in handles]
         for run in self._runs:
             run.chain = struct
-        struct.sampler, struct.timed = chain, not self._no_perf
-        struct.grammar_first = self._grammar_first
-        struct.n_vocab = len(self._vocab) if self._vocab is not None and self._needy else INT32_MAX
+        struct.sampler, struct.timed = chain, not self.no_perf
+        struct.grammar_first = self.grammar_first
+        struct.n_vocab = len(self.vocab) if self.vocab is not None and self._needy else INT32_MAX
         self._owner = chain  # not before it is whole
         if self._closed:
             super().close()
             raise ClosedError("the SamplerChain is closed")
-        if self._vocab is not None and self._needy:
-            self._join(self._vocab.model)
+        if self.vocab is not None and self._needy:
+            self._join(self.vocab.model)
 
-    def _prepare(self, context: ContextBase) -> None:
-        """Get ready to sample for a context: for its vocabulary, with room for the candidates."""
-        check_object("context", context, "Context")
-        if not any(one.selects for one in self._samplers):
+    def prepare(self, vocab: Vocab) -> None:
+        """Get ready to sample from a vocabulary: with memory for its candidates."""
+        if not any(one.selects for one in self.samplers):
             raise ArgumentError(f"{self!r} chooses no token: end it with Greedy() or Dist()")
-        with self._lock:
-            self._settle_for(context._vocab)
-            n = len(context._vocab)
-            self._prepared = _nobody  # the room is about to move
+        with self.lock:
+            self.settle_for(vocab)
+            n = len(vocab)
+            self.prepared = _nobody  # the memory is about to move
             if self._runs:
                 self._room = CandidateBuffer(n)
                 data = self._room.data
@@ -203,54 +228,54 @@ class ChainBase(Handle):
                     run.room = self._room
             else:
                 self._room = data = new_uncleared("llama_token_data[]", n)
-            self._struct.data, self._struct.n_data = data, n
-            # A weak reference: it would keep the weights in memory.
-            self._prepared = weakref.ref(context._vocab)
+            self.struct.data, self.struct.n_data = data, n
+            # A weak reference: a strong one would keep the weights in memory.
+            self.prepared = weakref.ref(vocab)
 
-    def _settle_for(self, vocab: Vocab) -> None:
+    def settle_for(self, vocab: Vocab) -> None:
         """Make the chain, for this vocabulary if it has none yet."""
-        if self._lacks_vocab():
-            self._vocab = vocab
+        if self.lacks_vocab():
+            self.vocab = vocab
             try:
-                self._ready()
+                self.ready()
             except BaseException:  # also if interrupted: as if it had not been tried
-                self._vocab = self._owner = None
+                self.vocab = self._owner = None
                 raise
-        elif self._needy and self._vocab is not None and self._vocab.model is not vocab.model:
+        elif self._needy and self.vocab is not None and self.vocab.model is not vocab.model:
             raise ArgumentError("this chain is of another model's vocabulary: make one for it")
-        self._ready()
+        self.ready()
 
-    def _enter_graph(self, stop: int | None) -> None:
-        """Become a chain that a context can have in its graph, up to the part ``stop`` of the plan.
+    def enter_graph(self, stop: int | None) -> None:
+        """Become a chain that can be in a graph, up to the part ``stop`` of the plan.
 
-        llama.cpp gets a sampler ready for that only once, so those are clones.
+        llama.cpp gets a sampler ready for a graph only once, so those are clones.
         """
         self._rebuild(stop)
-        self._struct.in_graph = True
+        self.struct.in_graph = True
 
-    def _leave_graph(self) -> None:
+    def leave_graph(self) -> None:
         """Become a chain again that does not leave out what was in the graph."""
-        self._attached = None
-        self._struct.in_graph = False
+        self.attachment = None
+        self.struct.in_graph = False
         if self._owner is not None:  # else it is closed, or to be made anew
             self._rebuild(None)
 
     def _rebuild(self, stop: int | None) -> None:
         """Move the samplers into a new chain; with something at ``stop`` that ends the graph."""
-        old = self._held()
+        old = self.held()
         try:
             self._move(old, stop)
         except BaseException:
             # Some are in the one, and some in the other: make new ones when they are needed.
-            self._owner, self._attached, self._stop = None, None, None
-            self._plan = plan_of(self._samplers)
-            self._struct.in_graph = False
+            self._owner, self.attachment, self._stop = None, None, None
+            self.plan = plan_of(self.samplers)
+            self.struct.in_graph = False
             raise
 
     def _move(self, old: Any, stop: int | None) -> None:
-        plan = list(self._plan)
+        plan = list(self.plan)
         params = lib.llama_sampler_chain_default_params()
-        params.no_perf = self._no_perf
+        params.no_perf = self.no_perf
         chain = self._own(self._handles, lib.llama_sampler_chain_init, params)
         if self._stop is not None:
             lib.llama_sampler_free(lib.llama_sampler_chain_remove(old, self._stop))
@@ -265,42 +290,42 @@ class ChainBase(Handle):
             lib.llama_sampler_chain_add(chain, part)
         if stop is not None:
             plan.insert(stop, Unsorted())
-        self._plan, self._stop = tuple(plan), stop
+        self.plan, self._stop = tuple(plan), stop
         counted = lib.llama_perf_sampler(old)
-        self._struct.n_sample += counted.n_sample
-        self._struct.t_sample_us += int(counted.t_sample_ms * 1000)
+        self.struct.n_sample += counted.n_sample
+        self.struct.t_sample_us += int(counted.t_sample_ms * 1000)
         self._bind(chain, self._handles)
 
-    def _take_clone(self, source: ChainBase) -> None:
-        """Become a clone of a chain that exists in C; who calls holds its lock."""
-        ptr, handles = source._ready(), list[Any]()
+    def take_clone(self, source: NativeChain) -> None:
+        """Become a clone of a chain that exists in C; the caller holds that one."""
+        ptr, handles = source.ready(), list[Any]()
         try:
             chain = self._own(handles, lib.llama_sampler_clone, ptr)
         finally:
             handles += source._take_clones()
-        source._raise_stored()
+        source.raise_stored()
         if source._stop is not None:
             lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, source._stop))
         self._bind(chain, handles)
         self._become_of(source, chain)
 
-    def _copy(self, source: ChainBase) -> None:
-        """Take over the state of another chain of the same samplers; who calls holds both."""
+    def copy_from(self, source: NativeChain) -> None:
+        """Take over the state of another chain of the same samplers; the caller holds both."""
         if self._stop != source._stop:
             raise ArgumentError(
                 "one of the chains is in the graph of a context, and cannot be copied to the other"
             )
-        own_ptr, ptr = self._ready(), source._ready()
-        struct, other = self._struct, source._struct
+        own_ptr, ptr = self.ready(), source.ready()
+        struct, other = self.struct, source.struct
         if not self._runs:
             lib.llama_sampler_copy(ptr, own_ptr)
             self._become_of(source, own_ptr)
             struct.n_sample, struct.t_sample_us = other.n_sample, other.t_sample_us
             return
         # llama.cpp could not cope with an exception out of a clone function there.
-        if self._attached is not None:
+        if self.attachment is not None:
             raise UnsupportedError("in a graph, a chain cannot copy samplers that are in Python")
-        self._take_clone(source)
+        self.take_clone(source)
         counted = lib.llama_perf_sampler(ptr)
         struct.n_sample = other.n_sample + counted.n_sample
         struct.t_sample_us = other.t_sample_us + int(counted.t_sample_ms * 1000)
@@ -308,9 +333,9 @@ class ChainBase(Handle):
             for run in self._runs:
                 run.room = self._room
 
-    def _become_of(self, source: ChainBase, chain: Any) -> None:
+    def _become_of(self, source: NativeChain, chain: Any) -> None:
         """Copy what the clone of a chain in C lacks, and make safe what it should not have."""
-        for part, sampler in zip(parts_of(chain), self._plan, strict=True):
+        for part, sampler in zip(parts_of(chain), self.plan, strict=True):
             if isinstance(sampler, AdaptiveP):
                 # It copies the token that waits to be accepted, but not the probabilities, which it
                 # would then look up.  This is not that token, and makes it forget it.
@@ -318,9 +343,9 @@ class ChainBase(Handle):
         runs = iter(self._runs)
         samplers = (
             next(runs).runner.sampler if isinstance(one, PythonSampler) else one
-            for one in self._samplers
+            for one in self.samplers
         )
-        self._samplers = tuple(samplers)
+        self.samplers = tuple(samplers)
 
     def _take_clones(self) -> list[Any]:
         """Return the handles of what C has cloned just now, in the order of the chain."""
@@ -329,7 +354,7 @@ class ChainBase(Handle):
             run.clones.clear()
         return found
 
-    def _raise_stored(self) -> None:
+    def raise_stored(self) -> None:
         """Raise what a sampler in Python has raised."""
         errors = [run.error for run in self._runs if run.error is not None]
         for run in self._runs:
@@ -337,26 +362,26 @@ class ChainBase(Handle):
         if errors:
             raise errors[0]
 
-    def _check_token(self, token: int) -> int:
+    def check_token(self, token: int) -> int:
         """Return a token as an int, if it can be one."""
-        if self._vocab is not None:
-            return self._vocab.check_one(token)
+        if self.vocab is not None:
+            return self.vocab.check_one(token)
         return integer("token", token, 0, INT32_MAX)
 
-    def _failure(self, code: int, token: int | None = None) -> BaseException:
+    def failure(self, code: int, token: int | None = None) -> BaseException:
         """Return the error for what went wrong: ``LLAMACFFI_SAMPLE_...``."""
         if code == lib.LLAMACFFI_SAMPLE_FAILED:
-            self._raise_stored()
+            self.raise_stored()
         if code == lib.LLAMACFFI_SAMPLE_NONE:
-            return ArgumentError(f"{self._samplers[-1]!r} has chosen no token")
+            return ArgumentError(f"{self.samplers[-1]!r} has chosen no token")
         if code == lib.LLAMACFFI_SAMPLE_GRAPH:
             return self._of_another()
         if code == lib.LLAMACFFI_SAMPLE_RULED_OUT:
             return self._ruled_out()
-        return grammar_failure(code, token, self._vocab) or problem(code)
+        return grammar_failure(code, token, self.vocab) or problem(code)
 
     def _of_another(self) -> ArgumentError:
-        if self._attached is None:
+        if self.attachment is None:
             return ArgumentError(
                 "that output was sampled in the graph of the context: use the chain that "
                 "Context.samplers has for its sequence"
@@ -366,10 +391,10 @@ class ChainBase(Handle):
         )
 
     def _ruled_out(self) -> LlamaError:
-        first = next((k for k, one in enumerate(self._samplers) if type(one) is Grammar), None)
+        first = next((k for k, one in enumerate(self.samplers) if type(one) is Grammar), None)
         if first is None:
             return ArgumentError(f"{self!r} has ruled out all tokens")
-        hint = f"; put Grammar before {self._samplers[0]!r}, which may have removed them"
+        hint = f"; put Grammar before {self.samplers[0]!r}, which may have removed them"
         reason = "the grammar allows none of the tokens that are left"
         return GrammarError(reason + hint if first else reason)
 

@@ -1,0 +1,115 @@
+"""How a sampler chain enters a compute graph, and what keeps it from doing so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .._native import ffi, lib
+from ..errors import ArgumentError, UnsupportedError
+from ..log import with_log
+from ..sampling.base import Sampler
+from ..sampling.chain import SamplerChain, native
+from ..sampling.native_chain import NativeChain, parts_of
+from ..sampling.samplers import Greedy, MinP, Temp, TempExt, TopK, TopP
+from ..sampling.token_samplers import LogitBias
+
+if TYPE_CHECKING:
+    from ..vocab.vocab import Vocab
+
+
+class Gone:
+    """Stands for a graph that exists no more, or does not exist yet."""
+
+    def gone(self) -> bool:
+        """Return whether the graph exists no more."""
+        return True
+
+    def release(self, chain: NativeChain) -> None:
+        """Do nothing: the graph has no chains."""
+
+
+GONE = Gone()
+
+
+# Functions of their own: of a generator that has a lock, `CallLock` cannot tell that it is over.
+def give(chain: NativeChain, vocab: Vocab, entered: list[NativeChain]) -> Any:
+    """Get a chain ready for a context that is about to be created; return what that gets."""
+    with chain.lock:
+        chain.settle_for(vocab)
+        enter(chain, len(vocab))
+        chain.attachment = GONE  # until it is in the context
+        entered.append(chain)
+        return chain.held()
+
+
+def take_back(chain: NativeChain) -> None:
+    """Take a chain back from a context that could not be created."""
+    with chain.lock:
+        chain.leave_graph()
+
+
+def check_free(chain: Any) -> None:
+    """Check that a value is a chain, and in no graph."""
+    if not isinstance(chain, SamplerChain):
+        raise TypeError(f"a sequence is sampled by a SamplerChain, not {chain!r}")
+    attachment = native(chain).attachment
+    if attachment is not None and not attachment.gone():
+        raise ArgumentError(
+            f"{chain!r} is in use in the graph of a context already: give chain.clone()"
+        )
+
+
+def enter(chain: NativeChain, n_vocab: int) -> None:
+    """Get a chain ready for a graph; the caller holds it.
+
+    Raises:
+        UnsupportedError: Not even its first sampler can run there.
+    """
+    owner, plan = chain.ready(), chain.plan
+    stop = first_wrong(plan, n_vocab)
+    first = parts_of(owner)[:1]
+    if not first or stop == 0 or first[0].iface.backend_init == ffi.NULL:
+        what = repr(plan[0]) if plan else "an empty chain"
+        raise UnsupportedError(
+            f"llama.cpp cannot run {what} in the graph of a context: sample without set_sampler"
+        )
+    chain.enter_graph(stop)
+
+
+def check_first(chain: NativeChain) -> None:
+    """Check that the first sampler runs in the graph, with this model and on its device."""
+    owner = chain.held()  # as long as a part of it is looked at
+    name = ffi.string(lib.llama_sampler_name(parts_of(owner)[0])).decode()
+    if name[0] not in "+?":  # on, or switched off
+        what = name.removeprefix("-")
+        raise with_log(UnsupportedError(f"the context cannot run {what!r} in its graph"))
+
+
+def first_wrong(plan: Sequence[Sampler], n_vocab: int) -> int | None:
+    """Return the first sampler that llama.cpp would run wrongly in a graph; None if there is none.
+
+    There `Greedy` and `LogitBias` take the place of a candidate for its token, once some were
+    removed or ordered; `TopK` asserts that there are so many; and nothing regards ``min_keep``.
+    """
+    n, in_order = n_vocab, True
+    for k, sampler in enumerate(plan):
+        reduced = False
+        if isinstance(sampler, Greedy | LogitBias):
+            wrong = not in_order
+        elif isinstance(sampler, TopK) and sampler.k:
+            wrong, n, reduced = sampler.k > n, sampler.k, True
+        elif isinstance(sampler, TopP) and sampler.p < 1:
+            wrong, reduced = sampler.min_keep > 1, True
+        elif isinstance(sampler, MinP) and sampler.p > 0:
+            wrong = sampler.min_keep > 1
+        elif isinstance(sampler, TempExt) and sampler.t > 0 and sampler.delta > 0:
+            wrong = n == 1  # it divides by the logarithm of that
+        elif isinstance(sampler, Temp | TempExt) and sampler.t == 0:
+            wrong, n, reduced = False, 1, True
+        else:
+            continue
+        if wrong:
+            return k
+        in_order = in_order and not reduced
+    return None
