@@ -1,14 +1,14 @@
-// What an older llama.cpp lacks of what we call: as it would answer there.
+// Functions that native/ calls and an older llama.cpp lacks, with the results that suit it.
 #pragma once
 
 #include "has.h" // generated: LLAMACFFI_HAS_f for each function and enumerator f that the headers declare
 #include "upstream.h"
 
 #if !LLAMACFFI_HAS_mtmd_helper_log_set
-inline void mtmd_helper_log_set(ggml_log_callback, void *) {} // it logs where ggml does
+inline void mtmd_helper_log_set(ggml_log_callback, void *) {} // it logs through ggml
 #endif
 
-// Nothing is sampled in the graph.
+// It does not sample in the graph.
 #if !LLAMACFFI_HAS_llama_get_sampled_logits_ith
 inline const float *llama_get_sampled_logits_ith(llama_context *, int32_t) { return nullptr; }
 inline const float *llama_get_sampled_probs_ith(llama_context *, int32_t) { return nullptr; }
@@ -19,7 +19,7 @@ inline llama_token llama_get_sampled_token_ith(llama_context *, int32_t) { retur
 
 namespace llamacffi {
 
-// Makes tokens out of nothing but a hash of the text.
+// Whether a vocabulary is the one for tests, whose tokens are a hash of the text.
 inline bool is_test_vocabulary(enum llama_vocab_type type) {
 #if LLAMACFFI_HAS_LLAMA_VOCAB_TYPE_TEST
     return type == LLAMA_VOCAB_TYPE_TEST;

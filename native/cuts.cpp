@@ -1,4 +1,4 @@
-// Where a text can be cut so that the tokens stay the same, and what that takes to know.
+// Where a text can be split without changing its tokens.
 #include "tokenizer.hpp"
 
 #include <algorithm>
@@ -16,8 +16,8 @@ namespace {
 constexpr int special_attr =
     LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED | LLAMA_TOKEN_ATTR_UNKNOWN;
 
-// How long a piece should be.  llama.cpp takes the square of it for what an SPM vocabulary lacks, and of the
-// number of special tokens in it for any; but compiles regular expressions for each piece.
+// The length of a piece.  llama.cpp takes quadratic time for text that an SPM vocabulary lacks, and in the
+// number of special tokens for all vocabularies; but compiles regular expressions for each piece.
 constexpr size_t short_piece = 4 * 1024, long_piece = 64 * 1024, specials_max = 256;
 
 constexpr uint32_t blank = 0x2581, byte_order_mark = 0xFEFF;
@@ -36,10 +36,10 @@ uint32_t gpt2_character(unsigned char byte) {
     return table[byte];
 }
 
-// What llama.cpp takes for a blank beside a special token.
+// Whether llama.cpp takes a byte beside a special token for whitespace.
 bool is_blank(char byte) { return std::isspace(static_cast<unsigned char>(byte)) != 0; }
 
-// Letters, by every regular expression that splits a text into words.
+// Letters according to all of the regular expressions that split text into words.
 bool is_letter(uint32_t code) {
     constexpr uint32_t ranges[][2] = {
         {'A', 'Z'},       {'a', 'z'},       {0xC0, 0xD6},     {0xD8, 0xF6},     {0xF8, 0xFE},
@@ -58,7 +58,7 @@ const llamacffi_tokenizer::Details &llamacffi_tokenizer::details() const {
         const llama_token n = llama_vocab_n_tokens(vocab);
         const bool by_pairs = type == LLAMA_VOCAB_TYPE_SPM || type == LLAMA_VOCAB_TYPE_PLAMO2 ||
                               type == LLAMA_VOCAB_TYPE_BPE || type == LLAMA_VOCAB_TYPE_UGM;
-        int dna = 0; // in a vocabulary for it, text between two tags is read otherwise
+        int dna = 0; // a vocabulary for DNA reads text between two tags differently
         char piece[256];
         for (llama_token i = 0; i < n; ++i) {
             const std::string_view text = llama_vocab_get_text(vocab, i);
@@ -77,7 +77,7 @@ const llamacffi_tokenizer::Details &llamacffi_tokenizer::details() const {
                                                        (guard ? guarded_text : 0));
             found.special.add(text, flags);
             const int32_t size = llama_token_to_piece(vocab, i, piece, sizeof piece, 0, true);
-            if (guard && size > 0) { // as it is in a text, if that differs
+            if (guard && size > 0) { // its spelling in text, which may differ
                 found.special.add({piece, static_cast<size_t>(size)}, guarded_text);
                 std::string with_blanks(text);
                 for (size_t at; (at = with_blanks.find("\u2581")) != with_blanks.npos;) {
@@ -98,8 +98,8 @@ const llamacffi_tokenizer::Details &llamacffi_tokenizer::details() const {
     return lazy;
 }
 
-// A piece that goes on with ordinary text must get no blank before it.  A text to which no token reaches from
-// the left can be told from what follows it, by its tokens.
+// A piece that continues ordinary text must not get a leading space, so it is tokenized after a sentinel: a
+// text that no token extends beyond, so that its own tokens can be removed.
 void llamacffi_tokenizer::find_sentinel(Details &found) const {
     const auto fits = [&](std::string_view text) {
         if (count_characters(text) != 1 || found.pairs.begins(character_at(text, 0).code)) {
@@ -130,7 +130,7 @@ void llamacffi_tokenizer::find_sentinel(Details &found) const {
     }
 }
 
-// The longest special text at `i` that llama.cpp reads as its token; of size 0 if there is none.
+// The longest special text at `i` that llama.cpp reads as its token; its size is 0 if there is none.
 llamacffi_tokenizer::Special llamacffi_tokenizer::longest(const Details &known, std::string_view text,
                                                           size_t i, bool parse_special) {
     Special found{};
@@ -142,12 +142,12 @@ llamacffi_tokenizer::Special llamacffi_tokenizer::longest(const Details &known, 
     return found;
 }
 
-// Whether the longest special text at `i` is certain to be read as its token, if none reaches there from the
-// left: llama.cpp looks for the longest ones first, for each from left to right.
+// Whether the longest special text at `i` is sure to become its token, provided that none overlaps it from the
+// left: llama.cpp searches for the longest ones first, and for each from left to right.
 bool llamacffi_tokenizer::is_taken(const Details &known, std::string_view text, size_t i, bool parse_special) {
     const Special one = longest(known, text, i, parse_special);
     if (known.strips && (is_blank(text[i]) || is_blank(text[i + one.size - 1]))) {
-        return false; // another one beside it may take its blanks along
+        return false; // a neighbour may strip its whitespace
     }
     for (size_t n = 1; n < one.size; ++n) {
         const Special other = longest(known, text, i + n, parse_special);
@@ -165,7 +165,7 @@ llamacffi_tokenizer::Cut llamacffi_tokenizer::next_cut(std::string_view text, si
         return {text.size(), false};
     }
     const Details &known = details();
-    size_t reach = start; // the special texts so far end here, or before
+    size_t reach = start; // the end of the special texts so far
     size_t n_special = 0;
     for (size_t i = start; i < text.size();) {
         const bool enough = i >= wanted || n_special >= specials_max;
@@ -184,7 +184,7 @@ llamacffi_tokenizer::Cut llamacffi_tokenizer::next_cut(std::string_view text, si
             continue;
         }
         i += one.size;
-        bool divides = parse_special || !(one.flags & guarded_text); // else it will be divided itself
+        bool divides = parse_special || !(one.flags & guarded_text); // otherwise it will be split itself
         if (one.flags & strips_after) {
             while (i < text.size() && is_blank(text[i]) && longest(known, text, i, parse_special).size == 0) {
                 ++i;
@@ -199,14 +199,14 @@ llamacffi_tokenizer::Cut llamacffi_tokenizer::next_cut(std::string_view text, si
     return {text.size(), false};
 }
 
-// Whether the tokens of ordinary text before and after `i` are the same if they are made apart.
+// Whether ordinary text can be split at `i` without changing its tokens.
 bool llamacffi_tokenizer::can_cut(const Details &known, std::string_view text, size_t i) const {
     switch (type) {
-    case LLAMA_VOCAB_TYPE_WPM: // it splits a text there before anything else
+    case LLAMA_VOCAB_TYPE_WPM: // WPM splits text at spaces first
         return text[i] == ' ';
     case LLAMA_VOCAB_TYPE_BPE:
         return can_cut_bpe(known, text, i);
-    default: // it joins characters, or chooses among tokens, and none has these two side by side
+    default: // no token contains these two characters side by side
         uint32_t before = character_before(text, i).code, after = character_at(text, i).code;
         if (type == LLAMA_VOCAB_TYPE_SPM) {
             before = before == ' ' ? blank : before;
@@ -216,9 +216,9 @@ bool llamacffi_tokenizer::can_cut(const Details &known, std::string_view text, s
     }
 }
 
-// Regular expressions split a text into words first.  They all read from left to right, and none looks beyond
-// a letter; so what is before a blank between two letters, or after a line, has the same words alone.  Some
-// do not end a word there, but then no token may go on.
+// Regular expressions first split the text into words.  All work from left to right, and none looks beyond a
+// letter, so that splitting at a space between two letters, or before a new line, does not change the words.
+// For those that do not end a word there, check that no token spans the split.
 bool llamacffi_tokenizer::can_cut_bpe(const Details &known, std::string_view text, size_t i) const {
     const auto before = character_before(text, i);
     if (text[i] == ' ' && is_letter(before.code)) {

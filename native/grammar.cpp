@@ -1,7 +1,7 @@
-// Grammars: the sampler that allows only a text that can still become one of the grammar's.
+// A sampler that only allows text that can still be completed to match a grammar.
 //
-// llama.cpp's own follows each way to read a text by itself, and there can be more of those than anyone
-// can count: where a rule is ambiguous their number doubles with each character.
+// llama.cpp's own sampler tracks each way to parse the text separately, and where a rule is ambiguous their
+// number may double with each character.
 #include "grammar.hpp"
 
 #include "llamacffi/grammar.h"
@@ -11,7 +11,7 @@
 #include <cmath>
 #include <optional>
 
-// The texts of a vocabulary, for Python to hold.
+// The texts of a vocabulary, owned by Python.
 struct llamacffi_pieces {
     std::shared_ptr<const llamacffi::Pieces> shared;
 };
@@ -20,7 +20,7 @@ namespace llamacffi {
 
 namespace {
 
-// Few candidates are looked at one by one; each costs about as much as so many in a row.
+// A few candidates are checked one by one, which costs this many times as much as checking all in order.
 constexpr size_t ALONE = 8;
 
 struct Grammar {
@@ -33,11 +33,11 @@ struct Grammar {
     Reader reader;
     const bool lazy;
     bool waits = false;
-    // While it waits: the text so far, where its tokens begin, and the search for each pattern.
+    // Before the grammar is triggered: the text so far, where its tokens begin, and a search for each pattern.
     std::string text;
     std::vector<std::pair<llama_token, size_t>> tokens;
     std::vector<Search> searches;
-    // What accepting the prepared token leads to.
+    // The state after accepting the prepared token.
     llama_token prepared = LLAMA_TOKEN_NULL;
     std::vector<Search> searched;
     std::optional<Reader> begun;
@@ -55,7 +55,7 @@ struct Grammar {
         }
     }
 
-    // Gets ready to accept a token.  Returns 0, or what is wrong with it; then nothing has changed.
+    // Prepares to accept a token.  Returns 0, or LLAMACFFI_SAMPLE_* with the state unchanged.
     int32_t prepare(llama_token id) {
         const Pieces &pieces = *rules->pieces;
         prepared = LLAMA_TOKEN_NULL;
@@ -69,14 +69,14 @@ struct Grammar {
             wrong = prepare_waiting(id, std::string(pieces.text(piece), piece.size));
         } else if (!reader.allows(id)) {
             wrong = LLAMACFFI_SAMPLE_GRAMMAR;
-        } else if (!pieces.ends[id]) { // behind the end nothing moves
+        } else if (!pieces.ends[id]) { // the end of the text leaves the position as it is
             reader.prepare(id, pieces.text(piece), piece.size, true);
         }
         prepared = wrong ? LLAMA_TOKEN_NULL : id;
         return wrong;
     }
 
-    // Accepts the token that was prepared.
+    // Accepts the prepared token.
     void commit() {
         const llama_token id = prepared;
         prepared = LLAMA_TOKEN_NULL;
@@ -113,7 +113,7 @@ struct Grammar {
         return 0;
     }
 
-    // Reads the text of tokens from `start` on, with a reader that takes over then.
+    // Triggers the grammar: a new reader reads the text from `start` on, to take over at commit().
     int32_t begin(const std::vector<std::pair<llama_token, size_t>> &all, const std::string &bytes, size_t start) {
         begun.emplace(rules);
         for (size_t k = 0; k < all.size(); ++k) {
@@ -170,7 +170,7 @@ const llama_sampler_i grammar = {
     /* .clone             = */
     [](const llama_sampler *one) { return new_grammar(std::make_unique<Grammar>(Grammar::of(one))); },
     /* .free              = */ [](llama_sampler *one) { delete &Grammar::of(one); },
-    // What is not named is null, however many there are.
+    // Further members, whose number depends on the version, are null.
 };
 
 } // namespace

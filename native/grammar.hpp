@@ -1,4 +1,4 @@
-// Grammars that cost what they should: how a text is matched, and the sampler that allows only such text.
+// Grammars whose cost does not depend on ambiguity: the parser, and functions for the sampler.
 #pragma once
 
 #include "llama.h"
@@ -23,7 +23,7 @@ class Pieces {
     struct Piece {
         size_t start, size;
         llama_token id;
-        uint32_t shared; // so many bytes with the piece before it in the order
+        uint32_t shared; // the length of its common prefix with the previous piece
     };
 
     const char *text(const Piece &one) const { return bytes.data() + one.start; }
@@ -38,7 +38,7 @@ class Pieces {
     std::vector<uint32_t> place;
 };
 
-// What a symbol of a rule is.
+// The kinds of symbols in a rule.
 enum SlotKind : int32_t {
     SLOT_END = LLAMACFFI_SLOT_END,
     SLOT_CHARS = LLAMACFFI_SLOT_CHARS,
@@ -64,20 +64,20 @@ struct Rules {
     std::shared_ptr<const Pieces> pieces;
 };
 
-// Thrown where a grammar is too ambiguous to go on.
+// Thrown if a grammar is too ambiguous to continue.
 struct TooAmbiguous : std::runtime_error {
     TooAmbiguous() : std::runtime_error("the grammar is too ambiguous: it takes too many steps") {}
 };
 
-// A map from numbers, emptied in no time: what is of an earlier round is not there.
+// A hash map that is cleared in constant time: entries of earlier rounds do not count.
 class Table {
   public:
     void clear();
-    // Returns the value of a key, and whether it is new there; then it is `value`.
+    // Returns the value of a key, which is `value` if it is new, and whether it is new.
     std::pair<int32_t, bool> insert(uint64_t key, int32_t value);
 
     size_t size() const { return used; }
-    // How many steps it is to look for a key: more where the caches of the processor are too small.
+    // The cost of a lookup in steps, which grows when the table exceeds the CPU caches.
     int64_t cost() const { return 1 + static_cast<int64_t>(std::min<size_t>(used >> 14, 9)); }
 
   private:
@@ -88,33 +88,33 @@ class Table {
     };
     void grow();
     std::vector<Entry> entries = std::vector<Entry>(64, Entry{0, 0, 0});
-    int shift = 64 - 6; // which leaves as many bits as number the entries
+    int shift = 64 - 6; // leaves as many bits as an index into the entries has
     uint32_t round = 1;
     size_t used = 0;
 };
 
-// Where in the rules a text may be.  All ways to read it are followed at once, by the algorithm for
-// generalised LL parsing: stacks that end alike are stored once, so their number does not matter.
+// The positions in the rules after some text.  All ways to parse it are followed at once by generalized LL
+// parsing: stacks share their common parts, so that their number does not matter.
 class Reader {
   public:
     explicit Reader(std::shared_ptr<const Rules> rules);
 
-    // Begin anew.
+    // Start over.
     void reset();
-    // Whether the text may end here.
+    // Whether the text is complete and may end here.
     bool complete() const { return top.complete; }
     // Whether a token may come next.
     bool allows(llama_token id);
     // For each token whether it may come next; valid until the next call.
     const std::vector<char> &allowed();
-    // Get ready to read a token, or a part of one; false if it may not come.
+    // Prepare to read a token, or (unless `whole`) a part of one; false if it is not allowed.
     bool prepare(llama_token id, const char *text, size_t size, bool whole);
-    // Read what was prepared, which cannot fail.
+    // Read the prepared token, which cannot fail.
     void commit();
 
   private:
     struct Node {
-        int32_t slot; // where to go on
+        int32_t slot; // where to continue
         int32_t edge; // the first of the stacks below, -1 without
         bool popped;
     };
@@ -124,10 +124,10 @@ class Reader {
     struct Place {
         int32_t slot, node;
     };
-    // After some text: the places where a character or a token is expected, in `places`.
+    // The state after some text: the range of `places` where a character or a token is expected.
     struct Level {
         size_t begin, end;
-        size_t n_nodes, n_edges, n_places; // how much there was of each, to go back to
+        size_t n_nodes, n_edges, n_places; // the sizes to return to
         bool complete;
         Utf8 partial;
         bool alive() const { return begin < end || complete; }
@@ -155,7 +155,7 @@ class Reader {
     std::vector<Edge> edges;
     std::vector<Place> places;
     Level top;   // where the text is
-    Level ready; // and where it is behind the token that was prepared
+    Level ready; // and where it is after the prepared token
     bool tokens_expected = false;
 
     std::vector<Place> todo; // of `close`
@@ -167,11 +167,11 @@ class Reader {
     bool marked = false;
 };
 
-// Whether the sampler is a grammar.
+// Whether a sampler is a grammar.
 bool is_grammar(const llama_sampler *sampler);
-// Whether a grammar lets a token pass.
+// Whether a grammar allows a token next.
 bool grammar_allows(llama_sampler *sampler, llama_token token);
-// Returns 0 if a grammar can accept a token, and else what is wrong; nothing has changed then.
+// Returns 0 if a grammar can accept a token, otherwise LLAMACFFI_SAMPLE_* with its state unchanged.
 int32_t grammar_prepare(llama_sampler *sampler, llama_token token);
 
 } // namespace llamacffi

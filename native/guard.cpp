@@ -35,12 +35,12 @@ void on_abort(const char *message) {
     if (llamacffi_guard.depth > 0) {
         throw AssertionFailed(message);
     }
-    // A thread of ggml's own, or a call that came around the guard: nobody can catch there.
+    // In a thread of ggml's own or a call that bypassed the guard, an exception would not be caught.
     std::fprintf(stderr, "%s\n", message);
     std::fflush(stderr);
 }
 
-// A std::terminate_handler in place of ggml's own, which starts a debugger on this process.
+// A std::terminate_handler that replaces ggml's, which attaches a debugger to this process.
 [[noreturn]] void on_terminate() {
     const char *reason = "no exception is active";
     try {
@@ -57,14 +57,14 @@ void on_abort(const char *message) {
     std::abort();
 }
 
-// Returns whether a function is in the library of ggml that this module uses.
+// Whether a function belongs to the library of ggml that this module uses.
 bool is_of_ggml(const void *function) {
     Dl_info one, other;
     return function && dladdr(function, &one) && dladdr(reinterpret_cast<const void *>(&ggml_abort), &other) &&
            one.dli_fbase == other.dli_fbase;
 }
 
-// Returns the function if the library at `path` is one of ggml's and has it.
+// Finds a function in the library at `path`; null if it is not one of ggml's or lacks the function.
 void *find_in(const std::string &path, const char *function) {
     const std::string file = path.substr(path.rfind('/') + 1);
     if (file.compare(0, 7, "libggml") != 0) {
@@ -76,7 +76,7 @@ void *find_in(const std::string &path, const char *function) {
     }
     void *found = dlsym(library, function);
     if (!found) {
-        dlclose(library); // if found, it stays open: the address must outlive an unloaded backend
+        dlclose(library); // otherwise keep it open: the address must stay valid when the backend is unloaded
     }
     return found;
 }
@@ -90,7 +90,7 @@ std::vector<std::string> loaded_libraries() {
     return paths;
 }
 #else
-// Only gathers: the loader holds a lock while it calls back, and dlopen wants that and another one.
+// Only collects the names: the loader holds a lock during the callback, which dlopen() would take again.
 std::vector<std::string> loaded_libraries() {
     std::vector<std::string> paths;
     dl_iterate_phdr(
@@ -122,17 +122,17 @@ void set_failure(const char *function, const char *message) noexcept {
     llamacffi_guard.function = function;
     llamacffi_guard.message = strdup(message);
     if (!llamacffi_guard.message) {
-        std::abort(); // no memory for one line: there is no way to report anything
+        std::abort(); // not even memory for the message: nothing can be reported
     }
 }
 
 void install_abort_callback() {
-#if LLAMACFFI_HAS_ggml_set_abort_callback // an older ggml tells nobody, and a failed assertion ends the process
+#if LLAMACFFI_HAS_ggml_set_abort_callback // in an older ggml, a failed assertion always ends the process
     ggml_set_abort_callback(on_abort);
 #else
     (void)on_abort;
 #endif
-    // The handlers that others have set since are theirs, and a debugger may be wanted.
+    // Keep a handler that someone else has set, and ggml's if the user asks for backtraces.
     if (is_of_ggml(reinterpret_cast<const void *>(std::get_terminate())) && !std::getenv("LLAMACFFI_BACKTRACE")) {
         std::set_terminate(on_terminate);
     }

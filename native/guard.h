@@ -15,18 +15,18 @@
 extern "C" {
 #endif
 
-/* Per thread, all zero at its start. */
+/* One per thread, initially zero. */
 struct llamacffi_guard_state {
-    int depth;            /* 1 inside a guarded call; 0 again in a call that Python makes from there */
+    int depth;            /* above 0 inside a guarded call; 0 again in Python code called from there */
     const char *function; /* where the failure was caught; static */
     char *message;        /* malloc'ed, waiting to be raised; NULL if nothing failed */
-    void *locale;         /* locale_t of the thread outside of its guarded call; NULL without one */
+    void *locale;         /* locale_t of the thread outside of the guarded call; NULL if there is none */
 };
 
 extern __thread struct llamacffi_guard_state llamacffi_guard
     __attribute__((visibility("hidden"), tls_model("initial-exec")));
 
-/* How many calls Python's threads have made that are not over; changed by who holds the GIL. */
+/* How many calls from Python are running; only modified with the GIL held. */
 extern int llamacffi_n_running __attribute__((visibility("hidden")));
 
 #ifdef Py_GIL_DISABLED

@@ -1,4 +1,4 @@
-// Which libraries there are in this process, and what they were built from.
+// The libraries of llama.cpp in this process, and what they were built from.
 #include "has.h" // generated
 #include "llamacffi/libraries.h"
 
@@ -11,7 +11,7 @@
 
 #include <dlfcn.h>
 
-// Weak, as for the guard: a library of another version may lack any function.
+// Weak references, as in the guard, since a library of another version may lack any function.
 extern "C" {
 decltype(llama_backend_free) llama_backend_free __attribute__((weak));
 decltype(ggml_backend_load_all) ggml_backend_load_all __attribute__((weak));
@@ -23,7 +23,7 @@ decltype(mtmd_free) mtmd_free __attribute__((weak));
 
 namespace {
 
-// Returns what a library itself defines under this name, and not one that it depends on.
+// Finds a symbol that a library itself defines, ignoring its dependencies.
 void *own_symbol(void *handle, const void *base, const char *name) {
     Dl_info info;
     void *found = dlsym(handle, name);
@@ -34,11 +34,11 @@ const char *call(void *function) {
     return function ? reinterpret_cast<const char *(*)()>(function)() : nullptr;
 }
 
-// `inside` is the address of anything in the library.
+// `inside` describes any address in the library.
 void describe(void *handle, const Dl_info &inside, llamacffi_library_info *info) {
     info->path = inside.dli_fname;
     info->commit = static_cast<const char *>(own_symbol(handle, inside.dli_fbase, "llamacffi_stamp"));
-    // Its own functions, or those of the libraries that it uses.
+    // These may also come from the libraries that it uses.
     info->ggml_commit = call(dlsym(handle, "ggml_commit"));
     info->ggml_version = call(dlsym(handle, "ggml_version"));
     info->llama_version = call(own_symbol(handle, inside.dli_fbase, "llama_version"));
@@ -69,7 +69,7 @@ bool llamacffi_library(int32_t i, llamacffi_library_info *info) {
     }
     if (void *handle = dlopen(inside.dli_fname, RTLD_NOLOAD | RTLD_LAZY)) {
         describe(handle, inside, info);
-        dlclose(handle); // it stays loaded: this module needs it
+        dlclose(handle); // it stays loaded, since this module needs it
     } else {
         info->path = inside.dli_fname;
     }

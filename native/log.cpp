@@ -1,4 +1,4 @@
-// The log ring: llama.cpp writes lines from any thread, Python reads them when it gets to it.
+// The log, a ring buffer: llama.cpp writes lines from any thread, and Python reads them later.
 #include "compat.hpp"
 #include "llamacffi/log.h"
 #include "native.hpp"
@@ -25,8 +25,8 @@ struct Line {
 
 struct PerThread {
     int32_t number;       // 0: none yet
-    ggml_log_level level; // of its last message, which one of level CONT goes on with
-    uint64_t checkpoint;  // the number of lines when it last asked for them
+    ggml_log_level level; // of its last message, which a message of level CONT continues
+    uint64_t checkpoint;  // the number of lines at its last checkpoint
 };
 
 thread_local PerThread here = {};
@@ -36,15 +36,15 @@ double now() {
     return std::chrono::duration<double>(since_1970).count();
 }
 
-// What has no level of its own, llama.cpp means to be read.
+// Messages without a level count as information.
 int32_t rank(ggml_log_level level) {
     return level > GGML_LOG_LEVEL_NONE && level < GGML_LOG_LEVEL_CONT ? level : GGML_LOG_LEVEL_INFO;
 }
 
 class Ring {
   public:
-    // Text comes in pieces: a line ends at its newline, and a message of level CONT goes on with the
-    // line before it, unless another thread has begun one in between.
+    // Text comes in pieces: a newline ends a line, and a message of level CONT continues the previous line
+    // unless another thread has started one in between.
     void write(ggml_log_level level, const char *text) {
         if (level != GGML_LOG_LEVEL_CONT) {
             here.level = level;
@@ -70,7 +70,7 @@ class Ring {
         }
     }
 
-    // Without the lock: a forked child asks too, and the lock may have been another thread's.
+    // Without the lock, which another thread may have held when a child process was forked.
     uint64_t count() const { return written.load(std::memory_order_acquire); }
 
     int32_t read(uint64_t number, llamacffi_log_info *info, char *text, size_t size) {
@@ -84,19 +84,19 @@ class Ring {
         return static_cast<int32_t>(line.text.size());
     }
 
-    // Around a fork, so that no other thread has the lock in the child, which would wait for ever.
+    // Called around a fork, so that no other thread holds the lock in the child.
     void hold() { mutex.lock(); }
     void let_go() { mutex.unlock(); }
 
     std::atomic<int32_t> minimum{GGML_LOG_LEVEL_NONE};
 
   private:
-    static constexpr size_t max_line = 1 << 16; // bounds the memory of a writer without newlines
+    static constexpr size_t max_line = 1 << 16; // limits the memory that text without newlines takes
 
     void end_line() {
         if (!open.text.empty()) {
             Line &line = lines[written % lines.size()];
-            line.info = open.info; // which the next line of the same message has too
+            line.info = open.info; // not moved: the next line of the same message needs it, too
             std::swap(line.text, open.text);
             open.text.clear();
             ++written;
@@ -109,7 +109,7 @@ class Ring {
     std::atomic<uint64_t> written{0};
 };
 
-// Never destroyed: ggml's static destructors may log after ours have run.
+// Never destroyed, because ggml's static destructors may log after ours have run.
 Ring &ring() {
     static Ring *one = new Ring;
     return *one;

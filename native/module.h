@@ -1,4 +1,4 @@
-/* Stands in front of the C that CFFI generates for `_llama`: the Python half of the guard. */
+/* The Python half of the guard, included before the C that CFFI generates for `_llama`. */
 #pragma once
 
 #include <Python.h>
@@ -10,17 +10,17 @@
 
 #include "guard.h"
 
-/* A CFFI function with pointer arguments has a local variable of this name; in the others the hook
- * below finds this one. */
+/* CFFI functions with pointer arguments have a local variable of this name.  In other functions the macro
+ * below refers to this one. */
 static struct _cffi_freeme_s *const large_args_free = NULL;
 
 static PyObject *llamacffi_raise(void);
 
 /* CFFI begins and ends every call with these macros.
  *
- * At its beginning the call is Python's own, also if C called that Python: it gets a guard, since an
- * exception must not be thrown through the interpreter's frames.  At its end, raise what the guard
- * caught, and do not look at the result. */
+ * A call starts with a guard of its own even if C has called the Python code that makes it, since an
+ * exception must not unwind the interpreter's frames.  At the end, raise what the guard has caught, and
+ * ignore the result. */
 #undef Py_BEGIN_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS                                                                     \
     {                                                                                              \
@@ -42,8 +42,9 @@ static PyObject *llamacffi_raise(void);
         return llamacffi_raise();                                                                  \
     }
 
-/* Python called from C is outside of the guard: a failed assertion in what it calls around `lib` ends
- * the process, as without us, instead of being thrown through its frames.  And it has its own locale. */
+/* Python code that C calls is outside of the guard: if it calls llama.cpp without `lib` and an assertion
+ * fails, the process ends, since an exception must not unwind the interpreter.  It also gets its own
+ * locale back. */
 static void llamacffi_call_python(struct _cffi_externpy_s *trampoline, char *arguments) {
     int depth = llamacffi_guard.depth;
     locale_t inside = llamacffi_guard.locale ? uselocale((locale_t)llamacffi_guard.locale) : NULL;
@@ -57,7 +58,7 @@ static void llamacffi_call_python(struct _cffi_externpy_s *trampoline, char *arg
 #undef _cffi_call_python
 #define _cffi_call_python llamacffi_call_python
 
-/* Raises what llamacffi.log.native_error returns: made in Python, so that it may carry the log. */
+/* Raises the exception that llamacffi.log.native_error() creates, with lines of the log. */
 static PyObject *llamacffi_raise(void) {
     const char *function = llamacffi_guard.function;
     char *message = llamacffi_guard.message;

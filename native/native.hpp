@@ -1,4 +1,4 @@
-// What the parts of native/ know of each other.
+// Functions that the parts of native/ share.
 #pragma once
 
 struct ggml_cgraph;
@@ -10,14 +10,14 @@ namespace llamacffi {
 void install_abort_callback(); // guard.cpp
 void install_log_callbacks();  // log.cpp
 
-// The number of the calling thread in the log; a thread that works for another takes on its number.
+// The number of the calling thread in the log.  A thread that works for another one adopts its number.
 int log_thread(); // log.cpp
 void log_as(int thread);
 
-// Tells who watches the calling thread of what it logs; may throw then.
-void watch_log(int level, const char *text); // quantize.cpp
+// Passes a message to the watcher of the calling thread, if any, which may throw.
+void watch_log(int level, const char *text); // internals/quantize.cpp
 
-// Tells what a graph does with keys before it puts them into the cache.
-void look_at_keys(const llama_context &context, ggml_cgraph *graph, llamacffi_graph &found); // turning.cpp
+// Describes what a graph does with keys before it caches them.
+void look_at_keys(const llama_context &context, ggml_cgraph *graph, llamacffi_graph &found); // internals/turning.cpp
 
 } // namespace llamacffi

@@ -1,4 +1,4 @@
-// Regular expressions that are searched in a text which is still growing, each byte once.
+// Regular expressions that are searched in a growing text, reading each byte once.
 #pragma once
 
 #include "llamacffi/grammar.h"
@@ -13,11 +13,11 @@ struct Range {
     uint32_t low, high;
 };
 
-// A character of which some bytes are still missing.
+// A character that may still lack some bytes.
 struct Utf8 {
     uint32_t value = 0;
     int32_t missing = 0;
-    uint32_t least = 0; // what fewer bytes cannot say
+    uint32_t least = 0; // the smallest that needs this many bytes
 
     enum Result { MORE, CHARACTER, WRONG };
 
@@ -50,14 +50,14 @@ struct Pattern {
     int32_t n_saved;
 };
 
-// Searches for a pattern: all ways to match are followed at once, the preferred ones first.
+// Searches for a pattern by following all ways to match at once, in order of preference.
 class Search {
   public:
     explicit Search(const Pattern &pattern) : pattern(&pattern) {}
 
     void add(const char *text, size_t size);
-    // Returns where the first group begins that is not empty, or else the match, in a text that ends
-    // here; -1 if there is no match.
+    // Assumes that the text ends here.  Returns where the first nonempty group begins, or else the match;
+    // -1 if there is no match.
     int64_t found();
 
   private:

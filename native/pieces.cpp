@@ -1,4 +1,4 @@
-// The texts of a vocabulary's tokens, sorted.  See grammar.hpp.
+// The sorted texts of a vocabulary's tokens.  See grammar.hpp.
 #include "grammar.hpp"
 
 #include <algorithm>

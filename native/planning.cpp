@@ -1,8 +1,8 @@
-// What must not happen while a context plans the memory of its graphs.
+// Calls that must not overlap while a context plans the memory for its graphs.
 //
-// It looks at the list of the model's adapters then, without a lock: when it is created, and with the
-// first computation after its adapters or samplers have changed.  Here the lock is one of C's, so that
-// what holds it is a single call, which nothing can interrupt, and a finalizer needs no Python for it.
+// Meanwhile it reads the model's list of adapters without a lock: when it is created, and at the first
+// computation after its adapters or samplers have changed.  The lock is in C++, so that it is only held
+// during a single call, which cannot be interrupted, and finalizers can take it without running Python.
 #include "planning.hpp"
 
 #include "has.h" // generated
@@ -48,5 +48,5 @@ void llamacffi_planning_stop(void) { llamacffi::planning().lock(); }
 
 void llamacffi_planning_go_on(void) { llamacffi::planning().unlock(); }
 
-// The child's thread has another number than the one that the lock knows.
+// A new lock: in the child, the thread does not have the identity that locked the old one.
 void llamacffi_planning_begin(void) { llamacffi::mutex = new std::recursive_mutex; }

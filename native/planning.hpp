@@ -7,7 +7,7 @@ namespace llamacffi {
 
 std::recursive_mutex &planning();
 
-// Holds the lock as long as it lives.
+// Holds the lock while it exists.
 struct Planning {
     Planning() : held(planning()) {}
     std::lock_guard<std::recursive_mutex> held;

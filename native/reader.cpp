@@ -1,4 +1,4 @@
-// Grammars: how a text is read.  See grammar.hpp.
+// The parser for grammars.  See grammar.hpp.
 #include "grammar.hpp"
 
 #include <algorithm>
@@ -7,10 +7,10 @@ namespace llamacffi {
 
 namespace {
 
-// How many steps one call may take: about a second.  A step is to look for something in a table, or at a
+// The maximum number of steps of one call, about a second.  A step is a lookup in a table, or a visit to a
 // place where a character is expected.
 constexpr int64_t MAX_STEPS = 100000000;
-// And how many parts of stacks it may keep.
+// The maximum number of stack parts to keep.
 constexpr size_t MAX_STORED = 4000000;
 
 // Keys of `Reader::seen`: what they are about is in the upper bits.
@@ -19,7 +19,7 @@ constexpr uint64_t key(uint64_t kind, int32_t slot, int32_t node) {
 }
 constexpr uint64_t PLACE = 0, NODE = 1, EDGE = 2;
 
-constexpr int32_t BOTTOM = 0; // the stack under which there is nothing
+constexpr int32_t BOTTOM = 0; // the empty stack
 
 } // namespace
 
@@ -35,7 +35,7 @@ std::pair<int32_t, bool> Table::insert(uint64_t wanted, int32_t value) {
     if (used * 2 >= entries.size()) {
         grow();
     }
-    // The upper bits of the product, on which all of the key has had its influence.
+    // The upper bits of the product depend on all bits of the key.
     size_t i = wanted * 0x9E3779B97F4A7C15u >> shift;
     for (; entries[i].round == round; i = (i + 1) & (entries.size() - 1)) {
         if (entries[i].key == wanted) {
@@ -111,10 +111,10 @@ void Reader::push_rule(int32_t rule, int32_t node) {
     }
 }
 
-// Begins a rule, after which it goes on in the slot behind.
+// Enters a rule, after which parsing continues at the next slot.
 void Reader::call(const Place &place, int32_t rule) {
     const int32_t after = place.slot + 1;
-    if (rules->slots[after].kind == SLOT_END) { // nothing there: the stack need not grow
+    if (rules->slots[after].kind == SLOT_END) { // a tail call: the stack need not grow
         return push_rule(rule, place.node);
     }
     spend(2 * seen.cost());
@@ -126,7 +126,7 @@ void Reader::call(const Place &place, int32_t rule) {
     if (seen.insert(key(EDGE, after, place.node), 0).second) {
         edges.push_back({place.node, nodes[node].edge});
         nodes[node].edge = static_cast<int32_t>(edges.size()) - 1;
-        if (nodes[node].popped) { // it was left already: the rule can be empty
+        if (nodes[node].popped) { // already left, since the rule can be empty
             push(after, place.node);
         }
     }
@@ -135,7 +135,7 @@ void Reader::call(const Place &place, int32_t rule) {
     }
 }
 
-// Goes on behind a rule that has ended.
+// Continues after a rule that has ended.
 void Reader::leave(int32_t node) {
     if (static_cast<size_t>(node) >= first_node) {
         nodes[node].popped = true;
@@ -145,7 +145,7 @@ void Reader::leave(int32_t node) {
     }
 }
 
-// Follows what is to do to where characters or tokens are expected.
+// Processes `todo` until all places expect a character or a token.
 void Reader::close(Level &level) {
     while (!todo.empty()) {
         const Place place = todo.back();
@@ -209,7 +209,7 @@ Reader::Level Reader::next(const Level &level, unsigned char byte) {
     return after;
 }
 
-// Reads bytes, as long as they may come.
+// Reads bytes as long as they are allowed.
 bool Reader::follow(const char *text, size_t size, Level &level) {
     for (size_t i = 0; i < size && level.alive(); ++i) {
         level = next(level, static_cast<unsigned char>(text[i]));
@@ -217,7 +217,7 @@ bool Reader::follow(const char *text, size_t size, Level &level) {
     return level.alive();
 }
 
-// Whether a token as a whole is expected; if `act`, goes on behind it.
+// Whether the rules expect this token as such; if `act`, continues after it.
 bool Reader::expects_token(llama_token id, bool act) {
     bool found = false;
     for (size_t i = top.begin; tokens_expected && i < top.end && !top.partial.missing; ++i) {
@@ -233,7 +233,7 @@ bool Reader::expects_token(llama_token id, bool act) {
     return found;
 }
 
-// Whether a token stands for text, as opposed to an end and to nothing.
+// Whether a token stands for text, unlike one that ends a generation or is empty.
 bool Reader::is_text(const Pieces::Piece &piece) const {
     return !rules->pieces->ends[piece.id] && piece.size && *rules->pieces->text(piece);
 }
@@ -264,7 +264,7 @@ const std::vector<char> &Reader::allowed() {
     return marks;
 }
 
-// Marks the tokens whose text may come.
+// Marks the tokens whose text is allowed.
 void Reader::mark_texts() {
     const Pieces &pieces = *rules->pieces;
     marks.assign(pieces.sorted.size(), 0);
@@ -273,7 +273,7 @@ void Reader::mark_texts() {
         if (!is_text(piece)) {
             marks[piece.id] = pieces.ends[piece.id] && complete();
         }
-        // What is dead stays so for all pieces that begin alike.
+        // A rejected prefix rules out all pieces that share it.
         levels.resize(std::min<size_t>(levels.size(), piece.shared + 1));
         if (!levels.back().alive()) {
             continue;
@@ -290,7 +290,7 @@ void Reader::mark_texts() {
     go_back(top);
 }
 
-// Marks the tokens that may come as such.
+// Marks the tokens that the rules name.
 void Reader::mark_tokens() {
     const Pieces &pieces = *rules->pieces;
     for (size_t i = top.begin; tokens_expected && i < top.end && !top.partial.missing; ++i) {
@@ -343,7 +343,7 @@ void Reader::commit() {
     }
 }
 
-// Forgets stacks that nothing leads to.
+// Removes stacks that are not reachable any more.
 void Reader::compact() {
     std::vector<int32_t> number(nodes.size(), -1), found = {BOTTOM};
     number[BOTTOM] = 0;

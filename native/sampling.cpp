@@ -1,4 +1,4 @@
-// Choosing a token with a chain of samplers so that grammars fail closed, and two small samplers.
+// Sampling with a chain whose grammars are always obeyed, and two small samplers.
 #include "compat.hpp"
 #include "grammar.hpp"
 #include "llama.h"
@@ -16,7 +16,7 @@ using Candidates = llama_token_data_array;
 
 // --- Candidates ----------------------------------------------------------------------------------
 
-bool is_score(float logit) { return logit < INFINITY; } // -inf is one; nan is not
+bool is_score(float logit) { return logit < INFINITY; } // -inf is allowed, NaN is not
 
 int32_t check(const Candidates &candidates, int32_t n_vocab) {
     int32_t no_scores = 0, no_tokens = 0;
@@ -28,7 +28,7 @@ int32_t check(const Candidates &candidates, int32_t n_vocab) {
     return no_tokens ? LLAMACFFI_SAMPLE_ID : no_scores ? LLAMACFFI_SAMPLE_NAN : 0;
 }
 
-// What the samplers in the graph have left.
+// The candidates left by the samplers in the graph.
 int32_t fill_from_graph(llama_context *context, int32_t i, const float *logits, llama_token_data *data) {
     const uint32_t n = llama_get_sampled_logits_count_ith(context, i);
     const llama_token *ids = llama_get_sampled_candidates_ith(context, i);
@@ -53,14 +53,14 @@ int32_t fill(llama_context *context, int32_t i, llama_token_data *data) {
     for (int32_t id = 0; id < n_vocab; ++id) {
         data[id] = {id, logits[id], 0.0f};
     }
-    int32_t no_scores = 0; // as wide as a score, and in a loop of its own: so it is vectorised
+    int32_t no_scores = 0; // as wide as a logit and in a separate loop, to be vectorized
     for (int32_t id = 0; id < n_vocab; ++id) {
         no_scores |= is_score(logits[id]) ? 0 : 1;
     }
     return no_scores ? LLAMACFFI_SAMPLE_NAN : n_vocab;
 }
 
-// Returns the token that was chosen, or what is wrong with it.
+// Returns the selected token, or why it is not valid.
 int32_t chosen(const llamacffi_chain &chain, const Candidates &candidates, int32_t n_vocab) {
     if (chain.failed) {
         return LLAMACFFI_SAMPLE_FAILED;
@@ -77,7 +77,7 @@ int32_t chosen(const llamacffi_chain &chain, const Candidates &candidates, int32
 
 // --- Grammars ------------------------------------------------------------------------------------
 
-// The samplers of a chain that are grammars.
+// Calls `use` for each grammar in a chain until one returns another value than 0.
 template <typename Use> int32_t each_grammar(const llamacffi_chain &chain, Use use) {
     const int32_t n = llama_sampler_chain_n(chain.sampler);
     for (int32_t k = 0; k < n; ++k) {
@@ -101,7 +101,7 @@ int32_t accept(llamacffi_chain &chain, llama_token token) {
     return chain.failed ? LLAMACFFI_SAMPLE_FAILED : 0;
 }
 
-// Returns what `body` does, or that a grammar takes too many steps.
+// Returns the result of `body`, or that a grammar takes too many steps.
 template <typename Body> int32_t limited(Body body) {
     try {
         return body();
@@ -112,7 +112,7 @@ template <typename Body> int32_t limited(Body body) {
 
 // --- Choosing ------------------------------------------------------------------------------------
 
-// Chooses as if there were no grammars, and returns the token if they allow it all the same.
+// Samples without the grammars, and returns the token if they happen to allow it.
 int32_t try_without_grammars(llamacffi_chain &chain, Candidates &candidates) {
     const int64_t start = chain.timed ? llama_time_us() : 0;
     const int32_t n = llama_sampler_chain_n(chain.sampler);
@@ -221,7 +221,7 @@ const llama_sampler_i min_tokens = {
     /* .reset             = */ [](llama_sampler *one) { MinTokens::of(one)->accepted = 0; },
     /* .clone             = */ [](const llama_sampler *one) { return new_min_tokens(*MinTokens::of(one)); },
     /* .free              = */ [](llama_sampler *one) { delete MinTokens::of(one); },
-    // What is not named is null, however many there are.
+    // Further members, whose number depends on the version, are null.
 };
 
 const llama_sampler_i unsorted = {
@@ -229,7 +229,7 @@ const llama_sampler_i unsorted = {
     /* .accept            = */ nullptr,
     /* .apply             = */ [](llama_sampler *, Candidates *all) { all->sorted = false; },
     /* .reset             = */ nullptr,
-    /* .clone             = */ nullptr, // there is nothing to copy
+    /* .clone             = */ nullptr, // there is no state to copy
 };
 
 } // namespace

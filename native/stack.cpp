@@ -1,4 +1,4 @@
-// Threads whose stack is as large as what they run needs.
+// Threads with a stack large enough for what they run.
 #include "stack.hpp"
 
 #include "guard.hpp"
@@ -22,7 +22,7 @@
 
 namespace {
 
-// For what is on the stack besides the recursion, and what pthread keeps at its end.
+// For the stack used outside of the recursion, and by pthread itself.
 constexpr size_t margin = 128 * 1024;
 
 struct Bounds {
@@ -49,17 +49,17 @@ Bounds bounds_of_this_thread() {
     return bounds;
 }
 
-// The whole of it.
+// The total size.
 size_t size_of_this_stack() {
     const Bounds bounds = bounds_of_this_thread();
     const char *here = static_cast<const char *>(__builtin_frame_address(0));
     if (here <= bounds.low || here > bounds.high) {
-        return SIZE_MAX; // unknown, or a stack that somebody has switched to
+        return SIZE_MAX; // unknown, or another stack than the thread's own
     }
     return static_cast<size_t>(bounds.high - bounds.low);
 }
 
-// Signals are for Python's threads: these only compute.  Those that a fault raises stay as they are.
+// Signals are for Python's threads, so these block them, except for those that a fault raises.
 sigset_t asynchronous_signals() {
     sigset_t signals;
     sigfillset(&signals);
@@ -77,23 +77,23 @@ size_t stack_left() {
     static thread_local const Bounds bounds = bounds_of_this_thread();
     const char *here = static_cast<const char *>(__builtin_frame_address(0));
     if (here <= bounds.low || here > bounds.high) {
-        return 0; // unknown, or a stack that somebody has switched to
+        return 0; // unknown, or another stack than the thread's own
     }
     const size_t left = static_cast<size_t>(here - bounds.low);
     return left > margin ? left - margin : 0;
 }
 
 bool has_stack(const char *function) noexcept {
-    // A batch takes 64 to 96 KiB with the models of the tests, and a graph grows with the model.
+    // A batch needs 64 to 96 KiB with the models of the tests, and larger models need more.
     constexpr size_t needed = 256 * 1024;
     static thread_local const size_t size = size_of_this_stack();
     if (size >= needed) {
         return true;
     }
     const std::string message = "the stack of this thread has " + std::to_string(size / 1024) +
-                                " KiB, and llama.cpp needs " + std::to_string(needed / 1024) +
+                                " KiB, but llama.cpp needs " + std::to_string(needed / 1024) +
                                 ": call threading.stack_size(" + std::to_string(needed) +
-                                ") or more before the thread is started";
+                                ") before starting the thread";
     set_failure(function, message.c_str());
     return false;
 }
@@ -102,18 +102,18 @@ Thread::Thread(size_t stack, std::function<void()> run_this)
     : body(std::move(run_this)), log_thread(llamacffi::log_thread()) {
     page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     size = (stack + margin + page - 1) / page * page + page;
-    // Address space: memory is used only as far as the stack grows.
+    // This only reserves address space; memory is used as the stack grows.
     memory = mmap(nullptr, size, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (memory == MAP_FAILED) {
         throw std::runtime_error("no address space for a stack of " + std::to_string(size >> 20) +
-                                 " MiB, which so long a text may need: give it in parts");
+                                 " MiB, which a text of this length may need: split the text");
     }
     const sigset_t signals = asynchronous_signals();
     sigset_t before;
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
-    mprotect(memory, page, PROT_NONE); // an overflow must not reach what is below
+    mprotect(memory, page, PROT_NONE); // guard page: an overflow must not reach the memory below
     pthread_attr_setstack(&attributes, static_cast<char *>(memory) + page, size - page);
     pthread_sigmask(SIG_BLOCK, &signals, &before);
     const int failed = pthread_create(&thread, &attributes, run, this);
@@ -121,7 +121,7 @@ Thread::Thread(size_t stack, std::function<void()> run_this)
     pthread_attr_destroy(&attributes);
     if (failed) {
         munmap(memory, size);
-        throw std::runtime_error("the system refuses to start one more thread");
+        throw std::runtime_error("the system cannot start another thread");
     }
 }
 
@@ -140,7 +140,7 @@ void Thread::join() {
 size_t Thread::used() const {
     const auto *low = reinterpret_cast<const uint64_t *>(static_cast<const char *>(memory) + page);
     const auto *high = low + (size - page) / sizeof *low;
-    while (low < high && *low == 0) { // as the system gave it
+    while (low < high && *low == 0) { // never written to
         ++low;
     }
     return static_cast<size_t>(high - low) * sizeof *low;

@@ -1,4 +1,4 @@
-// Threads whose stack is as large as what they run needs: llama.cpp recurses over its input in places.
+// Threads with a stack large enough for what they run: llama.cpp recurses over its input in places.
 #pragma once
 
 #include <cstddef>
@@ -7,16 +7,16 @@
 
 namespace llamacffi {
 
-// How many bytes of stack the calling thread has left; 0 if that cannot be told.
+// How many bytes of stack the calling thread has left; 0 if unknown.
 size_t stack_left();
 
-// A thread of so much stack.  It runs `body`, which must not throw, under a guard, and logs in the
-// name of the thread that made it.
+// A thread with this much stack.  It runs `body`, which must not throw, under a guard, and logs under the
+// number of the thread that created it.
 class Thread {
   public:
-    // Throws if the system has no such thread to give.
+    // Throws if the system cannot create the thread.
     Thread(size_t stack, std::function<void()> body);
-    ~Thread(); // waits for the end of `body`
+    ~Thread(); // waits until `body` returns
     void join();
     size_t used() const; // the stack that `body` has used, after join()
     Thread(const Thread &) = delete;
@@ -33,8 +33,7 @@ class Thread {
     bool joined = false;
 };
 
-// Runs `body` where so many bytes of stack are left: here, or in a thread of its own.  What it throws
-// is thrown.
+// Runs `body` where this many bytes of stack are left: here, or in a new thread.  Rethrows what it throws.
 void with_stack(size_t bytes, const std::function<void()> &body);
 
 } // namespace llamacffi

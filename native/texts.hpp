@@ -1,4 +1,4 @@
-// What the texts of tokens are, for the questions that tokenizing by pieces asks.
+// Sets of token texts and of character pairs, for tokenizing text in pieces.
 #pragma once
 
 #include <algorithm>
@@ -27,13 +27,13 @@ Character character_at(std::string_view text, size_t i);
 // The one that ends before `i`.
 Character character_before(std::string_view text, size_t i);
 
-// Texts, each with some flags, found wherever they are in another one.
+// A set of texts with flags, to be found within another text.
 class TextSet {
   public:
     void add(std::string_view text, uint8_t flags);
     void finish(); // after the last
 
-    // Calls `found(size, flags, number)` for each of the texts that stands at `i`, the shortest first.
+    // Calls `found(size, flags, number)` for each text of the set at position `i`, shortest first.
     template <typename Found> void at(std::string_view text, size_t i, const Found &found) const {
         const unsigned char first = static_cast<unsigned char>(text[i]);
         size_t low = begins[first], high = begins[first + 1];
@@ -55,14 +55,14 @@ class TextSet {
         uint8_t flags;
     };
 
-    // Leaves those whose next byte is this one.
+    // Narrows the range to the texts whose next byte is this one.
     void narrow(size_t &low, size_t &high, size_t depth, char byte) const;
 
     std::vector<Entry> entries; // sorted
     std::array<size_t, 257> begins{};
 };
 
-// Which characters stand side by side in any of some texts.
+// The pairs of adjacent characters in a set of texts.
 class PairSet {
   public:
     void add(std::string_view text);

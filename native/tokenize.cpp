@@ -1,4 +1,4 @@
-// Tokens from texts and texts from tokens, on stacks that suffice, one or many at once.
+// Tokens from text and text from tokens, on large enough stacks, for one text or many.
 #include "llamacffi/tokenize.h"
 #include "stack.hpp"
 #include "tokenizer.hpp"
@@ -19,28 +19,28 @@
 
 namespace {
 
-constexpr int32_t too_long = std::numeric_limits<int32_t>::min(); // llama_tokenize's own sign for it
+constexpr int32_t too_long = std::numeric_limits<int32_t>::min(); // llama_tokenize()'s value for this
 
-// More than any tokenizer was seen to need for a character, by any compiler.
+// More than any tokenizer, built by any compiler, was measured to need for a character.
 constexpr size_t stack_per_character_max = 8192;
 
-// Besides what grows with the text.
+// In addition to what grows with the text.
 constexpr size_t stack_base = 256 * 1024;
 
-// Few pieces of a text are longer.
+// Pieces of a text are rarely longer.
 constexpr int64_t piece_usual = 128 * 1024;
 
-// How often a caller looks whether it is to stop.
+// How long one step of a long text may take, so that the caller can be interrupted.
 constexpr auto pause = std::chrono::milliseconds(20);
 
-// A thread costs about as much as tokenizing so many bytes.
+// A thread costs about as much as tokenizing this many bytes.
 constexpr int64_t bytes_per_thread = 16 * 1024;
 
 size_t stack_for(int64_t length, size_t per_byte) {
     return stack_base + static_cast<size_t>(length) * per_byte;
 }
 
-// llama_detokenize adds up the lengths in an int32.
+// llama_detokenize() adds up the lengths in an int32.
 bool fits(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens) {
     int64_t total = 0;
     for (int32_t i = 0; i < n_tokens; ++i) {
@@ -52,7 +52,7 @@ bool fits(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens)
 int32_t join_pieces(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens, char *text,
                     int32_t size, const llamacffi_text_style &style) {
     const auto type = llama_vocab_type(vocab);
-    const bool bert = type == LLAMA_VOCAB_TYPE_WPM; // which has tokens of its own around a text
+    const bool bert = type == LLAMA_VOCAB_TYPE_WPM; // which always encloses a text in special tokens
     const bool has_bos = bert || llama_vocab_get_add_bos(vocab);
     const bool has_end = bert || llama_vocab_get_add_eos(vocab);
     const llama_token end = bert ? llama_vocab_sep(vocab) : llama_vocab_eos(vocab);
@@ -62,7 +62,7 @@ int32_t join_pieces(const llama_vocab *vocab, const llama_token *tokens, int32_t
     if (style.remove_special && has_end && n_tokens > 0 && tokens[n_tokens - 1] == end) {
         --n_tokens;
     }
-    // SPM writes what it does not know in bytes, so its unknown token was in the text as such.
+    // SPM writes unknown characters as bytes, so its unknown token must have been in the text itself.
     const int special = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED |
                         (type == LLAMA_VOCAB_TYPE_SPM ? LLAMA_TOKEN_ATTR_UNKNOWN : 0);
     int64_t total = 0;
@@ -152,8 +152,8 @@ struct llamacffi_sequences {
 
 namespace {
 
-// Makes sequences until there are none left, or one has failed.  They are taken in order, so the one
-// that is reported is the first that fails.
+// Processes sequences until none are left or one has failed.  They are taken in order, so that the first
+// failure is the one reported.
 template <typename Element, typename Room, typename Make>
 void work(llamacffi_sequences &all, size_t worker, const Room &room, const Make &make) {
     std::vector<char> &arena = all.arenas[worker];
@@ -169,7 +169,7 @@ void work(llamacffi_sequences &all, size_t worker, const Room &room, const Make 
                 made = make(i, buffer.data(), static_cast<int32_t>(buffer.size()));
             }
             if (made < 0) {
-                throw std::length_error("it has more tokens than 32 bits can count: give it in parts");
+                throw std::length_error("the text has more than 2147483647 tokens: split it");
             }
             const char *data = reinterpret_cast<const char *>(buffer.data());
             all.places[i] = {worker, arena.size(), made * sizeof(Element)};
@@ -182,7 +182,7 @@ void work(llamacffi_sequences &all, size_t worker, const Room &room, const Make 
     }
 }
 
-// `room(i)` is how many elements sequence i will probably have, at most.
+// `room(i)` estimates the maximum number of elements of sequence i.
 template <typename Element, typename Room, typename Make>
 llamacffi_sequences *make_all(int64_t n, int64_t n_threads, size_t stack, const Room &room,
                               const Make &make) {
@@ -202,7 +202,7 @@ llamacffi_sequences *make_all(int64_t n, int64_t n_threads, size_t stack, const 
             if (threads.empty()) {
                 throw;
             }
-            break; // those that there are do the work
+            break; // continue with those that were started
         }
     }
     threads.clear(); // waits
@@ -242,12 +242,12 @@ int32_t llamacffi_textless_tokens(const llama_vocab *vocab, llama_token *tokens)
 
 size_t llamacffi_stack_per_byte(const llama_vocab *vocab) {
     if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_BPE) {
-        return 0; // only this one uses regular expressions
+        return 0; // only BPE uses regular expressions
     }
     constexpr size_t few = 8, many = 512;
     const size_t with_few = stack_used(vocab, few), with_many = stack_used(vocab, many);
     const size_t per_character = with_many > with_few ? (with_many - with_few) / (many - few) : 0;
-    return per_character < 16 ? 0 : 2 * per_character; // below, it is no recursion
+    return per_character < 16 ? 0 : 2 * per_character; // less than that is not a recursion
 }
 
 llamacffi_tokenizer *llamacffi_tokenizer_new(const llama_vocab *vocab, const char *templates, int64_t size) {
@@ -303,7 +303,7 @@ llamacffi_sequences *llamacffi_tokenize_all(const llamacffi_tokenizer *tokenizer
     for (int64_t i = 0; i < n_texts; ++i) {
         longest = std::max(longest, starts[i + 1] - starts[i]);
     }
-    longest = std::min(longest, piece_usual); // a longer piece gets a stack of its own
+    longest = std::min(longest, piece_usual); // a longer piece gets its own stack
     const int64_t useful = 1 + (starts[n_texts] - starts[0]) / bytes_per_thread;
     const auto room = [&](int64_t i) { return starts[i + 1] - starts[i] + 8; };
     const auto make = [&](int64_t i, llama_token *tokens, int32_t size) {

@@ -16,7 +16,7 @@ using llamacffi::count_characters;
 
 namespace {
 
-// Besides what grows with the text.
+// In addition to what grows with the text.
 constexpr size_t stack_base = 256 * 1024;
 
 constexpr uint32_t byte_order_mark = 0xFEFF;
@@ -32,8 +32,8 @@ bool is_bracketed(std::string_view text) {
                                (text.front() == '[' && text.back() == ']'));
 }
 
-// Whether a user-defined token is one that a chat is made of, and no word or tag of ordinary text: the
-// vocabulary does not tell.
+// Whether a user-defined token structures a chat, rather than being a word or tag of ordinary text.  The
+// vocabulary does not say, so its spelling and the chat templates decide.
 bool is_marker(std::string_view text, std::string_view templates) {
     const auto within = [&](std::string_view open, std::string_view close) {
         return text.size() > open.size() + close.size() && starts_with(text, open) && ends_with(text, close);
@@ -44,7 +44,8 @@ bool is_marker(std::string_view text, std::string_view templates) {
     return is_bracketed(text) && templates.find(text) != templates.npos;
 }
 
-// The bytes with which tokens of an RWKV vocabulary begin, and which are none: it goes back to one for ever.
+// The bytes that tokens of an RWKV vocabulary begin with but that are not tokens themselves: its tokenizer
+// would loop forever on one.
 std::array<bool, 256> endless_bytes(const llama_vocab *vocab) {
     std::array<bool, 256> begins{}, single{};
     if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_RWKV) {
@@ -83,16 +84,16 @@ llamacffi_tokenizer::llamacffi_tokenizer(const llama_vocab *of, std::string_view
         const int attr = llama_vocab_get_attr(vocab, i);
         const std::string_view text = llama_vocab_get_text(vocab, i);
         const bool user_defined = (attr & LLAMA_TOKEN_ATTR_USER_DEFINED) != 0;
-        // Files call the end of a generation a word, too.
+        // Some files mark the end-of-generation token as a normal one.
         const bool may_end = user_defined || (attr == LLAMA_TOKEN_ATTR_NORMAL && is_bracketed(text));
         const bool wanted = (attr & LLAMA_TOKEN_ATTR_CONTROL) || (may_end && llama_vocab_is_eog(vocab, i)) ||
                             (user_defined && is_marker(text, templates));
-        // There is no other way to write a single character.
+        // A single character has no other representation.
         if (wanted && count_characters(text) > 1) {
             guarded[static_cast<size_t>(i)] = guards = true;
         }
     }
-    // Nor to write what the vocabulary does not know, whatever the file says of that token.
+    // Neither has text that the vocabulary does not know, whatever type the file gives its token.
     const std::array<bool, 256> endless = endless_bytes(vocab);
     for (const std::string_view unknown : {"\u2603", "\U0001F999", "\U00013000", "\uF234"}) {
         if (std::any_of(unknown.begin(), unknown.end(),
@@ -116,11 +117,11 @@ int32_t llamacffi_tokenizer::call(std::string_view text, llama_token *tokens, in
         try {
             n = llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens, size,
                                options.add_special, options.parse_special);
-            // LLAMA_TOKEN_NULL stands for the unknown token that there is not.
+            // LLAMA_TOKEN_NULL stands for a missing unknown token.
             if (n > 0 && llamacffi_token_outside(vocab, tokens, n) >= 0) {
                 throw std::out_of_range("");
             }
-        } catch (const std::out_of_range &) { // also if a byte was looked up that is no token
+        } catch (const std::out_of_range &) { // also thrown for a byte that has no token
             throw std::runtime_error("the vocabulary has no token for a part of the text");
         }
     };
@@ -153,7 +154,7 @@ int32_t llamacffi_tokenizer::tokenize(std::string_view text, llama_token *tokens
         if (options.parse_special || !guards || (made && !has_guarded(tokens, static_cast<size_t>(n)))) {
             return n;
         }
-        if (made && options.add_special) { // those that are added are control tokens
+        if (made && options.add_special) { // the added tokens are control tokens
             const Edges &added = edges();
             const size_t middle = static_cast<size_t>(n) - added.before.size() - added.after.size();
             if (!has_guarded(tokens + added.before.size(), middle)) {
@@ -165,7 +166,7 @@ int32_t llamacffi_tokenizer::tokenize(std::string_view text, llama_token *tokens
     while (all.advance()) {
     }
     if (all.made.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
-        return std::numeric_limits<int32_t>::min(); // llama_tokenize's own sign for it
+        return std::numeric_limits<int32_t>::min(); // llama_tokenize()'s value for this
     }
     const int32_t n = static_cast<int32_t>(all.made.size());
     if (n > size) {
@@ -194,12 +195,12 @@ bool llamacffi_tokens::advance() {
     return false;
 }
 
-// llama_tokenize() with a buffer that suffices.
+// llama_tokenize() with a large enough buffer.
 llamacffi_tokenizer::Tokens llamacffi_tokenizer::all(std::string_view text, const Options &options) const {
     Tokens tokens(text.size() + 8);
     int32_t n = call(text, tokens.data(), static_cast<int32_t>(tokens.size()), options);
     if (n == std::numeric_limits<int32_t>::min()) {
-        throw std::length_error("it has more tokens than 32 bits can count: give it in parts");
+        throw std::length_error("the text has more than 2147483647 tokens: split it");
     }
     if (n < 0) {
         tokens.resize(static_cast<size_t>(-n));
@@ -209,7 +210,7 @@ llamacffi_tokenizer::Tokens llamacffi_tokenizer::all(std::string_view text, cons
     return tokens;
 }
 
-// The tokens of a piece, whatever they are.
+// The tokens of a piece, guarded ones included.
 llamacffi_tokenizer::Tokens llamacffi_tokenizer::plain(std::string_view text, bool begins,
                                                        const Options &options) const {
     const Options inner{false, options.parse_special, options.stack_per_byte};
@@ -217,7 +218,7 @@ llamacffi_tokenizer::Tokens llamacffi_tokenizer::plain(std::string_view text, bo
         return all(text, inner);
     }
     if (type == LLAMA_VOCAB_TYPE_PLAMO2 && character_at(text, 0).code == byte_order_mark) {
-        return all("\uFEFF" + std::string(text), inner); // it drops one at the beginning of a text
+        return all("\uFEFF" + std::string(text), inner); // it drops a byte order mark at the beginning of a text
     }
     const Details &known = details();
     if (known.sentinel.empty()) {
@@ -235,7 +236,7 @@ llamacffi_tokenizer::Tokens llamacffi_tokenizer::plain(std::string_view text, bo
 void llamacffi_tokenizer::piece(std::string_view text, bool begins, const Options &options, Tokens &out,
                                 bool is_first) const {
     Tokens tokens;
-    if (is_first && options.add_special && options.parse_special) { // so that it warns of a second BOS
+    if (is_first && options.add_special && options.parse_special) { // so that llama.cpp warns of a second BOS
         const Edges &added = edges();
         const Tokens whole = all(text, options);
         tokens.assign(whole.begin() + static_cast<std::ptrdiff_t>(added.before.size()),
@@ -250,7 +251,7 @@ void llamacffi_tokenizer::piece(std::string_view text, bool begins, const Option
     }
 }
 
-// Cuts the texts of guarded tokens after their first characters, and tokenizes what is between the cuts.
+// Cuts the text after the first character of each guarded token in it, and tokenizes the parts.
 void llamacffi_tokenizer::around(std::string_view text, bool begins, const Options &options, Tokens &out) const {
     const Details &known = details();
     size_t start = 0;
@@ -270,7 +271,7 @@ void llamacffi_tokenizer::around(std::string_view text, bool begins, const Optio
     }
 }
 
-// What is still guarded, by a text that differs from the token's own, is halved until it is not.
+// Halves a text that still becomes a guarded token (through another spelling) until it does not.
 void llamacffi_tokenizer::halves(std::string_view text, bool begins, const Options &options, Tokens &out) const {
     const Tokens tokens = plain(text, begins, options);
     if (!has_guarded(tokens.data(), tokens.size()) || count_characters(text) < 2) {
@@ -280,7 +281,7 @@ void llamacffi_tokenizer::halves(std::string_view text, bool begins, const Optio
     size_t middle = std::max<size_t>(text.size() / 2, character_at(text, 0).size);
     while (!begins_character(text[middle])) {
         ++middle;
-        if (middle == text.size()) { // the last character is more than the half
+        if (middle == text.size()) { // the last character is longer than half of the text
             middle -= character_before(text, middle).size;
             break;
         }

@@ -1,5 +1,5 @@
-// Tokenizing by pieces: texts of any length in about linear time, and no control token out of a text in
-// which special tokens are not to be read.
+// Tokenizing in pieces: text of any length in nearly linear time, and never a control token from text unless
+// special tokens are to be parsed.
 #pragma once
 
 #include "texts.hpp"
@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-// What is known of a vocabulary besides what llama.cpp knows.  It can be used from many threads.
+// Facts about a vocabulary that llama.cpp does not provide.  Can be used from many threads.
 struct llamacffi_tokenizer {
   public:
     using Tokens = std::vector<llama_token>;
@@ -25,7 +25,7 @@ struct llamacffi_tokenizer {
         size_t stack_per_byte;
     };
 
-    // As llama_tokenize(), which it calls by pieces.  Throws if a part of the text has no token.
+    // As llama_tokenize(), which it calls for each piece.  Throws if the vocabulary cannot represent the text.
     int32_t tokenize(std::string_view text, llama_token *tokens, int32_t size, const Options &options) const;
 
     // The tokens that are added before and after a text.
@@ -37,35 +37,34 @@ struct llamacffi_tokenizer {
     // The end of the piece of a text that begins at `start`.
     struct Cut {
         size_t end;
-        bool after_special; // what follows does so; else it goes on with ordinary text
+        bool after_special; // the next piece follows a special token; otherwise it continues ordinary text
     };
     Cut next_cut(std::string_view text, size_t start, bool parse_special) const;
 
-    // Appends the tokens of a piece, without those that are added; `begins` unless it goes on with
-    // ordinary text.
+    // Appends the tokens of a piece, without added ones; `begins` unless it continues ordinary text.
     void piece(std::string_view text, bool begins, const Options &options, Tokens &out, bool is_first) const;
 
     const llama_vocab *const vocab;
 
   private:
-    // llama_tokenize() as it is, on a stack that suffices.
+    // llama_tokenize() itself, on a large enough stack.
     int32_t call(std::string_view text, llama_token *tokens, int32_t size, const Options &options) const;
 
-    // Whether any of them must not come out of a text.
+    // Whether there are tokens that text must not become.
     bool has_guarded(const llama_token *tokens, size_t n) const;
 
-    // What is only needed for long texts, and for those with texts of special tokens in them.
+    // Only needed for long texts, and for texts that contain special tokens.
     static constexpr uint8_t read_always = 1; // flags of special texts: llama.cpp reads it in any text
     static constexpr uint8_t guarded_text = 2;
-    static constexpr uint8_t strips_after = 4; // it takes the blanks that follow along
+    static constexpr uint8_t strips_after = 4; // it strips the whitespace after it
 
     struct Details {
         llamacffi::TextSet special;
         llamacffi::PairSet pairs;
-        std::string sentinel;   // a text after which no token goes on, and that changes none
+        std::string sentinel;   // a text that neither merges with what follows nor changes its tokens
         Tokens sentinel_tokens; // its tokens
-        bool cuts_text = false; // whether there are places in ordinary text where it can be cut
-        bool strips = false;    // whether some special tokens take blanks beside them along
+        bool cuts_text = false; // whether ordinary text can be split
+        bool strips = false;    // whether some special tokens strip whitespace beside them
     };
     const Details &details() const;
     void find_sentinel(Details &found) const;
@@ -98,7 +97,7 @@ struct llamacffi_tokens {
                      const llamacffi_tokenizer::Options &how)
         : tokenizer(with), text(of), options(how) {}
 
-    bool advance(); // by a piece; returns whether there is more
+    bool advance(); // by one piece; returns whether there are more
 
     const llamacffi_tokenizer &tokenizer;
     const std::string_view text;

@@ -1,5 +1,5 @@
-// What a file says of its vocabulary, looked at before llama.cpp reads it: with some it would not come to an
-// end, overflow the stack, or end the process.
+// Checks of the vocabulary in a file before llama.cpp reads it: some would make it hang, overflow the stack,
+// or end the process.
 #include "llamacffi/vocabulary.h"
 
 #include "gguf.h"
@@ -16,20 +16,21 @@
 
 namespace {
 
-// The tries of RWKV's and T5's tokenizers recurse for each byte of a token, also when they are freed, in
-// whatever thread that is.
+// The tries of RWKV's and T5's tokenizers recurse for each byte of a token, even when they are freed, which
+// may happen in any thread.
 constexpr size_t trie_bytes_max = 256;
 
-// BERT's tokenizer tries, at each character of a text, as many bytes as the longest token has.
+// At each character of a text, BERT's tokenizer tries all lengths up to that of the longest token.
 constexpr size_t word_bytes_max = 1024;
 
-// PLaMo-2's tokenizer looks at each part of each suffix of each token: the sum of the cubes of their lengths.
+// PLaMo-2's tokenizer visits each prefix of each suffix of each token, at a cost that grows with the sum of
+// the cubes of their lengths.
 constexpr double plamo_work_max = 4e8;
 
-// llama.cpp makes an entry for each token of a model without a vocabulary.
+// llama.cpp creates an entry for each token of a model without a vocabulary.
 constexpr uint64_t dummies_max = uint64_t(1) << 24;
 
-// The longest that T5's normalizer may make of a character.
+// The maximum length of what T5's normalizer may replace a character with.
 constexpr size_t replacement_max = 1024;
 
 struct Array {
@@ -44,7 +45,7 @@ std::optional<Array> find_array(const gguf_context *gguf, const char *key,
                                 std::initializer_list<gguf_type> types) {
     const int64_t at = gguf_find_key(gguf, key);
     if (at < 0 || gguf_get_kv_type(gguf, at) != GGUF_TYPE_ARRAY) {
-        return std::nullopt; // llama.cpp will say so itself
+        return std::nullopt; // llama.cpp reports this itself
     }
     const gguf_type type = gguf_get_arr_type(gguf, at);
     if (std::find(types.begin(), types.end(), type) == types.end()) {
@@ -59,7 +60,7 @@ std::string numbered(const char *format, double first, double second) {
     return text;
 }
 
-// How long the longest is that is allowed, or which token is longer.
+// Names the first token that is longer than the limit; empty if none is.
 std::string check_lengths(const Array &tokens, size_t limit, const char *why) {
     for (size_t i = 0; i < tokens.size; ++i) {
         if (const size_t n = std::strlen(tokens[i]); n > limit) {
@@ -70,7 +71,7 @@ std::string check_lengths(const Array &tokens, size_t limit, const char *why) {
     return "";
 }
 
-// The byte that the notation of RWKV begins with, and where the rest of it is; -1 at its end.
+// Takes the first byte off a text in RWKV's escaped notation; returns -1 at the end.
 int first_byte(std::string_view &text) {
     if (text.empty()) {
         return -1;
@@ -111,7 +112,8 @@ int first_byte(std::string_view &text) {
     }
 }
 
-// llama.cpp tokenizes a newline when it has read the vocabulary, and would do so for ever.
+// After reading a vocabulary, llama.cpp tokenizes a newline: it would loop forever if a token begins with a
+// newline, and none is exactly one.
 std::string check_rwkv(const Array &tokens) {
     size_t begins = tokens.size;
     for (size_t i = 0; i < tokens.size; ++i) {
@@ -127,11 +129,11 @@ std::string check_rwkv(const Array &tokens) {
     if (begins == tokens.size) {
         return "";
     }
-    return "token " + std::to_string(begins) + " of the vocabulary begins with a newline, and no token is "
-           "one: llama.cpp would look for it for ever";
+    return "token " + std::to_string(begins) + " of the vocabulary begins with a newline, but no token is a "
+           "single newline: llama.cpp would search for it forever";
 }
 
-// The number of characters, or -1 if it is not UTF-8: what llama.cpp would take it for differs from it.
+// The number of characters, or -1 if the text is not UTF-8, which llama.cpp would read as another text.
 int64_t count_characters(const char *text) {
     int64_t n = 0;
     for (const auto *byte = reinterpret_cast<const unsigned char *>(text); *byte; ++n) {
@@ -163,14 +165,14 @@ std::string check_plamo2(const Array &tokens) {
             return numbered("the tokens of the vocabulary up to %.0f, which has %.0f characters, are too long: ",
                             double(i), n) +
                    numbered("the cubes of their lengths add up to %.3g, and above %.3g llama.cpp would take minutes "
-                            "to look at all their parts",
+                            "to load them",
                             work, plamo_work_max);
         }
     }
     return "";
 }
 
-// The offsets in it llama.cpp checks itself, where it uses them.
+// llama.cpp checks the offsets in the map itself, where it uses them.
 std::string check_charsmap(const gguf_context *gguf) {
     const auto map =
         find_array(gguf, "tokenizer.ggml.precompiled_charsmap", {GGUF_TYPE_INT8, GGUF_TYPE_UINT8});
@@ -207,12 +209,12 @@ std::string check_scores(const gguf_context *gguf, size_t n_tokens) {
     return "";
 }
 
-// llama.cpp would only say that an assertion has failed.
+// llama.cpp would only report a failed assertion.
 std::string check_unique(const Array &tokens) {
     std::unordered_map<std::string_view, size_t> seen(2 * tokens.size);
     for (size_t i = 0; i < tokens.size; ++i) {
         const auto [first, is_new] = seen.emplace(tokens[i], i);
-        if (!is_new && !first->first.empty()) { // to empty ones it gives names of its own
+        if (!is_new && !first->first.empty()) { // llama.cpp renames empty tokens
             return "tokens " + std::to_string(first->second) + " and " + std::to_string(i) +
                    " of the vocabulary have the same text: each must have its own";
         }
@@ -222,8 +224,8 @@ std::string check_unique(const Array &tokens) {
 
 std::string check_dummies(uint64_t n) {
     return n <= dummies_max ? ""
-                            : "a vocabulary of " + std::to_string(n) + " tokens without texts is too large: " +
-                                  std::to_string(dummies_max) + " is the limit";
+                            : "a vocabulary of " + std::to_string(n) + " tokens without texts is too large: the limit is " +
+                                  std::to_string(dummies_max);
 }
 
 std::string check(const gguf_context *gguf, std::string_view kind, uint64_t n_dummies) {
@@ -235,15 +237,15 @@ std::string check(const gguf_context *gguf, std::string_view kind, uint64_t n_du
         return "";
     }
     if (tokens->size == 0) {
-        return "its vocabulary has no tokens; a model that needs none has the tokenizer 'no_vocab'";
+        return "its vocabulary has no tokens; if the model needs none, set tokenizer.ggml.model to 'no_vocab'";
     }
     std::string wrong;
     if (kind == "rwkv" || kind == "t5") {
         wrong = check_lengths(*tokens, trie_bytes_max,
-                              "llama.cpp would need a level of the stack for each byte");
+                              "llama.cpp would recurse for each byte");
     } else if (kind == "bert") {
         wrong = check_lengths(*tokens, word_bytes_max,
-                              "llama.cpp would try so many bytes at each character of a text");
+                              "llama.cpp would try that many bytes at each character of a text");
     } else if (kind == "plamo2") {
         wrong = check_plamo2(*tokens);
     }

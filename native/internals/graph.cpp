@@ -20,15 +20,15 @@ bool is_called(const ggml_tensor *tensor, const char *name) {
     return std::strcmp(tensor->name, name) == 0;
 }
 
-// Of the outputs, only the hidden states could be as wide as the vocabulary by chance.  Not each
-// architecture gives its logits their usual name.
+// Among the outputs, only the hidden states might happen to be as wide as the vocabulary.  Not every
+// architecture gives its logits the usual name.
 bool is_logits(const ggml_tensor *node, int64_t n_vocab) {
     const bool wide = (node->flags & GGML_TENSOR_FLAG_OUTPUT) && node->ne[0] == n_vocab;
     return is_called(node, "result_output") ||
            (wide && !is_called(node, "result_norm") && !is_called(node, "result_embd"));
 }
 
-// A table of learned positions is read by the positions of the batch.
+// Learned position embeddings are looked up by the positions of the batch.
 bool reads_positions(const ggml_tensor *node) {
     return node->op == GGML_OP_GET_ROWS && is_called(node->src[1], "inp_pos");
 }
@@ -51,7 +51,7 @@ float number(const ggml_tensor *node, int i) {
     return value;
 }
 
-// Says what is wrong with a node, in words; an empty text if nothing is.
+// Describes the first node that the CPU backend cannot compute; empty if it can compute all.
 class Problem {
   public:
     explicit Problem(char (&text)[256]) : text(text) {}
@@ -66,7 +66,7 @@ class Problem {
         case GGML_OP_GROUP_NORM:
             check_epsilon(node, number(node, 1));
             if (integer(node, 0) < 1 || integer(node, 0) > node->ne[2]) {
-                say(node, "normalizes %lld channels in %d groups: it needs 1 to as many groups as channels",
+                say(node, "normalizes %lld channels in %d groups: the number of groups must be from 1 to the number of channels",
                     (long long)node->ne[2], integer(node, 0));
             }
             break;
@@ -98,7 +98,7 @@ class Problem {
 
     void check_epsilon(const ggml_tensor *node, float epsilon) {
         if (!(epsilon >= 0) || std::isinf(epsilon)) {
-            say(node, "normalizes with an epsilon of %g, which must be 0 or more", epsilon);
+            say(node, "normalizes with an epsilon of %g, which must be at least 0", epsilon);
         }
     }
 
@@ -108,17 +108,17 @@ class Problem {
         }
     }
 
-    // With no dimension to rotate, the kernel never ends.
+    // The kernel would loop forever with no dimension to rotate.
     void check_rope(const ggml_tensor *node) {
         const int n_dims = integer(node, 1), first = integer(node, 15);
         const bool vision = integer(node, 2) == GGML_ROPE_TYPE_VISION;
         if (n_dims < 2 || n_dims % 2 || n_dims > node->ne[0] - first || (vision && n_dims != node->ne[0] / 2)) {
-            say(node, "rotates %d of %lld dimensions: it must be an even number of them, and 2 or more", n_dims,
+            say(node, "rotates %d of %lld dimensions: this must be an even number from 2 up to all of them", n_dims,
                 (long long)node->ne[0]);
         }
         const bool sections = integer(node, 2) & GGML_ROPE_TYPE_MROPE;
         if (sections && integer(node, 11) <= 0 && integer(node, 12) <= 0 && integer(node, 13) <= 0) {
-            say(node, "rotates by positions in several sections, one of which must be above 0");
+            say(node, "rotates by positions in sections, but the size of every section is 0");
         }
         if (!(number(node, 5) > 0) || std::isinf(number(node, 5))) {
             say(node, "rotates with a base frequency of %g, which must be above 0", number(node, 5));
@@ -133,7 +133,7 @@ class Problem {
         }
     }
 
-    // Element by element, the processor computes with float32 only, if the first is one.
+    // If the first operand of an elementwise operation is f32, the CPU backend needs f32 for the second, too.
     void check_types(const ggml_tensor *node) {
         const bool elements = node->op == GGML_OP_ADD || node->op == GGML_OP_MUL || node->op == GGML_OP_SUB ||
                               node->op == GGML_OP_DIV;
@@ -142,7 +142,7 @@ class Problem {
         }
         const ggml_backend_buffer_t buffer = node->src[1]->buffer;
         if (buffer && ggml_backend_buffer_is_host(buffer)) {
-            say(node, "reads %s, which is %s: the processor does this with f32 only", node->src[1]->name,
+            say(node, "reads %s, which is %s: the CPU backend needs f32 here", node->src[1]->name,
                 ggml_type_name(node->src[1]->type));
         }
     }
@@ -167,8 +167,8 @@ llamacffi_graph describe(ggml_cgraph *graph, int64_t n_vocab) {
     return found;
 }
 
-// A memory for attention and for recurrent states makes inputs for the attention, which fail if nothing
-// reads them.
+// A hybrid memory (attention and recurrent states) creates inputs for attention, and setting them fails if no
+// node reads them.
 void check_hybrid(llama_context *context, ggml_cgraph *graph, char (&problem)[256]) {
     const llama_memory_t memory = llama_get_memory(context);
     if (problem[0] || !memory || !std::strstr(typeid(*memory).name(), "memory_hybrid")) {

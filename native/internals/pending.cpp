@@ -12,7 +12,7 @@ void llamacffi_reserve(llama_context *context) {
 
 namespace {
 
-// Lets nobody abort the computations of a context as long as it lives.
+// Keeps the computations of a context from being aborted while it exists.
 struct Unstoppable {
     Unstoppable(llama_context *one, llamacffi_abort_flag *its) : context(one), flag(its) {
         llama_set_abort_callback(context, nullptr, nullptr);
@@ -27,7 +27,7 @@ struct Unstoppable {
 void llamacffi_memory_update(llama_context *context, llamacffi_abort_flag *flag) {
     {
         llamacffi::Planning planning;
-        context->sched_reserve(); // as decode does: the update's graph is within what is reserved
+        context->sched_reserve(); // as decode does: the update needs no more than this
     }
     Unstoppable unstoppable(context, flag);
     context->memory_update(false);

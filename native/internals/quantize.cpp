@@ -17,7 +17,7 @@ struct Watch {
 
 thread_local const Watch *watch = nullptr;
 
-// Sets `watch` as long as it lives.
+// Sets `watch` while it exists.
 struct Watching {
     explicit Watching(const Watch *one) : before(watch) { watch = one; }
     ~Watching() { watch = before; }
@@ -29,12 +29,12 @@ struct Watching {
 namespace llamacffi {
 
 void watch_log(int level, const char *text) {
-    // Warnings may come out of a destructor, which must not throw.
+    // A destructor, which must not throw, may log warnings.
     if (!watch || level != GGML_LOG_LEVEL_INFO) {
         return;
     }
     const Watch *told = watch;
-    watch = nullptr; // for what the callback logs, and for what is logged while the exception passes
+    watch = nullptr; // ignore what the callback logs, and what is logged during unwinding
     if (!told->on_message(text, told->user_data)) {
         throw std::runtime_error("stopped");
     }

@@ -22,20 +22,20 @@ namespace {
 
 using Numbers = std::vector<float>;
 
-// Two tokens: a view of the keys of one alone could be contiguous by chance.
+// Two tokens, since a view of the keys of only one might happen to be contiguous.
 constexpr int64_t N_CELLS = 2;
 constexpr int32_t FROM = 3, BY = 2;
-// Relative squared errors.  A quantized key may be rounded to the next number here and there.
+// Relative squared errors.  Single quantized values may be rounded to a neighbouring one.
 constexpr double EXACT = 1e-6, ROUNDED = 1e-2;
 constexpr size_t N_NODES = 32;
 
-// What turning depends on, of one layer.
+// The properties of a layer on which rotation depends.
 struct Keys {
-    int64_t n_rot, n_head_dim, n_head, start; // each head is turned from `start` on
+    int64_t n_rot, n_head_dim, n_head, start; // each head is rotated from dimension `start` on
     float base, scale;
     ggml_tensor *factors;
     ggml_backend_dev_t device;
-    bool index; // not the keys of the attention, but those of the index that chooses tokens for it
+    bool index; // keys of the indexer that selects tokens, not of the attention itself
 
     int64_t row() const { return n_head_dim * n_head; }
     bool operator==(const Keys &other) const {
@@ -61,8 +61,8 @@ double error(const Numbers &got, const Numbers &wanted) {
     return difference / size;
 }
 
-// The width of the Hadamard matrix that llama.cpp mixes quantized keys with: the largest that divides a
-// head, if it is not a small one.
+// The size of the Hadamard matrix by which llama.cpp multiplies quantized keys: the largest power of two that
+// divides the head size; 1 (none) if that is below 64.
 int64_t mixed_width(int64_t n_head_dim) {
     const int64_t n = n_head_dim & -n_head_dim;
     return n < 64 ? 1 : n;
@@ -87,7 +87,7 @@ void mix(Numbers &numbers, int64_t n) {
     }
 }
 
-// A rotation with the parameters that llama.cpp turns the keys of a layer with.
+// A rotation with llama.cpp's parameters for the keys of a layer.
 template <typename Rope>
 ggml_tensor *turn(Rope rope, ggml_context *ctx, ggml_tensor *x, ggml_tensor *by, const Keys &keys,
                   ggml_tensor *factors, const llama_context &context) {
@@ -103,7 +103,7 @@ bool mixes(const ggml_tensor *node) {
     return node->op == GGML_OP_MUL_MAT && !std::strcmp(node->src[0]->name, "attn_inp_k_rot");
 }
 
-// Whether keys stay what rotary positions have made of them: what comes after keeps the angles.
+// Whether an operation after RoPE preserves the angles.
 bool keeps_angles(const ggml_tensor *node) {
     switch (node->op) {
     case GGML_OP_CONCAT:
@@ -123,7 +123,7 @@ bool keeps_angles(const ggml_tensor *node) {
     }
 }
 
-// The node of a kind that what a node gives comes from; null if there is none.
+// The node that matches `wanted` and from which the output of a node comes; null if none does.
 template <typename Wanted> const ggml_tensor *origin(const ggml_tensor *node, const Wanted &wanted) {
     if (!node || wanted(node)) {
         return node;
@@ -135,7 +135,7 @@ template <typename Wanted> const ggml_tensor *origin(const ggml_tensor *node, co
     return found;
 }
 
-// The number of the layer whose keys a node puts into the cache; -1 if it does something else.
+// The layer whose keys a node writes to the cache; -1 for other nodes.
 int layer_of_keys(const ggml_tensor *node) {
     const char *name = node->op == GGML_OP_SET_ROWS && node->view_src ? node->view_src->name : "";
     const char *end = std::strncmp(name, "cache_", 6) == 0 ? std::strstr(name, "k_l") : nullptr;
@@ -148,13 +148,13 @@ class Trial {
         : context(context), type(type), mixes(mixes),
           cpu(open(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU))) {}
 
-    // Whether to turn twice is to turn once by as much: not where each turn also scales.
+    // Whether two rotations equal one by their sum: not so where each also scales.
     bool adds_up(const Keys &keys) const {
         const Numbers once = turned(keys, some(keys), FROM + BY);
         return error(turned(keys, turned(keys, some(keys), FROM), BY), once) < EXACT;
     }
 
-    // Whether keys of the type in the cache are turned on their device, as if in full precision.
+    // Whether the device rotates keys of the cache's type as precisely as expected.
     bool turns(const Keys &keys) const {
         const std::vector<char> stored = packed(keys, turned(keys, some(keys), FROM));
         const Numbers wanted =
@@ -162,7 +162,7 @@ class Trial {
         return error(unpacked(keys, turned_in_place(keys, stored)), wanted) < ROUNDED;
     }
 
-    // Whether a node of the graph turns like that, as far as its parameters make a difference.
+    // Whether a node of the graph rotates like this, as far as its parameters matter.
     bool is_like(const Keys &keys, const ggml_tensor *node) const {
         Keys one = keys; // a head, turned from its beginning
         one.n_head_dim = one.n_rot = node->ne[0];
@@ -181,7 +181,7 @@ class Trial {
     const bool mixes;
     const ggml_backend_ptr cpu;
 
-    // Of an index also those that are not quantized.
+    // For an indexer, keys that are not quantized are multiplied, too.
     bool mixed(const Keys &keys) const { return mixes && (keys.index || ggml_is_quantized(type)); }
 
     static ggml_backend_ptr open(ggml_backend_dev_t device) {
@@ -190,7 +190,7 @@ class Trial {
             ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device),
                                               "ggml_backend_set_n_threads"));
         if (set) {
-            set(backend.get(), 1); // what fails on another thread ends the process
+            set(backend.get(), 1); // a failure on another thread would end the process
         }
         return backend;
     }
@@ -222,7 +222,7 @@ class Trial {
         ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
     }
 
-    // In full precision, by the processor.
+    // In full precision, on the CPU.
     Numbers turned(const Keys &keys, Numbers rows, int32_t by,
                    const std::function<void(ggml_tensor *)> &change = nullptr) const {
         const size_t n_bytes = rows.size() * sizeof(float);
@@ -246,7 +246,7 @@ class Trial {
         }
         ggml_build_forward_expand(graph, result);
         if (ggml_backend_graph_compute(cpu.get(), graph) != GGML_STATUS_SUCCESS) {
-            throw std::runtime_error("the processor cannot compute it");
+            throw std::runtime_error("the CPU backend cannot compute it");
         }
         std::memcpy(rows.data(), x->data, n_bytes);
         return rows;
@@ -281,7 +281,7 @@ class Trial {
         return ggml_reshape(ctx, ggml_mul_mat(ctx, matrix, rows), x);
     }
 
-    // The same operations as llama.cpp plans for them.
+    // The same operations that llama.cpp uses.
     ggml_tensor *plan(ggml_context *ctx, ggml_tensor *x, ggml_tensor *by, ggml_tensor *matrix,
                       const Keys &keys) const {
         if (!ggml_is_quantized(type)) {
@@ -324,7 +324,7 @@ class Trial {
         const ggml_backend_sched_ptr sched(ggml_backend_sched_new(
             backends, nullptr, alone ? 1 : 2, N_NODES, /* parallel = */ false, /* op_offload = */ false));
         if (!ggml_backend_sched_alloc_graph(sched.get(), graph)) {
-            throw std::runtime_error("there is no memory to try it");
+            throw std::runtime_error("not enough memory for a trial");
         }
         fill(by, BY);
         if (matrix) {
@@ -380,7 +380,7 @@ std::vector<Keys> layers_of(const llama_context &context, bool offload) {
     return found;
 }
 
-// Whether llama.cpp turns the keys of a layer like a node of the graph.
+// Whether llama.cpp shifts the keys of a layer with the same rotation as a node of the graph.
 bool turns_like(const llama_context &context, uint32_t il, const ggml_tensor *node) {
     const Keys keys = keys_of(context, il, false, false);
     if (keys.n_rot <= 0 || keys.n_rot > node->ne[0] || node->src[2] != keys.factors) {
@@ -395,7 +395,7 @@ void llamacffi::look_at_keys(const llama_context &context, ggml_cgraph *graph,
                              llamacffi_graph &found) {
     const llama_hparams &hparams = context.get_model().hparams;
     found.turns_all = found.mixes_all = true;
-    const bool divided = hparams.swa_type != LLAMA_SWA_TYPE_NONE; // in a cache of those that slide, and one more
+    const bool divided = hparams.swa_type != LLAMA_SWA_TYPE_NONE; // sliding-window layers have a cache of their own
     bool turns_full = false, turns_sliding = false, any = false;
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         const ggml_tensor *node = ggml_graph_node(graph, i);
@@ -411,7 +411,7 @@ void llamacffi::look_at_keys(const llama_context &context, ggml_cgraph *graph,
         const ggml_tensor *turn =
             origin(node->src[0], [](const ggml_tensor *one) { return one->op == GGML_OP_ROPE; });
         const bool alike = hparams.has_rope(il) ? turn && turns_like(context, il, turn) : !turn;
-        // Without a kind of rotary positions, llama.cpp turns nothing.
+        // Without RoPE, llama.cpp rotates nothing.
         found.turns_all &= alike || hparams.rope_type == LLAMA_ROPE_TYPE_NONE;
     }
     found.turns_each = !any || (turns_full && (turns_sliding || !divided));
@@ -431,18 +431,18 @@ int32_t llamacffi_try_turning(const llama_context *context, int32_t type, bool o
             return LLAMACFFI_TURNS_NOTHING;
         }
         if (ggml_is_quantized(static_cast<ggml_type>(type)) && !graph->mixes_all) {
-            std::snprintf(reason, size, "it would multiply them with a matrix that is for other widths of heads");
-            return LLAMACFFI_TURNS_NOT; // it would multiply them by a matrix that is not there
+            std::snprintf(reason, size, "it would multiply them by a Hadamard matrix for another head size");
+            return LLAMACFFI_TURNS_NOT; // the matrix does not exist
         }
         const Trial trial(*context, static_cast<ggml_type>(type), graph->mixes_some);
         for (const Keys &keys : layers_of(*context, offload)) {
             if (!trial.adds_up(keys)) {
                 return LLAMACFFI_TURNS_AND_SCALES;
             }
-            // One that splits tensors between devices takes none but those of a graph.
+            // A device that splits tensors across others only computes the graphs of a context.
             const bool split = ggml_backend_dev_type(keys.device) == GGML_BACKEND_DEVICE_TYPE_META;
             if (!split && !trial.turns(keys)) {
-                std::snprintf(reason, size, "the result of a trial is wrong");
+                std::snprintf(reason, size, "a trial gave a wrong result");
                 return LLAMACFFI_TURNS_NOT;
             }
         }
