@@ -20,6 +20,17 @@ MEBIBYTE = 2**20
 new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
+def c_text(chars: Any, errors: str = "replace") -> str:
+    """Return a C string as text.
+
+    Args:
+        chars: Not NULL.
+        errors: What becomes of bytes that are not UTF-8: ``"replace"`` for a text that people read,
+            ``"surrogateescape"`` for a name that goes back to C.
+    """
+    return str(ffi.string(chars), "utf-8", errors)
+
+
 def read_bytes(write: Callable[[Any, int], int], size: int = 256) -> bytes:
     """Call a C function that writes text into a buffer, again if it asks for a larger one.
 

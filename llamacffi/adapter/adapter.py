@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import reprlib
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from ..gguf.sources import gguf_of, opened, sample_digest
 from ..log import drain, with_log
 from ..model.info import check_weights
 from ..model.weights import weight_shapes
-from .lora import ALPHA, EMBEDDING, INVOCATION, check_kind, fits, ggml_shape, pairs, shape_text
+from .lora import EMBEDDING, INVOCATION, alpha_of, check_kind, weight_changes
 
 if TYPE_CHECKING:
     from .._core import types as types
@@ -185,17 +184,12 @@ def _check(file: OpenFile, model: Model) -> float | None:
     """
     try:
         with gguf_of(file) as gguf:
-            _check_kind(gguf, file.name, model)
+            check_kind(gguf, file.name, model.architecture, repr(model))
             _check_invocation(gguf, file.name, model)
             _check_tensors(gguf, file.name, model)
-            return _alpha(gguf, file.name)
+            return alpha_of(gguf, file.name)
     except GgufError as error:
         raise AdapterError(f"{file.name!r} is not an adapter: {error}") from error
-
-
-def _check_kind(gguf: Gguf, name: str, model: Model) -> None:
-    """Check that the file is a LoRA adapter for the model's architecture."""
-    check_kind(gguf, name, model.metadata["general.architecture"], repr(model))
 
 
 def _check_invocation(gguf: Gguf, name: str, model: Model) -> None:
@@ -212,50 +206,23 @@ def _check_invocation(gguf: Gguf, name: str, model: Model) -> None:
         )
 
 
-def _alpha(gguf: Gguf, name: str) -> float | None:
-    """Return the alpha of the adapter; None if the file has none."""
-    alpha = gguf.get(ALPHA)
-    if alpha is None:
-        return None
-    single = gguf.type(ALPHA) == lib.GGUF_TYPE_FLOAT32
-    if isinstance(alpha, float) and single and math.isfinite(alpha):
-        return alpha
-    raise AdapterError(
-        f"{name!r} is damaged: {ALPHA} must be a finite float32, not {reprlib.repr(alpha)}"
-    )
-
-
 def _check_tensors(gguf: Gguf, name: str, model: Model) -> None:
     """Check that each pair of matrices fits the weight that it changes."""
     shapes = weight_shapes(model.ptr)
-    is_tied = _has_tied_output(model, shapes)
-    n_pairs = 0
-    for weight, a, b in pairs(gguf, name):
-        n_pairs += 1
-        shape = shapes.get(weight)
-        if shape is None:
-            raise AdapterError(f"{name!r} does not fit {model!r}, which has no tensor {weight!r}")
-        if weight == EMBEDDING and is_tied:
-            raise AdapterError(
-                f"{name!r} changes {weight!r}, which {model!r} also uses for its output: llama.cpp "
-                "cannot compute this"
-            )
+    if f"{EMBEDDING}.lora_a" in gguf.tensors and _has_tied_output(model, shapes):
+        raise AdapterError(
+            f"{name!r} changes {EMBEDDING!r}, which {model!r} also uses for its output: llama.cpp "
+            "cannot compute this"
+        )
+    for _, a, b in weight_changes(gguf, name, shapes, repr(model)):
         _check_types(name, a, b)
-        if not fits(shape, ggml_shape(a), ggml_shape(b), flipped=weight == EMBEDDING):
-            raise AdapterError(
-                f"{name!r} does not fit {model!r}: {weight!r} is {shape_text(shape)}, but lora_a "
-                f"is {shape_text(ggml_shape(a))} and lora_b is {shape_text(ggml_shape(b))}"
-            )
-    if not n_pairs:
-        raise AdapterError(f"{name!r} changes nothing: it has no lora_a and lora_b tensors")
 
 
 def _has_tied_output(model: Model, shapes: Mapping[str, Any]) -> bool:
     """Return whether the model computes its output with the token embeddings (tied weights)."""
     if "output.weight" in shapes or not lib.llama_model_has_decoder(model.ptr):
         return False
-    architecture = model.metadata["general.architecture"]
-    return model.metadata.get(f"{architecture}.attention.causal") != "false"
+    return model.metadata.get(f"{model.architecture}.attention.causal") != "false"
 
 
 def _check_types(name: str, *parts: GgufTensor) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._native import lib
@@ -48,7 +49,53 @@ def check_kind(gguf: Gguf, name: str, architecture: Any, whose: str) -> None:
             )
 
 
-def pairs(gguf: Gguf, name: str) -> Iterator[tuple[str, GgufTensor, GgufTensor]]:
+def alpha_of(gguf: Gguf, name: str) -> float | None:
+    """Return the alpha of an adapter; None if its file has none.
+
+    Raises:
+        AdapterError: It is not a finite float32.
+    """
+    alpha = gguf.get(ALPHA)
+    if alpha is None:
+        return None
+    single = gguf.type(ALPHA) == lib.GGUF_TYPE_FLOAT32
+    if isinstance(alpha, float) and single and math.isfinite(alpha):
+        return alpha
+    raise AdapterError(
+        f"{name!r} is damaged: {ALPHA} must be a finite float32, not {reprlib.repr(alpha)}"
+    )
+
+
+def weight_changes(
+    gguf: Gguf, name: str, shapes: Mapping[str, Shape], whose: str
+) -> list[tuple[str, GgufTensor, GgufTensor]]:
+    """Return the name of each weight that an adapter changes, with its two matrices.
+
+    Args:
+        gguf: The file of the adapter.
+        name: What to call the file.
+        shapes: The shapes of the model's weights, in ggml's order.
+        whose: What to call the model.
+
+    Raises:
+        AdapterError: The adapter does not fit the model, or changes nothing.
+    """
+    found = list(_pairs(gguf, name))
+    if not found:
+        raise AdapterError(f"{name!r} changes nothing: it has no lora_a and lora_b tensors")
+    for weight, a, b in found:
+        shape = shapes.get(weight)
+        if shape is None:
+            raise AdapterError(f"{name!r} does not fit {whose}, which has no tensor {weight!r}")
+        if not _fits(shape, ggml_shape(a), ggml_shape(b), flipped=weight == EMBEDDING):
+            raise AdapterError(
+                f"{name!r} does not fit {whose}: {weight!r} is {_shape_text(shape)}, but lora_a is "
+                f"{_shape_text(ggml_shape(a))} and lora_b is {_shape_text(ggml_shape(b))}"
+            )
+    return found
+
+
+def _pairs(gguf: Gguf, name: str) -> Iterator[tuple[str, GgufTensor, GgufTensor]]:
     """Yield the name of each weight that the adapter changes, with its two matrices."""
     found: dict[str, dict[str, GgufTensor]] = {}
     for tensor in gguf.tensors.values():
@@ -65,7 +112,7 @@ def pairs(gguf: Gguf, name: str) -> Iterator[tuple[str, GgufTensor, GgufTensor]]
         yield weight, parts["a"], parts["b"]
 
 
-def fits(weight: Shape, a: Shape, b: Shape, *, flipped: bool) -> bool:
+def _fits(weight: Shape, a: Shape, b: Shape, *, flipped: bool) -> bool:
     """Return whether ``b @ a`` has the shape of the weight; shapes are in ggml's order."""
     if 0 in (*a, *b):
         return False
@@ -80,7 +127,7 @@ def ggml_shape(tensor: GgufTensor) -> Shape:
     return shape + (1,) * (lib.GGML_MAX_DIMS - len(shape))
 
 
-def shape_text(shape: Shape) -> str:
+def _shape_text(shape: Shape) -> str:
     """Return a shape as text, without trailing dimensions of 1."""
     n = max((i for i, size in enumerate(shape, start=1) if size != 1), default=1)
     return " x ".join(map(str, shape[: max(n, 2)]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .._core.ownership import Pointer
+from .._core.text import c_text
 from .._core.unique import Unique
 from .._native import ffi, lib
 from ..errors import BackendUnavailableError, NativeError
@@ -78,7 +79,7 @@ class Device(Pointer):
         The same device, seen by two backends, has one.
         """
         device_id = self._props().device_id
-        return None if device_id == ffi.NULL else text(device_id)
+        return None if device_id == ffi.NULL else c_text(device_id)
 
     @property
     def caps(self) -> dict[str, bool]:
@@ -164,9 +165,9 @@ def new_device(dev: Any) -> Device:
     from .._generated.enums import GgmlBackendDevType
 
     return Device(
-        name=text(lib.ggml_backend_dev_name(dev)),
-        description=text(lib.ggml_backend_dev_description(dev)),
-        backend=text(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(dev))),
+        name=c_text(lib.ggml_backend_dev_name(dev)),
+        description=c_text(lib.ggml_backend_dev_description(dev)),
+        backend=c_text(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(dev))),
         kind=GgmlBackendDevType(lib.ggml_backend_dev_type(dev)).name.lower(),
         _ptr=dev,
     )
@@ -176,11 +177,11 @@ def _buffer_type(buft: Any) -> BufferType:
     dev, max_size = lib.ggml_backend_buft_get_device(buft), lib.ggml_backend_buft_get_max_size(buft)
     unlimited = int(ffi.cast("size_t", -1))
     return BufferType(
-        name=text(lib.ggml_backend_buft_name(buft)),
+        name=c_text(lib.ggml_backend_buft_name(buft)),
         alignment=lib.ggml_backend_buft_get_alignment(buft),
         max_size=None if max_size == unlimited else max_size,
         is_host=lib.ggml_backend_buft_is_host(buft),
-        device=None if dev == ffi.NULL else text(lib.ggml_backend_dev_name(dev)),
+        device=None if dev == ffi.NULL else c_text(lib.ggml_backend_dev_name(dev)),
         ptr=buft,
     )
 
@@ -191,8 +192,3 @@ def extension(reg: Any, name: str) -> Any:
     Source: ``ggml_backend_reg_get_proc_address``.
     """
     return lib.ggml_backend_reg_get_proc_address(reg, name.encode())
-
-
-def text(chars: Any) -> str:
-    """Return a C string."""
-    return str(ffi.string(chars), "utf-8", "replace")

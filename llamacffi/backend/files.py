@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from .. import _native
+from .._core.text import c_text
 from .._native import ffi, lib
 from .._native.elf import is_truncated
 from .._native.library import Library, describe_library, same_commit
@@ -54,7 +55,7 @@ def opened(paths: Iterable[str]) -> Iterator[Mapping[str, str]]:
                 raise LoadError(f"the backend {path} is truncated: copy or build it again")
             handle = lib.llamacffi_library_open(os.fsencode(path), info, error, len(error))
             if handle == ffi.NULL:
-                broken[path] = ffi.string(error).decode(errors="replace")
+                broken[path] = c_text(error)
                 continue
             handles.append(handle)
             _check(path, describe_library(info, ffi), base)

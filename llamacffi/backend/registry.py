@@ -13,7 +13,7 @@ from .. import _native
 from .._core.ownership import live_objects
 from .._core.params import enum_number
 from .._core.shutdown import hold_at_fork
-from .._core.text import path_text
+from .._core.text import c_text, path_text
 from .._native import ffi, lib
 from ..errors import (
     ArgumentError,
@@ -25,7 +25,7 @@ from ..errors import (
 from ..log import drain, logger, with_log
 from . import files
 from .cores import physical_cores
-from .device_types import BufferType, Device, DeviceMemory, extension, new_device, text
+from .device_types import BufferType, Device, DeviceMemory, extension, new_device
 
 if TYPE_CHECKING:
     from .._generated.enums import GgmlNumaStrategy
@@ -100,7 +100,7 @@ def load_library(path: str | os.PathLike[str]) -> str:
     if reg == ffi.NULL:
         raise with_log(LoadError(f"cannot load a backend from {name!r}"))
     drain()
-    return text(lib.ggml_backend_reg_name(reg))
+    return c_text(lib.ggml_backend_reg_name(reg))
 
 
 def register(reg: Any) -> None:
@@ -153,7 +153,7 @@ def backends() -> list[str]:
     """
     load()
     with _lock:
-        return [text(lib.ggml_backend_reg_name(reg)) for reg in _registries()]
+        return [c_text(lib.ggml_backend_reg_name(reg)) for reg in _registries()]
 
 
 def features(name: str = "CPU") -> dict[str, str]:
@@ -175,7 +175,7 @@ def features(name: str = "CPU") -> dict[str, str]:
     found: dict[str, str] = {}
     while array != ffi.NULL and array[len(found)].name != ffi.NULL:
         feature = array[len(found)]
-        found[text(feature.name)] = text(feature.value)
+        found[c_text(feature.name)] = c_text(feature.value)
     return found
 
 
@@ -243,7 +243,7 @@ def system_info() -> str:
     Source: ``llama_print_system_info``.
     """
     load()
-    return text(lib.llama_print_system_info())
+    return c_text(lib.llama_print_system_info())
 
 
 @dataclass(frozen=True)

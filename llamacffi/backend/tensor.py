@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.callbacks import Bridge, trampoline
 from .._core.ownership import Pointer
+from .._core.text import c_text
 from .._native import ffi, lib
 from ..errors import ClosedError, ContextError, UnsupportedError
 
@@ -57,7 +58,7 @@ class TensorView(Pointer):
     @property
     def name(self) -> str:
         """What the graph calls it."""
-        return str(ffi.string(self.ptr.name), "utf-8", "replace")
+        return c_text(self.ptr.name)
 
     @property
     def op(self) -> GgmlOp:
@@ -268,7 +269,7 @@ def _check_readable(tensor: TensorView) -> None:
         device == ffi.NULL or lib.ggml_backend_dev_type(device) == lib.GGML_BACKEND_DEVICE_TYPE_CPU
     )
     if on_cpu and not lib.ggml_backend_buft_is_host(kind):
-        name = ffi.string(lib.ggml_backend_buft_name(kind)).decode()
+        name = c_text(lib.ggml_backend_buft_name(kind))
         raise UnsupportedError(
             f"{tensor.name!r} was repacked for the CPU ({name}) and cannot be read: load the "
             "model with use_extra_bufts=False"

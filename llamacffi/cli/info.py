@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .._core.text import c_text
 from .terminal import visible
 
 GIB = 2**30
@@ -45,10 +46,10 @@ def versions() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    from .._native import ffi, lib
+    from .._native import lib
 
     def text(chars: Any) -> str:
-        return str(ffi.string(chars), "utf-8")
+        return c_text(chars)
 
     return {
         "llamacffi": version("llamacffi"),

@@ -7,7 +7,8 @@ from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from .._core.ownership import Handle
-from .._native import ffi, lib
+from .._core.text import c_text
+from .._native import lib
 from ..errors import GgufError
 from . import values as values
 from .kept import kept
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from .._generated.enums import GgufType
     from .values import AnyGgufType, Settable, Value
 
-ALIGNMENT = ffi.string(lib.GGUF_KEY_GENERAL_ALIGNMENT).decode()
+ALIGNMENT = c_text(lib.GGUF_KEY_GENERAL_ALIGNMENT)
 
 
 class GgufMetadata(Handle, MutableMapping[str, "Value"]):
@@ -119,7 +120,7 @@ class GgufMetadata(Handle, MutableMapping[str, "Value"]):
         with self._lock:
             ptr = super().ptr
             n = lib.gguf_get_n_kv(ptr)
-            return iter([values.decode(lib.gguf_get_key(ptr, i)) for i in range(n)])
+            return iter([c_text(lib.gguf_get_key(ptr, i), "surrogateescape") for i in range(n)])
 
     def __len__(self) -> int:
         with self._lock:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from .._core.text import c_text
 from .._generated.enums import GgufType
-from .._native import ffi, lib
+from .._native import lib
 from ..errors import GgufError
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ NUMBERS: dict[GgufType, np.dtype[Any]] = {
 TYPES = {dtype: type_ for type_, dtype in NUMBERS.items()}
 # "u8", "str", ...: the ends of gguf_get_val_* and gguf_set_val_*.
 SHORT: dict[GgufType, str] = {
-    type_: ffi.string(lib.gguf_type_name(type_)).decode()
-    for type_ in GgufType
-    if type_ != GgufType.COUNT
+    type_: c_text(lib.gguf_type_name(type_)) for type_ in GgufType if type_ != GgufType.COUNT
 }
 
 # What llama.cpp looks for: a key of unsigned 32 bits, and arrays of signed 32 bits.

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._core.atomic import replacing_all
-from .._core.text import c_path, checked_path, new_uncleared
+from .._core.shard_names import COUNT, NUMBER, TENSORS, shard_names, shard_prefix
+from .._core.text import checked_path
 from .._core.values import flag, integer
-from .._native import ffi, lib
 from ..errors import ArgumentError, GgufError
 from .gguf import Gguf
 
 if TYPE_CHECKING:
     from .gguf import GgufTensor
 
-# The keys of llama.cpp's loader.
-NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 MOST = 2**16 - 1  # the count is an unsigned number of 16 bits
 
 
@@ -195,7 +193,7 @@ def _number(gguf: Gguf, key: str, path: str | os.PathLike[str], default: int) ->
 
 
 def paths_of(prefix: str | os.PathLike[str], n: int) -> list[Path]:
-    """Return the names that llama.cpp gives to the files of a model.
+    """Return the paths that llama.cpp gives to the files of a model.
 
     Args:
         prefix: What they begin with.
@@ -203,33 +201,20 @@ def paths_of(prefix: str | os.PathLike[str], n: int) -> list[Path]:
 
     Raises:
         ArgumentError: There are too many.
-
-    Source: ``llama_split_path``.
     """
     if n > MOST:
         raise ArgumentError(f"{n} files are too many; at most {MOST} are possible")
-    raw = c_path(prefix)
-    size = len(raw) + 64
-    buffer = new_uncleared("char[]", size)
-    paths = []
-    for i in range(n):
-        length = lib.llama_split_path(buffer, size, raw, i, n)
-        paths.append(Path(os.fsdecode(ffi.buffer(buffer, length)[:])))
-    return paths
+    return [Path(name) for name in shard_names(prefix, n)]
 
 
-def prefix_of(first: str | os.PathLike[str], n: int) -> Path:
+def prefix_of(first: str | os.PathLike[str], n: int) -> str:
     """Return what the names of all ``n`` files of a model begin with, by that of the first.
 
     Raises:
         GgufError: It is not named as the first of so many.
-
-    Source: ``llama_split_prefix``.
     """
-    raw = c_path(first)
-    buffer = new_uncleared("char[]", len(raw) + 1)
-    length = lib.llama_split_prefix(buffer, len(buffer), raw, 0, n)
-    if length <= 0:
-        expected = paths_of("PREFIX", n)[0]
+    prefix = shard_prefix(first, 0, n)
+    if prefix is None:
+        expected = shard_names("PREFIX", n)[0]
         raise GgufError(f"{os.fspath(first)!r} is not named as the first of {n} files: {expected}")
-    return Path(os.fsdecode(ffi.buffer(buffer, length)[:]))
+    return prefix

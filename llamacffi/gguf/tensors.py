@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._core.text import c_text
 from .._core.unique import Unique
 from .._core.values import as_array, check_text, warn
 from .._generated.enums import GgmlType
@@ -239,7 +240,7 @@ def read_tensor(ptr: Any, i: int, source: Source) -> GgufTensor:
     Source: ``gguf_get_tensor_name``, ``gguf_get_tensor_type``, ``gguf_get_tensor_ne``,
     ``gguf_get_tensor_offset``.
     """
-    name = str(ffi.string(lib.gguf_get_tensor_name(ptr, i)), "utf-8", "surrogateescape")
+    name = c_text(lib.gguf_get_tensor_name(ptr, i), "surrogateescape")
     ne = ffi.unpack(lib.gguf_get_tensor_ne(ptr, i), lib.GGML_MAX_DIMS)
     type_ = GgmlType(lib.gguf_get_tensor_type(ptr, i))
     offset = lib.gguf_get_tensor_offset(ptr, i)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from .._core.text import c_text
 from .._core.values import check_text, is_text
 from .._generated.enums import GgufType
 from .._native import ffi, lib
@@ -108,11 +109,6 @@ def encode_name(name: str, what: str, limit: int) -> bytes:
     if not name:
         raise GgufError(f"{what} cannot be empty")
     return encode(name, f"{what}, {name!r},", limit)
-
-
-def decode(chars: Any) -> str:
-    """Return a C string as text; bytes that are not UTF-8 become surrogates."""
-    return str(ffi.string(chars), "utf-8", "surrogateescape")
 
 
 def plain(value: Any) -> Any:
@@ -299,7 +295,7 @@ def get(ptr: Any, i: int) -> Value:
     kind = type_at(ptr, i)
     if not kind.array:
         value = getattr(lib, f"gguf_get_val_{SHORT[kind.type]}")(ptr, i)
-        return decode(value) if kind.type == GgufType.STRING else value
+        return c_text(value, "surrogateescape") if kind.type == GgufType.STRING else value
     n = lib.gguf_get_arr_n(ptr, i)
     if kind.type == GgufType.STRING:
         string, at = ffi.string, lib.gguf_get_arr_str  # there may be very many

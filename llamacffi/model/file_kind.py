@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._core.text import c_text
 from .._native import ffi, lib
 from ..errors import LoadError
 
@@ -50,7 +51,7 @@ def text_of(gguf: Any, key: str) -> str:
     at = lib.gguf_find_key(gguf, key.encode())
     if at < 0 or lib.gguf_get_kv_type(gguf, at) != lib.GGUF_TYPE_STRING:
         return ""
-    return str(ffi.string(lib.gguf_get_val_str(gguf, at)).decode(errors="replace"))
+    return c_text(lib.gguf_get_val_str(gguf, at))
 
 
 ARCHITECTURE = "general.architecture"

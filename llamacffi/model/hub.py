@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from .._core.shard_names import SHARD, all_shards
 from .._core.text import checked_path
 from .._core.values import check_text
 from ..errors import ArgumentError, DependencyError, LoadError, ModelNotFoundError
-
-# The end of the name of one of several files of a model.
-SHARD = re.compile(r"-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 # GGUF files next to models that are not models: media projectors, importance matrices.
 COMPANIONS = ("mmproj", "imatrix")
@@ -66,7 +64,7 @@ def download(
             checked_path(path, name)
     hub = _import_hub()
     if wanted.is_exact:
-        names = _all_shards(wanted.text)
+        names = all_shards(wanted.text)
     else:
         names = choose(
             repo_id,
@@ -141,7 +139,7 @@ def choose(repo_id: str, names: Iterable[str], wanted: Wanted) -> list[str]:
         raise ArgumentError(
             f"{repo_id} has {number} models that match {wanted.text!r}; it has {_listed(found)}"
         )
-    shards = _all_shards(*models.values())
+    shards = all_shards(*models.values())
     if missing := [name for name in shards if name not in there]:
         raise ArgumentError(f"{repo_id} lacks files of this model: {_listed(missing)}")
     return shards
@@ -160,15 +158,6 @@ def _parse(repo_id: str, filename: str | None) -> tuple[str, Wanted]:
     if colon:
         return repo_id, Wanted(tag, is_tag=True)
     return repo_id, Wanted("*.gguf" if filename is None else filename)
-
-
-def _all_shards(name: str) -> list[str]:
-    """Return the names of all files of the model that the file ``name`` belongs to."""
-    shard = SHARD.search(name)
-    if shard is None or not int(shard["count"]):
-        return [name]
-    start, count = name[: shard.start()], shard["count"]
-    return [f"{start}-{no:05}-of-{count}.gguf" for no in range(1, int(count) + 1)]
 
 
 def _listed(names: list[str]) -> str:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+from .._core.text import c_text
 from .._native import ffi, lib
 from ..errors import LoadError
 from .file_kind import ARCHITECTURE, text_of
@@ -113,9 +114,9 @@ def _overrides(struct: Any) -> Iterator[tuple[str, Any]]:
         if struct.kv_overrides == ffi.NULL or struct.kv_overrides[i].key[0] == b"\0":
             return
         one = struct.kv_overrides[i]
-        key = ffi.string(one.key).decode(errors="replace")
+        key = c_text(one.key)
         if one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_STR:
-            yield key, ffi.string(one.val_str).decode(errors="replace")
+            yield key, c_text(one.val_str)
         elif one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_BOOL:
             yield key, bool(one.val_bool)
         else:
@@ -127,7 +128,7 @@ def _numbers(gguf: Any, prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Yield the numbers and arrays of numbers whose keys start with one of the prefixes."""
     types = _c_types()
     for i in range(lib.gguf_get_n_kv(gguf)):
-        key = ffi.string(lib.gguf_get_key(gguf, i)).decode(errors="replace")
+        key = c_text(lib.gguf_get_key(gguf, i))
         if not key.startswith(prefixes):
             continue
         type_ = lib.gguf_get_kv_type(gguf, i)

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .._core.ownership import Handle
-from .._core.text import read_bytes
+from .._core.text import c_text, read_bytes
 from .._native import ffi, lib
-from ..backend.device_types import Device, new_device, text
+from ..backend.device_types import Device, new_device
 from ..errors import ArgumentError, UnsupportedError
 from .metadata import CHAT_TEMPLATE, Metadata, typed
 from .weights import tensors, weights_fingerprint
@@ -98,7 +98,7 @@ class ModelInfo(Handle):
         Source: ``llama_ftype_name``.
         """
         name = lib.llama_ftype_name(self._known(lib.llama_model_ftype))
-        return str(ffi.string(name), "utf-8")
+        return c_text(name)
 
     # Sizes
 
@@ -257,7 +257,7 @@ class ModelInfo(Handle):
         """
         ptr = self.ptr  # the texts are the model's
         chars = [lib.llama_model_cls_label(ptr, i) for i in range(self.n_cls_out)]
-        labels = tuple(text(one) if one != ffi.NULL else None for one in chars)
+        labels = tuple(c_text(one) if one != ffi.NULL else None for one in chars)
         return labels if any(label is not None for label in labels) else ()
 
     # Text
@@ -281,7 +281,7 @@ class ModelInfo(Handle):
                 )
         ptr = self.ptr  # the text is the model's
         chars = lib.llama_model_chat_template(ptr, raw)
-        return None if chars == ffi.NULL else text(chars)
+        return None if chars == ffi.NULL else c_text(chars)
 
     @property
     def chat_templates(self) -> Mapping[str, str]:
@@ -305,7 +305,7 @@ class ModelInfo(Handle):
         """
         from .._generated.enums import ModelMetaKey
 
-        keys = [text(lib.llama_model_meta_key_str(key)) for key in ModelMetaKey]
+        keys = [c_text(lib.llama_model_meta_key_str(key)) for key in ModelMetaKey]
         return MappingProxyType(
             {
                 key.rpartition(".")[2]: typed(self.metadata[key])
@@ -343,7 +343,7 @@ class ModelInfo(Handle):
         found: dict[str, int] = {}
         for tensor in tensors(self.ptr):
             if tensor.buffer != ffi.NULL:
-                name = text(lib.ggml_backend_buffer_name(tensor.buffer))
+                name = c_text(lib.ggml_backend_buffer_name(tensor.buffer))
                 found[name] = found.get(name, 0) + lib.ggml_nbytes(tensor)
         return MappingProxyType(found)
 

@@ -15,7 +15,8 @@ from .._core.callbacks import Bridge
 from .._core.files import OpenFile, c_file, own_file
 from .._core.ownership import make, own
 from .._core.path_hints import no_file
-from .._core.text import c_path, checked_path
+from .._core.shard_names import COUNT, NUMBER, shard_names, shard_prefix
+from .._core.text import c_path, c_text, checked_path
 from .._native import ffi, lib
 from ..errors import ArgumentError, LoadError, ModelNotFoundError, NativeError
 from . import load_mode
@@ -192,7 +193,7 @@ def _reason() -> str:
             continue
         reason = BEFORE_REASON.sub("", line)
         if reason.startswith("unknown model architecture"):
-            version = ffi.string(lib.llama_version()).decode()
+            version = c_text(lib.llama_version())
             return f"{reason}; this is llama.cpp {version}, a newer version may support it"
         if CUT_OFF.search(reason):
             return f"{CUT_OFF.sub('', reason)} ends after the end of the file, which is cut off"
@@ -319,13 +320,13 @@ def shard_info(path: Path) -> tuple[int, int]:
     if gguf is None:
         raise log.with_log(LoadError(f"cannot load {os.fspath(path)!r}: {_reason()}"))
 
-    def number(key: bytes, default: int) -> int:
-        i = lib.gguf_find_key(gguf, key)
+    def number(key: str, default: int) -> int:
+        i = lib.gguf_find_key(gguf, key.encode())
         if i < 0 or lib.gguf_get_kv_type(gguf, i) != lib.GGUF_TYPE_UINT16:
             return default
         return int(lib.gguf_get_val_u16(gguf, i))
 
-    return number(b"split.no", 0), number(b"split.count", 1) or 1
+    return number(NUMBER, 0), number(COUNT, 1) or 1
 
 
 def check_shards(paths: Sequence[Path]) -> None:
@@ -366,13 +367,13 @@ def explain_shards(path: Path) -> None:
         return
     if count < 2:
         return
-    prefix = read_prefix(name, no, count)
+    prefix = shard_prefix(name, no, count)
     if prefix is None:
         raise LoadError(
             f"{name!r} is file {no + 1} of {count}, but its name does not end in "
-            f"-{no + 1:05}-of-{count:05}.gguf: pass all files to Model.from_splits"
+            f"{shard_names('', count)[no]}: pass all files to Model.from_splits"
         )
-    names = [shard_name(prefix, i, count) for i in range(count)]
+    names = shard_names(prefix, count)
     if no:
         raise LoadError(f"{name!r} is file {no + 1} of {count}: load the first one, {names[0]!r}")
     for i, one in enumerate(names):
@@ -380,20 +381,3 @@ def explain_shards(path: Path) -> None:
             raise ModelNotFoundError(
                 errno.ENOENT, f"file {i + 1} of the {count} files of this model is missing", one
             )
-
-
-def read_prefix(name: str, no: int, count: int) -> str | None:
-    """Return the common prefix of shard names, or None.  Source: ``llama_split_prefix``."""
-    raw = c_path(name)
-    buffer = ffi.new("char[]", len(raw) + 1)
-    size = lib.llama_split_prefix(buffer, len(raw) + 1, raw, no, count)
-    return os.fsdecode(raw[:size]) if size > 0 else None
-
-
-def shard_name(prefix: str, no: int, count: int) -> str:
-    """Return the name of a shard.  Source: ``llama_split_path``."""
-    raw = c_path(prefix)
-    room = len(raw) + 64
-    buffer = ffi.new("char[]", room)
-    size = lib.llama_split_path(buffer, room, raw, no, count)
-    return os.fsdecode(ffi.buffer(buffer, size)[:])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.callbacks import Bridge
 from .._core.files import anonymous_file
+from .._core.text import c_text
 from .._native import ffi, lib
 from ..errors import ArgumentError, NativeError
 from ..gguf.gguf import Gguf
@@ -113,7 +114,7 @@ class _Filler:
         from .._generated.enums import GgmlType
         from ..gguf.types import array_of
 
-        name = ffi.string(tensor.name).decode(errors="replace")
+        name = c_text(tensor.name)
         n_bytes = lib.ggml_nbytes(tensor)
         buffer = np.zeros(n_bytes, np.uint8)
         # upstream: src/llama-model-loader.cpp TENSOR_DUPLICATED: a tensor that is used in two

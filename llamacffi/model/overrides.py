@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
+from .._core.text import c_text
 from .._core.values import check_text, flag, integer, mapping
 from .._native import ffi, lib
 from ..backend import registry as backend
@@ -95,8 +96,8 @@ def fit_kv_overrides(struct: Any, gguf: Any) -> None:
             one.tag, one.val_f64 = wanted, float(one.val_i64)
         elif wanted != one.tag or type_ == lib.GGUF_TYPE_ARRAY:
             raise ArgumentError(
-                f"kv_overrides[{ffi.string(one.key).decode()!r}] has the wrong type: in the file "
-                f"it is {ffi.string(lib.gguf_type_name(type_)).decode()}"
+                f"kv_overrides[{c_text(one.key)!r}] has the wrong type: in the file "
+                f"it is {c_text(lib.gguf_type_name(type_))}"
             )
 
 

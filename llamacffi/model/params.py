@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._core.params import Converter, fill
+from .._core.text import c_text
 from .._core.values import check_function, elements, integer, number, warn
 from .._native import ffi, lib
 from ..backend import registry as backend
-from ..backend.device_types import Device, text
+from ..backend.device_types import Device
 from ..errors import ArgumentError, BackendUnavailableError
 from . import load_mode
 from .metadata import Metadata
@@ -151,9 +152,9 @@ def _check_places(struct: Any, devices: list[Any]) -> None:
         dev = lib.ggml_backend_buft_get_device(overrides[i].buft)
         if dev != ffi.NULL and not _is_cpu(dev) and dev not in devices:
             raise ArgumentError(
-                f"tensor_buft_overrides puts {text(overrides[i].pattern)!r} on "
-                f"{text(lib.ggml_backend_dev_name(dev))}, which is not one of the model's devices: "
-                "add it to devices="
+                f"tensor_buft_overrides puts {c_text(overrides[i].pattern)!r} on "
+                f"{c_text(lib.ggml_backend_dev_name(dev))}, which is not one of the model's "
+                "devices: add it to devices="
             )
 
 

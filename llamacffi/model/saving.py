@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._core.atomic import explain_failure, scratch_beside
-from .._core.text import c_path, path_text
+from .._core.text import c_path, c_text, path_text
 from .._native import ffi, lib
-from ..backend.device_types import text
 from ..errors import NativeError, UnsupportedError
 from ..gguf.gguf import Gguf
 from ..log import drain, recent, with_log
@@ -34,7 +33,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         raise UnsupportedError(
             "a model loaded with split_mode='tensor' cannot be saved: load it without split_mode"
         )
-    tensors = {text(tensor.name): tensor for tensor in weights(ptr)}
+    tensors = {c_text(tensor.name): tensor for tensor in weights(ptr)}
     _check_tensors(tensors)
     with scratch_beside(path) as directory:
         part = directory / "saved.gguf"
@@ -58,7 +57,7 @@ def _check_tensors(tensors: Mapping[str, Any]) -> None:
         raise UnsupportedError("llama.cpp can save only models with token embeddings")
     unreadable = {name for name, one in tensors.items() if not lib.llamacffi_tensor_readable(one)}
     if unreadable:
-        places = {text(lib.ggml_backend_buffer_name(tensors[name].buffer)) for name in unreadable}
+        places = {c_text(lib.ggml_backend_buffer_name(tensors[name].buffer)) for name in unreadable}
         raise UnsupportedError(
             f"{len(unreadable)} weights are in a layout that cannot be read back "
             f"({', '.join(places)}): to save the model, load it with use_extra_bufts=False"

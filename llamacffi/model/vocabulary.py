@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from .._core.text import read_bytes
+from .._core.text import c_text, read_bytes
 from .._native import ffi, lib
 from ..errors import LoadError
 
@@ -47,7 +47,7 @@ def _overrides(struct: Any) -> dict[str, bytes | int]:
         if struct.kv_overrides == ffi.NULL or struct.kv_overrides[i].key[0] == b"\0":
             break
         one = struct.kv_overrides[i]
-        key = ffi.string(one.key).decode(errors="replace")
+        key = c_text(one.key)
         if one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_STR:
             found.setdefault(key, ffi.string(one.val_str))
         elif one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_INT:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .._core.text import c_text
 from .._native import ffi, lib
 from ..errors import LoadError
 from .weights import CAN_LIST, tensors
@@ -36,7 +37,7 @@ def check_weight_types(model: Any, name: str) -> None:
     """
     if not CAN_LIST:
         return
-    found = {ffi.string(tensor.name).decode(errors="replace") for tensor in tensors(model)}
+    found = {c_text(tensor.name) for tensor in tensors(model)}
     # upstream: src/models/t5.cpp attn_rel_b, attn_rel_b_enc: optional in all layers, though layers
     # without one use that of the first, and so we require the first.
     for part in ("enc.blk.0.", "dec.blk.0."):
@@ -46,7 +47,7 @@ def check_weight_types(model: Any, name: str) -> None:
     for tensor in tensors(model):
         if tensor.type == lib.GGML_TYPE_F32 or not _is_on_cpu(tensor):
             continue
-        tensor_name = ffi.string(tensor.name).decode(errors="replace")
+        tensor_name = c_text(tensor.name)
         _, fits, reads = next(rule for rule in RULES if rule[0].search(tensor_name))
         if not fits(tensor.type):
             raise LoadError(
@@ -72,7 +73,7 @@ def check_factor_types(struct: Any, gguf: Any, name: str) -> None:
         type_ = lib.gguf_get_tensor_type(gguf, i)
         if type_ == lib.GGML_TYPE_F32:
             continue
-        tensor_name = ffi.string(lib.gguf_get_tensor_name(gguf, i)).decode(errors="replace")
+        tensor_name = c_text(lib.gguf_get_tensor_name(gguf, i))
         if FACTORS.search(tensor_name):
             raise LoadError(
                 f"cannot load {name!r}: the tensor {tensor_name!r} is {_type_name(type_)}, but "
@@ -112,7 +113,7 @@ def _is_index(type_: int) -> bool:
 
 
 def _type_name(type_: int) -> str:
-    return str(ffi.string(lib.ggml_type_name(type_)).decode()).upper()
+    return c_text(lib.ggml_type_name(type_)).upper()
 
 
 FACTORS = re.compile(r"\brope_(freqs|factors_\w+)\.weight$")

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from .._core.text import c_text
 from .._native import ffi, lib
 from ..errors import NativeError
 
@@ -24,10 +25,7 @@ CAN_LIST = hasattr(lib, "llamacffi_model_tensor")
 
 def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Return the shape of each weight by its name: all of ggml's dimensions, in its order."""
-    return {
-        ffi.string(tensor.name).decode(errors="replace"): tuple(tensor.ne)
-        for tensor in tensors(model)
-    }
+    return {c_text(tensor.name): tuple(tensor.ne) for tensor in tensors(model)}
 
 
 def weights_fingerprint(model: Any, metadata: Mapping[str, str]) -> dict[str, str]:
@@ -95,7 +93,7 @@ def places(model: Any) -> Iterator[tuple[str, bool]]:
             device != ffi.NULL
             and lib.ggml_backend_dev_type(device) == lib.GGML_BACKEND_DEVICE_TYPE_CPU
         )
-        yield ffi.string(tensor.name).decode(errors="replace"), bool(here)
+        yield c_text(tensor.name), bool(here)
 
 
 def is_elsewhere(weights: Iterable[tuple[str, bool]]) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import reprlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,14 +15,12 @@ from .._core.values import mapping, number
 from .._generated.enums import GgmlType
 from .._native import ffi, lib
 from ..adapter.lora import (
-    ALPHA,
     EMBEDDING,
     INVOCATION,
+    alpha_of,
     check_kind,
-    fits,
     ggml_shape,
-    pairs,
-    shape_text,
+    weight_changes,
 )
 from ..errors import AdapterError, ArgumentError
 from ..gguf.gguf import Gguf
@@ -132,28 +128,12 @@ def _add(changes: dict[str, Change], model: Gguf, adapter: Gguf, name: str, scal
     if INVOCATION in adapter:
         raise AdapterError(
             f"{name!r} takes effect only after certain tokens, so it cannot be merged: load it "
-            "with "
-            "Adapter instead"
+            "with Adapter instead"
         )
-    alpha = adapter.get(ALPHA, 0.0)
-    if not isinstance(alpha, float) or not math.isfinite(alpha):
-        raise AdapterError(
-            f"{name!r} is damaged: {ALPHA} must be a finite number, not {reprlib.repr(alpha)}"
-        )
-    found = list(pairs(adapter, name))
-    if not found:
-        raise AdapterError(f"{name!r} changes nothing: it contains no lora_a and lora_b tensors")
-    for weight, a, b in found:
-        base = model.tensors.get(weight)
-        if base is None:
-            raise AdapterError(f"{name!r} is for another model: this one has no tensor {weight!r}")
-        shape, rank = ggml_shape(base), ggml_shape(b)[0]
-        if not fits(shape, ggml_shape(a), ggml_shape(b), flipped=weight == EMBEDDING):
-            raise AdapterError(
-                f"{name!r} is for another model: here {weight!r} is {shape_text(shape)}, but "
-                "lora_a "
-                f"is {shape_text(ggml_shape(a))} and lora_b is {shape_text(ggml_shape(b))}"
-            )
+    alpha = alpha_of(adapter, name)
+    shapes = {weight: ggml_shape(tensor) for weight, tensor in model.tensors.items()}
+    for weight, a, b in weight_changes(adapter, name, shapes, "this model"):
+        rank = ggml_shape(b)[0]
         term = (scale * alpha / rank if alpha else scale, a, b)
         changes.setdefault(weight, Change()).terms.append(term)
 

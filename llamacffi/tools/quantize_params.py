@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._core.params import fill
+from .._core.text import c_text
 from .._core.values import as_array, check_text, checked_indices, integer, mapping
 from .._generated.enums import Ftype, GgmlType
 from .._native import ffi, lib
@@ -65,7 +66,7 @@ def ftype_name(value: AnyFtype) -> str:
     Source: ``llama_ftype_name``.
     """
     ftype = value if isinstance(value, Ftype) else ftype_of(value)
-    return str(ffi.string(lib.llama_ftype_name(ftype)), "utf-8")
+    return c_text(lib.llama_ftype_name(ftype))
 
 
 def ftypes() -> list[Ftype]:

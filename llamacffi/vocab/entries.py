@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .._core.ownership import Pointer
-from .._core.text import new_uncleared
+from .._core.text import c_text, new_uncleared
 from .._core.tokens import outside
 from .._core.values import INT32_MAX, flag, integer
 from .._native import ffi, lib
@@ -106,7 +106,7 @@ class Entries(Pointer):
         token = self._check_entry(token)
         model = self._model.ptr  # noqa: F841  the text is the model's
         chars = lib.llama_vocab_get_text(self._vocab, token)
-        return str(ffi.string(chars), "utf-8", "replace")
+        return c_text(chars)
 
     def score(self, token: int) -> float:
         """Return the score of a token; its meaning depends on the tokenizer.

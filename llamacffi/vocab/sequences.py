@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._core.ownership import make, own
+from .._core.text import c_text
 from .._core.tokens import token_array
 from .._core.values import INT32_MAX, elements, integer
 from .._native import ffi, lib
@@ -105,7 +106,7 @@ def _collect(one: Made, n: int, dtype: type[np.generic]) -> tuple[npt.NDArray[An
     made = own(one)
     failed = lib.llamacffi_sequences_failed(made)
     if failed >= 0:
-        reason = ffi.string(lib.llamacffi_sequences_error(made)).decode(errors="replace")
+        reason = c_text(lib.llamacffi_sequences_error(made))
         raise SequenceError(failed, reason)
     elements = np.empty(lib.llamacffi_sequences_size(made), dtype)
     starts = np.empty(n + 1, np.int64)

@@ -19,6 +19,7 @@ from llamacffi import (
     ModelNotFoundError,
     shards,
 )
+from llamacffi.gguf.shards import paths_of
 from tests.facade.oracle import close_to, logits_after
 
 
@@ -145,8 +146,8 @@ def test_limits(demo_path, tmp_path, options):
 
 def test_too_many_files(tmp_path):
     with pytest.raises(ArgumentError, match="65535"):
-        shards.paths_of(tmp_path / "x", 65536)
-    assert shards.paths_of(tmp_path / "x", 65535)[-1].name == "x-65535-of-65535.gguf"
+        paths_of(tmp_path / "x", 65536)
+    assert paths_of(tmp_path / "x", 65535)[-1].name == "x-65535-of-65535.gguf"
 
 
 def test_what_cannot_be_split_or_merged(files, demo_path, tmp_path):
