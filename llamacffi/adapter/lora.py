@@ -6,11 +6,11 @@ import math
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._native import lib
 from ..errors import AdapterError
-from ..model.file_kind import LORA, kind_of
+from ..model.file_kind import ARCHITECTURE, LORA, kind_of
 
 if TYPE_CHECKING:
     from ..gguf.gguf import Gguf, GgufTensor
@@ -25,7 +25,7 @@ ALPHA = "adapter.lora.alpha"
 INVOCATION = "adapter.alora.invocation_tokens"
 
 
-def check_kind(gguf: Gguf, name: str, architecture: Any, whose: str) -> None:
+def check_kind(gguf: Gguf, name: str, architecture: str, whose: str) -> None:
     """Raise AdapterError unless a file is a LoRA adapter for an architecture.
 
     Args:
@@ -40,7 +40,7 @@ def check_kind(gguf: Gguf, name: str, architecture: Any, whose: str) -> None:
     for key, wanted, what in (
         ("general.type", "adapter", "is not an adapter"),
         ("adapter.type", "lora", "is not a LoRA adapter"),
-        ("general.architecture", architecture, f"does not fit {whose}"),
+        (ARCHITECTURE, architecture, f"does not fit {whose}"),
     ):
         found = gguf.get(key)
         if not isinstance(found, str) or found != wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .._core.text import c_text
@@ -54,7 +55,17 @@ def text_of(gguf: Any, key: str) -> str:
     return c_text(lib.gguf_get_val_str(gguf, at))
 
 
+# upstream: src/llama-arch.cpp LLM_KV_GENERAL_ARCHITECTURE: what the keys of a model's own numbers
+# begin with.
 ARCHITECTURE = "general.architecture"
+
+
+def architecture_of(metadata: Mapping[str, Any]) -> str:
+    """Return the name of a model's architecture, such as ``llama``; empty if the file has none."""
+    name = metadata.get(ARCHITECTURE, "")
+    return name if isinstance(name, str) else ""
+
+
 MAGIC: bytes = ffi.string(lib.GGUF_MAGIC)
 # The first bytes (as many as the GGUF magic has) of files that people mistake for models.
 OTHERS = {

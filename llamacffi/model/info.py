@@ -12,6 +12,7 @@ from .._core.text import c_text, read_bytes
 from .._native import ffi, lib
 from ..backend.device_types import Device, new_device
 from ..errors import ArgumentError, UnsupportedError
+from .file_kind import architecture_of
 from .metadata import CHAT_TEMPLATE, Metadata, typed
 from .weights import tensors, weights_fingerprint
 
@@ -62,7 +63,7 @@ class ModelInfo(Handle):
     @property
     def architecture(self) -> str:
         """The name of the architecture, such as ``llama``; empty if the file does not name one."""
-        return self.metadata.get("general.architecture", "")
+        return architecture_of(self.metadata)
 
     @property
     def desc(self) -> str:

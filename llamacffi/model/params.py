@@ -14,6 +14,7 @@ from ..backend import registry as backend
 from ..backend.device_types import Device
 from ..errors import ArgumentError, BackendUnavailableError
 from . import load_mode
+from .file_kind import architecture_of
 from .metadata import Metadata
 from .overrides import expert_overrides, kv_overrides, override_pairs, tensor_buft_overrides
 
@@ -62,7 +63,7 @@ def warn_without_experts(struct: Any, params: Mapping[str, Any], ptr: Any) -> No
     if not given or not used_devices(struct):
         return
     metadata = Metadata(ptr)
-    if metadata.get(f"{metadata['general.architecture']}.expert_count", "0") == "0":
+    if metadata.get(f"{architecture_of(metadata)}.expert_count", "0") == "0":
         warn(
             f"{given}={params[given]!r} has no effect: the model has no experts to keep on the CPU"
         )

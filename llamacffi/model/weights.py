@@ -10,6 +10,7 @@ from typing import Any
 from .._core.text import c_text
 from .._native import ffi, lib
 from ..errors import NativeError
+from .file_kind import architecture_of
 
 # How many bytes of a tensor go into `weights_fingerprint`, from each of how many places.
 SAMPLE_BYTES, N_SAMPLES = 64, 4
@@ -35,7 +36,7 @@ def weights_fingerprint(model: Any, metadata: Mapping[str, str]) -> dict[str, st
     ``samples`` has a short hash of a part of each tensor, in the order of their names: zeros for
     tensors that cannot be read, because their buffer uses its own layout.
     """
-    architecture = metadata.get("general.architecture", "")
+    architecture = architecture_of(metadata)
     layout, samples = hashlib.blake2b(digest_size=8), bytearray()
     for key in sorted(key for key in metadata if key.startswith(f"{architecture}.")):
         layout.update(f"{key}={metadata[key]}\n".encode())

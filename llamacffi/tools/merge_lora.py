@@ -27,7 +27,7 @@ from ..gguf.gguf import Gguf
 from ..gguf.shards import check_other, open_all, whole
 from ..gguf.tensors import GgufTensor, computed_tensor
 from ..gguf.types import ggml_type, quantize_array, row_bytes
-from ..model.file_kind import MODEL, kind_of
+from ..model.file_kind import MODEL, architecture_of, kind_of
 
 if TYPE_CHECKING:
     from ..gguf.types import AnyType, Array, Floats
@@ -124,7 +124,7 @@ def _add(changes: dict[str, Change], model: Gguf, adapter: Gguf, name: str, scal
     Raises:
         AdapterError: The adapter does not fit the model.
     """
-    check_kind(adapter, name, model.get("general.architecture"), "this model")
+    check_kind(adapter, name, architecture_of(model), "this model")
     if INVOCATION in adapter:
         raise AdapterError(
             f"{name!r} takes effect only after certain tokens, so it cannot be merged: load it "

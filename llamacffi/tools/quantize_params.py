@@ -15,6 +15,7 @@ from .._generated.enums import Ftype, GgmlType
 from .._native import ffi, lib
 from ..errors import ArgumentError
 from ..gguf.types import ggml_type, scaled_weights
+from ..model.file_kind import architecture_of
 from ..model.overrides import c_pattern, fit_kv_overrides, kv_overrides
 from .imatrix import Imatrix
 
@@ -177,7 +178,7 @@ def _prune_layers(value: Any, files: list[Gguf]) -> tuple[Any, object]:
     if value is None:
         return ffi.NULL, None
     layers = sorted(checked_indices("prune_layers", value))
-    architecture = files[0].get("general.architecture")
+    architecture = architecture_of(files[0])
     n = files[0].get(f"{architecture}.block_count", 0)
     assert isinstance(n, int)
     if layers and not 0 <= layers[0] <= layers[-1] < n:
