@@ -1,8 +1,8 @@
 # make build test asan lint docs bench demo fuzz fuzz-files soak history bump
 #
-# All of it runs in .venv, made by $(PYTHON) on first use.  llama.cpp is fetched and built once, in
-# build/; after that a change of a header, a template or native/ compiles only what depends on it, and a
-# change of Python code compiles nothing.
+# Everything runs in .venv, which $(PYTHON) creates on first use.  llama.cpp is fetched and built once,
+# in build/.  After that, changes to headers, templates or native/ compile only what depends on them,
+# and changes to Python code compile nothing.
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -18,22 +18,22 @@ build: .venv/.installed
 	$(PY) -m pip install --quiet --no-build-isolation --editable .
 	@touch $@
 
-# The build tools stay, unlike in pip's isolated builds: the paths in build/ lead to them.
+# The build tools stay installed, unlike in pip's isolated builds, because paths in build/ refer to them.
 .venv/.tools: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PY) -m pip install --quiet --group dev
 	@touch $@
 
-# Upstream's own programs from the same tree, which the tests compare with.
+# Upstream's own programs from the same tree; the tests compare results with theirs.
 reference: build
 	.venv/bin/cmake --build build/cp310-* --target llamacffi-reference
 
 test: build reference
 	$(PY) -m pytest
 
-# The same with AddressSanitizer in llama.cpp and in the binding: an environment of its own, with GCC.
-# The C++ library must be there before Python, or the sanitizer does not find what throws.
+# The tests with AddressSanitizer in llama.cpp and in the binding, in a separate environment, with GCC.
+# The C++ library must be loaded before Python, or the sanitizer cannot intercept exceptions.
 ASAN_PY := .venv-asan/bin/python
 ASAN_TESTS ?= tests/raw tests/facade
 ASAN_FLAGS := -fsanitize=address -fno-omit-frame-pointer -g1
@@ -66,27 +66,27 @@ demo: build
 bench: build
 	$(PY) -m bench
 
-# Every function of the raw layer with bad values; writes docs/raw_unsafe.toml and the page of it.
+# Calls every function of the raw layer with bad values; writes docs/raw_unsafe.toml and its page.
 fuzz: build
 	$(PY) -m tests.fuzz.raw --jobs 2
 
-# 20,000 damaged and hostile files of every kind, for ten minutes; another SEED makes others.
+# 20,000 damaged and hostile files of every kind, for ten minutes; another SEED gives other files.
 SEED ?= 0
 fuzz-files: build
 	$(PY) -m tests.fuzz.files --jobs 2 --minutes 10 --count 20000 --seed $(SEED)
 
-# Signals, threads, and all that can happen to an object, at random: make soak SECONDS=60 SEED=2
+# Random signals, threads, and operations on every kind of object: make soak SECONDS=60 SEED=2
 SECONDS ?= 600
 soak: build
 	$(PY) -m tests.soak --seconds $(SECONDS) --seed $(SEED)
 
-# The generator with the llama.cpp of the past: all versions, three of them built whole and tested.
+# Runs the generator on past versions of llama.cpp; three of them are built completely and tested.
 VERSIONS ?= all
 BUILD ?= 0.3.22 0.3.26 newest
 history: .venv/.tools
 	$(PY) build_ffi.py history $(VERSIONS) $(addprefix --build ,$(BUILD))
 
-# Follow llama.cpp: make bump VERSION=0.3.37
+# Moves to another llama.cpp: make bump VERSION=0.3.37
 VERSION ?= newest
 bump: .venv/.tools
 	$(PY) build_ffi.py bump $(VERSION)

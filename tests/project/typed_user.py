@@ -1,6 +1,6 @@
-"""A program of a user who has all of it checked: read by type checkers, never run.
+"""A user's program that uses the whole API: read by type checkers, never run.
 
-Each function is about one part of the package.  `assert_type` says what a user may rely on.
+Each function covers one part of the package.  `assert_type` states what a user may rely on.
 """
 
 from __future__ import annotations
