@@ -7,7 +7,7 @@ python build_ffi.py check       is headers/api.lock fresh?
 python build_ffi.py diff        what is different between two llama.cpp?
 python build_ffi.py history     prove the generator with versions of the past
 python build_ffi.py bump        follow llama.cpp to a version
-python build_ffi.py parts       which parts of native/ does a llama.cpp not suit?
+python build_ffi.py parts       which parts of native/ do not compile with a llama.cpp?
 python build_ffi.py exports     which functions do the linked libraries export?
 """
 
@@ -207,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
     sides = "a version of the pin's package, a llama.cpp tree, an api.lock, or `pin`"
     compared.add_argument("old", metavar="OLD", help=sides)
     compared.add_argument("new", metavar="NEW", help="the same")
-    for form, what in (("json", "all of it, as JSON"), ("markdown", "for a pull request")):
+    for form, what in (("json", "the whole report, as JSON"), ("markdown", "for a pull request")):
         compared.add_argument(
             f"--{form}", action="store_const", dest="format", const=form, help=what
         )

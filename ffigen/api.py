@@ -95,7 +95,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a declaration stands, and what the header says of it."""
+    """The place of a declaration, and its comment in the header."""
 
     header: str
     line: int

@@ -96,7 +96,7 @@ def compile_errors(
     if done.returncode == 0:
         return ""
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
-    return "\n".join(errors) or done.stderr.strip() or "the compiler failed without a word"
+    return "\n".join(errors) or done.stderr.strip() or "the compiler failed without a message"
 
 
 def cxx_command() -> list[str]:

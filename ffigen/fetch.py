@@ -109,7 +109,7 @@ def unpack_tree(archive: Path, inner_path: str, destination: Path) -> None:
         destination: The directory to fill; absent or empty.
 
     Raises:
-        VendorError: The archive is damaged, leads outside of itself, or holds no llama.cpp.
+        VendorError: The archive is damaged, has unsafe paths, or does not contain llama.cpp.
     """
     with os_errors(destination.parent):
         destination.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def unpack_tree(archive: Path, inner_path: str, destination: Path) -> None:
                 members = _kept_members(tar, PurePosixPath(inner_path).parts)
                 if missing := missing_mark(PurePosixPath(*parts) for parts in members):
                     raise VendorError(
-                        f"{archive.name} holds no llama.cpp tree at {inner_path}: {missing} is "
+                        f"{archive.name} has no llama.cpp tree at {inner_path}: {missing} is "
                         "missing; correct [package] path in vendor/llama.toml."
                     )
                 for parts, member in members.items():
@@ -155,17 +155,17 @@ def _kept_members(
         # The colon and the backslash are what leads outside on Windows.
         if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\0]", member.name):
             raise VendorError(
-                f"the archive holds {member.name!r}, which leads outside of it: do not use it; "
+                f"the archive contains {member.name!r}, a path outside of it: do not use it; "
                 f"delete it and {AGAIN}."
             )
         parts = path.parts[1:]
         if member.isdir() or parts[: len(inner)] != inner or not _is_kept(parts[len(inner) :]):
             continue
-        # The pinned package has no link at all.  Skipping one would drop a file without a word.
+        # The pinned package contains no links.  Skipping one would silently drop a file.
         if not member.isfile():
             raise VendorError(
-                f"the archive holds {member.name!r}, which is no plain file: do not use it; "
-                f"set {CHECKOUT_VARIABLE} to a llama.cpp checkout."
+                f"the archive contains {member.name!r}, which is not a regular file: do not use "
+                f"it; set {CHECKOUT_VARIABLE} to a llama.cpp checkout."
             )
         kept[parts[len(inner) :]] = member
     # tarfile stops before the checksum that gzip has at the end, which covers the contents.

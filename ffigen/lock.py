@@ -20,7 +20,7 @@ from .typing import INTEGERS
 
 
 class LockError(GeneratorError):
-    """A text is no ``api.lock``."""
+    """A text is not an ``api.lock``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ DECLARED = re.compile(r"(\w+)(?:\(|\)\(|(?:\[\w*\])*;$)")
 LIBC_NAMES = sorted({"bool", "FILE"} | {name for name in INTEGERS if name.endswith("_t")})
 
 
-@lru_cache(maxsize=4)  # of both sides; nobody changes the facts
+@lru_cache(maxsize=4)  # for both sides; the facts are never modified
 def read_lock(text: str, where: str = "api.lock") -> Facts:
     """Read the facts of a lock.
 
@@ -148,9 +148,9 @@ def read_lock(text: str, where: str = "api.lock") -> Facts:
         elif match := TYPEDEF.fullmatch(line) or FUNCTION.fullmatch(line):
             declarations.append(match)
         else:
-            raise LockError(f"{where}:{number}: no fact of an api.lock: {line[:80]}")
+            raise LockError(f"{where}:{number}: not a fact of an api.lock: {line[:80]}")
     if not facts.functions and not declarations:
-        raise LockError(f"{where} has no function: it is no api.lock")
+        raise LockError(f"{where} has no function: it is not an api.lock")
     _read_declarations(facts, declarations, fields, where)
     return facts
 

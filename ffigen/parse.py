@@ -347,7 +347,7 @@ class Reader:
             if isinstance(one, c_ast.EllipsisParam):
                 variadic = True
                 continue
-            if isinstance(one, c_ast.ID):  # a name alone, which is no type
+            if isinstance(one, c_ast.ID):  # a name without a type
                 raise unknown(node, f"the type {one.name}")
             type_ = self.type(one.type)
             if type_ == Name("void"):

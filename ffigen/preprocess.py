@@ -131,7 +131,7 @@ def preprocess(headers: Path, llama_cpp: Path, defined: Sequence[str] = ()) -> S
 def place_deprecations(text: str) -> str:
     """Write deprecations so that C can be parsed: at the top level as an initializer.
 
-    Within braces, where a field or an enumerator is deprecated, nothing of it stays.
+    Within braces, where a field or an enumerator is deprecated, they are dropped.
     """
     parts: list[str] = []
     depth, start = 0, 0

@@ -255,7 +255,7 @@ def check_annotations(
     One that the pinned headers have may be missing from those of another llama.cpp.
 
     Raises:
-        GeneratorError: The field is not there any more.
+        GeneratorError: The field does not exist any more.
     """
     fields = {
         f"{struct.name}.{one.name}"

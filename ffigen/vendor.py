@@ -93,7 +93,7 @@ def read_pin(root: Path) -> Pin:
     """Read ``root/vendor/llama.toml``.
 
     Raises:
-        VendorError: The file is missing, is no TOML, or lacks a value.
+        VendorError: The file is missing, is not TOML, or lacks a value.
     """
     file = root / "vendor" / "llama.toml"
     try:
@@ -135,12 +135,12 @@ def ensure_tree(
     environ: Mapping[str, str] = os.environ,
     echo: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> Tree:
-    """Return the llama.cpp tree to build, fetching the pinned one if it is not there yet.
+    """Return the llama.cpp tree to build, fetching the pinned one if necessary.
 
     Args:
         root: The top directory of llamacffi's sources.
         environ: ``LLAMACFFI_LLAMA_CPP`` in it names a checkout to use in place of the pin.
-        echo: Is told what is done, line by line; not called if there is nothing to do.
+        echo: Receives progress, line by line; not called if there is nothing to do.
 
     Raises:
         VendorError: No tree could be had.  What was in ``vendor/llama.cpp`` is still there.
@@ -164,7 +164,7 @@ def _text(table: Mapping[str, Any], key: str, pattern: str) -> str:
 
 
 def _stamp(pin: Pin) -> str:
-    """Return what identifies a fetched tree: the pin, and what was kept of it."""
+    """Return what identifies a fetched tree: the pin, and which files were kept."""
     return json.dumps({**asdict(pin), "kept": sorted(KEPT_FILES | KEPT_DIRS)}, indent=1) + "\n"
 
 
@@ -182,7 +182,7 @@ def fetched_tree(root: Path) -> Path | None:
 
 
 def stamp(tree: Path, commit: str) -> None:
-    """Note the commit of a tree that is not the pinned one, for who builds against it."""
+    """Record the commit of a tree other than the pinned one, for builds against it."""
     (tree / STAMP).write_text(json.dumps({"commit": commit}) + "\n", encoding="utf-8")
 
 
@@ -198,7 +198,7 @@ def adopt(root: Path, tree: Path) -> None:
 def _read_checkout(path: Path) -> Tree:
     if missing := next((mark for mark in MARKS if not (path / mark).exists()), None):
         raise VendorError(
-            f"{CHECKOUT_VARIABLE}={path} is no llama.cpp tree: {missing} is missing; set it to "
+            f"{CHECKOUT_VARIABLE}={path} is not a llama.cpp tree: {missing} is missing; set it to "
             "the top directory of a checkout, or unset it to use the pinned one."
         )
     return Tree(path.resolve(), commit_of(path.resolve()))
@@ -234,7 +234,7 @@ def _replace(target: Path, pin: Pin, echo: Callable[[str], None]) -> None:
     """Fetch the pinned tree beside ``target`` and put it there.  The lock must be held."""
     if target.exists() and not (target / STAMP).exists():
         raise VendorError(
-            f"{target} is there, but was not fetched by llamacffi: move it away, or set "
+            f"{target} exists, but llamacffi has not fetched it: move it away, or set "
             f"{CHECKOUT_VARIABLE} to it."
         )
     for leftover in target.parent.glob(".llama.cpp.*"):  # of runs that were killed

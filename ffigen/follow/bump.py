@@ -1,4 +1,4 @@
-"""Following llama.cpp to another version: all of it in a copy, and only what passed comes back."""
+"""Following llama.cpp to another version in a copy, from which only a success is copied back."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def read_new(copy: Project, version: Version) -> Source:
 
 
 def build_and_test(copy: Path, tests: Sequence[str], echo: Echo) -> str:
-    """Build all of it in the copy and run tests; return the versions of llama and ggml."""
+    """Build everything in the copy and run tests; return the versions of llama and ggml."""
     build(copy, own_environ(), echo)
     run_step("reference", ["make", "reference"], copy, own_environ(), echo)
     versions = run_step("import", [python(copy), "-c", VERSIONS], copy, own_environ(), echo)
@@ -180,7 +180,7 @@ def write(path: Path, text: str) -> None:
 
 
 def install(copy: Path, root: Path) -> None:
-    """Bring what a bump has written from the copy to the tree: all of it, or nothing.
+    """Copy the files that a bump has written from the copy to the tree: all of them, or none.
 
     Raises:
         OSError: A file cannot be written.  The tree is as it was.

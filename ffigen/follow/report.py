@@ -12,7 +12,7 @@ from pathlib import Path
 from ..render import plain_environment
 from .changes import Change, Level, Use, level_of
 
-# Values that shifted in so many enumerators next to each other are told in one line.
+# From this many adjacent enumerators on, values that shifted by as much are reported in one line.
 SHIFTED_TOGETHER = 3
 
 
@@ -57,7 +57,7 @@ class Report:
         )
 
     def json(self) -> str:
-        """Return all of it as JSON, each change on its own."""
+        """Return the whole report as JSON, with each change on its own."""
         sides = {"old": dataclasses.asdict(self.old), "new": dataclasses.asdict(self.new)}
         changes = [dataclasses.asdict(one) for one in self.changes]
         return json.dumps({**sides, "level": self.level, "changes": changes}, indent=1)

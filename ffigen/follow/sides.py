@@ -42,7 +42,7 @@ def read_side(name: str, project: Project, echo: Callable[[str], None]) -> Sourc
         echo: Is told what is done.
 
     Raises:
-        GeneratorError: There is no such thing, or it cannot be read.
+        GeneratorError: It does not exist, or cannot be read.
         VendorError: The version cannot be fetched.
     """
     path = Path(name)
@@ -58,7 +58,7 @@ def read_side(name: str, project: Project, echo: Callable[[str], None]) -> Sourc
     file = path / "api.lock" if path.is_dir() else path
     if not file.is_file():
         raise GeneratorError(
-            f"{name} is no version, no llama.cpp tree and no api.lock: name one of these, or `pin`"
+            f"{name} is not a version, a llama.cpp tree or an api.lock: name one of these, or `pin`"
         )
     text = file.read_text(encoding="utf-8", errors="replace")
     told = COMMIT.search(text)

@@ -60,7 +60,7 @@ def sources(root: Path) -> list[str]:
     """Return the files of a checkout that belong to it, new ones among them.
 
     Raises:
-        GeneratorError: It is no checkout of git.
+        GeneratorError: It is not a git checkout.
     """
     listed = subprocess.run(
         ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -68,7 +68,7 @@ def sources(root: Path) -> list[str]:
         check=False,
     )
     if listed.returncode:
-        raise GeneratorError(f"{root} is no git checkout: {listed.stderr.decode().strip()}")
+        raise GeneratorError(f"{root} is not a git checkout: {listed.stderr.decode().strip()}")
     names = listed.stdout.decode().split("\0")
     return [name for name in names if name and (root / name).is_file()]
 

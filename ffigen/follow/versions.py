@@ -100,7 +100,7 @@ def fetch_version(
         number: The version.
         tree: The directory to fill.
         sha256: Of the archive; by default what the pin or vendor/history.toml knows.  A version
-            that nobody knows is taken as pip gets it.
+            without a known hash is taken as pip gets it.
         echo: Is told what is done.
 
     Raises:

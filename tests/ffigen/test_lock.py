@@ -106,8 +106,8 @@ def test_the_committed_lock_is_read(root):
     ("text", "said"),
     [
         ("", "has no function"),
-        ("<html>", "x:1: no fact of an api.lock: <html>"),
-        ("function int f(void);\nsomething else", "x:2: no fact"),
+        ("<html>", "x:1: not a fact of an api.lock: <html>"),
+        ("function int f(void);\nsomething else", "x:2: not a fact"),
         ("function int f(unknown_type);", "unknown_type"),
         ("function int f(;", "not understood"),
     ],

@@ -512,7 +512,7 @@ def link(name: str, kind: bytes, target: str) -> tarfile.TarInfo:
 )
 def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
     archive = make_tar(tmp_path / "a.tar.gz", {**prefixed("a", TREE), name: "evil"})
-    with pytest.raises(VendorError, match="leads outside"):
+    with pytest.raises(VendorError, match="a path outside of it"):
         vendor.unpack_tree(archive, ".", tmp_path / "tree")
     assert list((tmp_path / "tree").iterdir()) == []
 
@@ -529,7 +529,7 @@ def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
 )
 def test_links_and_devices_are_refused(tmp_path: Path, member: tarfile.TarInfo) -> None:
     archive = make_tar(tmp_path / "a.tar.gz", prefixed("a", TREE), member)
-    with pytest.raises(VendorError, match="no plain file"):
+    with pytest.raises(VendorError, match="not a regular file"):
         vendor.unpack_tree(archive, ".", tmp_path / "tree")
     assert list((tmp_path / "tree").iterdir()) == []
 

@@ -232,7 +232,7 @@ def test_the_copy_has_what_git_has_and_what_is_new(site: Site) -> None:
 
 
 def test_no_checkout(tmp_path: Path) -> None:
-    with pytest.raises(GeneratorError, match="no git checkout"), trial(tmp_path):
+    with pytest.raises(GeneratorError, match="not a git checkout"), trial(tmp_path):
         pass
 
 
