@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from .._core import shutdown
 from .._core.locks import CallLock, ExitGuard
 from .._core.ownership import Handle, make, own
 from .._core.text import new_uncleared
@@ -124,11 +125,14 @@ class NativeChain(Handle):
 
     def ready(self) -> Any:
         """Return `ptr`; make the chain in C first, or take it back from a graph that is gone."""
-        if self._owner is None:
+        owner = self._owner
+        if owner is None:
             if not self._closed:
                 self._make()
         elif (attachment := self.attachment) is not None and attachment.gone():
             self.leave_graph()
+        elif self._generation == shutdown.generation:
+            return owner  # as `held`, without its calls: this is run for each token
         return self.held()
 
     def is_new(self) -> bool:
