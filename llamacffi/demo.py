@@ -1,10 +1,10 @@
-"""The built-in model: made on first use, and so simple that its answers are known.
+"""The built-in model: created on first use, and so simple that its answers are known.
 
-It has the architecture of a llama, but its weights are set so that it is exactly a bigram model:
-the embedding of a token is a one-hot vector of its *state* (its word), attention and feed-forward
-add zero, and the output matrix holds, for each state, the logarithm of the probability of each next
-token.  So its logits are known in closed form (`log_probabilities`), and tests of samplers,
-grammars and caches can compare with numbers instead of with themselves.
+It has the llama architecture, but its weights make it exactly a bigram model: the embedding of a
+token is a one-hot vector of its *state* (its word), attention and feed-forward add zero, and the
+output matrix holds, for each state, the log-probability of each next token.  Its logits are
+therefore known in closed form (`log_probabilities`), so that tests of samplers, grammars and caches
+have exact numbers to compare with.
 
 The bigrams are counted in the text below.
 """
@@ -48,16 +48,16 @@ The words know only the word before them, and the llama knows only the path befo
 In the evening the llama comes home, and the wind comes with it. The end is near the start.
 """
 
-# Everything that did not follow in the text shares this probability, so that no logit is infinite.
+# All continuations that the text lacks share this probability, so that every logit is finite.
 UNSEEN = 1e-6
 N_CTX = 2048
 HEAD = 32  # the width of an attention head
-EPSILON = 1e-5  # of the normalisation
-VERSION = 1  # of the file: raise it when the model changes
-# Of the file, but where other logarithms are rounded otherwise.
+EPSILON = 1e-5  # of the RMS normalization
+VERSION = 1  # part of the file name: raise it when the model changes
+# Checksum of the file, except where logarithms are rounded differently.
 SHA256 = "d9301666f737f4f3644106cb8471c7c24cac844f4a7de2826be946c05bb252b2"
-MOST_BYTES = 2**22  # more than it has
-# Follow no link, and wait for nobody who writes to a pipe.
+MOST_BYTES = 2**22  # larger than the file
+# Do not follow a link, and do not block on a pipe.
 FLAGS = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_NOFOLLOW"))
 
 
@@ -69,16 +69,16 @@ class Entry:
     score: float
     type: int
     state: int
-    """The row of the transition table that it leads to."""
+    """The row of the transition table that follows it."""
 
 
 def path() -> Path:
-    """Return the file of the model, in the user's cache; it is written on first use.
+    """Return the path of the model in the user's cache; the file is written on first use.
 
-    A file there that is damaged, or another, is replaced.
+    A damaged or different file there is replaced.
 
     Raises:
-        LoadError: The cache cannot be written.
+        LoadError: The cache is not writable.
     """
     directory = cache_dir()
     file = directory / f"demo-v{VERSION}.gguf"
@@ -86,26 +86,26 @@ def path() -> Path:
     if cached is not None and hashlib.sha256(cached).hexdigest() == SHA256:
         return file
     content = to_bytes()
-    if cached == content:  # on a machine whose logarithms are rounded otherwise
+    if cached == content:  # this machine rounds logarithms differently
         return file
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        # Not `replacing(file)`, which follows a link that somebody has put there.
+        # Not `replacing(file)`: that would follow a link that someone has planted there.
         own = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
         try:
             with replacing(own) as part:
                 part.write(content)
-            os.replace(own, file)  # other processes may do so at the same time
+            os.replace(own, file)  # another process may be doing the same
         finally:
             own.unlink(missing_ok=True)
     except OSError as error:
-        reason = f"cannot keep the built-in model in the cache: {error.strerror}"
+        reason = f"cannot write the built-in model to the cache: {error.strerror}"
         raise LoadError(error.errno, reason, os.fspath(directory)) from error
     return file
 
 
 def _read(file: Path) -> bytes | None:
-    """Return what is in a regular file that is not too long, and no link; else None."""
+    """Return the content of a file; None unless it is a regular file of reasonable size."""
     try:
         with open_owned("r", os.open, file, os.O_RDONLY | FLAGS) as stream:
             status = os.fstat(stream.fileno())
@@ -117,31 +117,30 @@ def _read(file: Path) -> bytes | None:
 
 
 def cache_dir() -> Path:
-    """Return the directory for files that can be made again."""
+    """Return the cache directory."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
     elif sys.platform == "darwin":
         base = "~/Library/Caches"
     else:
         base = os.environ.get("XDG_CACHE_HOME", "")
-        if not os.path.isabs(base):  # the standard says to ignore it then
+        if not os.path.isabs(base):  # the XDG standard says to ignore it then
             base = "~/.cache"
     return Path(base).expanduser() / "llamacffi"
 
 
 def words() -> list[str]:
-    """Return the text as words: each begins with a blank, but for punctuation."""
+    """Return the words of the text: each starts with a space, except punctuation."""
     spaced = TEXT.replace(".", " . ").replace(",", " , ").split()
     return [word if word in ".," else f" {word}" for word in spaced]
 
 
 @cache
 def vocabulary() -> tuple[Entry, ...]:
-    """Return the tokens: three special ones, the 256 bytes, and the words with their beginnings.
+    """Return the tokens: three special ones, the 256 bytes, and the words with all their prefixes.
 
-    A tokenizer of this kind builds a word from its first character on, two pieces at a time, so all
-    beginnings of a word must be tokens.  All tokens that are no word lead to the state 0, where a
-    text begins.
+    A tokenizer of this kind merges pairs of pieces, from the first character on, so every prefix of
+    a word must be a token.  Tokens other than words lead to state 0, the start of a text.
     """
     lexicon = sorted(set(words()))
     states = {word: i for i, word in enumerate(lexicon, start=1)}
@@ -155,7 +154,7 @@ def vocabulary() -> tuple[Entry, ...]:
     pieces |= {char for word in lexicon for char in word}
     for piece in sorted(pieces):
         text = piece.replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")
-        # The longer the better: the pieces of a word are put together left to right.
+        # A longer piece has a higher score, so that words are merged from left to right.
         entries.append(
             Entry(text, float(len(piece)), lib.LLAMA_TOKEN_TYPE_NORMAL, states.get(piece, 0))
         )
@@ -164,11 +163,11 @@ def vocabulary() -> tuple[Entry, ...]:
 
 @cache
 def log_probabilities() -> npt.NDArray[np.float32]:
-    """Return the table behind the model.
+    """Return the transition table of the model.
 
     Returns:
-        ``[n_states, n_vocab]`` float32: the logarithm of the probability of each token after each
-        state (`Entry.state`).  The logits of the model after a token are the row of its state.
+        ``[n_states, n_vocab]`` float32: the log-probability of each token after each state
+        (`Entry.state`).  The model's logits after a token are the row of its state.
     """
     import numpy as np
 
@@ -190,7 +189,7 @@ def log_probabilities() -> npt.NDArray[np.float32]:
 
 
 def write(file: Path) -> None:
-    """Write the model to a file, at once or not at all.
+    """Write the model to a file, which appears only when it is complete.
 
     Raises:
         OSError: The file cannot be written.
@@ -200,18 +199,18 @@ def write(file: Path) -> None:
 
 
 def to_bytes() -> bytes:
-    """Return the model as GGUF."""
+    """Return the model as the content of a GGUF file."""
     with _gguf() as gguf:
         return gguf.to_bytes()
 
 
 def width() -> int:
-    """Return the width of the model: its states, filled up to whole attention heads."""
+    """Return the embedding size: the number of states, rounded up to whole attention heads."""
     return math.ceil(len(log_probabilities()) / HEAD) * HEAD
 
 
 def weights() -> dict[str, npt.NDArray[np.float32]]:
-    """Return the tensors, by the names that GGUF has for them; rows are outputs."""
+    """Return the tensors by their names in GGUF; rows are outputs."""
     import numpy as np
 
     table, n = log_probabilities(), width()
@@ -220,7 +219,7 @@ def weights() -> dict[str, npt.NDArray[np.float32]]:
     embedding[range(n_vocab), [entry.state for entry in vocabulary()]] = 1
     output = np.zeros((n_vocab, n), np.float32)
     output[:, :n_states] = table.T
-    # A one-hot vector of n numbers is divided by sqrt(1/n + epsilon): undo that.
+    # RMS normalization divides a one-hot vector of size n by sqrt(1/n + epsilon): undo that.
     norm = np.full(n, math.sqrt(1 / n + EPSILON), np.float32)
     zeros, ones = np.zeros((n, n), np.float32), np.ones(n, np.float32)
     layer = {
@@ -239,7 +238,7 @@ def weights() -> dict[str, npt.NDArray[np.float32]]:
 
 
 def _gguf() -> Gguf:
-    """Return the model, with the keys that a llama needs."""
+    """Return the model, with the metadata that the llama architecture needs."""
     from .gguf.gguf import Gguf
 
     entries = vocabulary()

@@ -1,7 +1,7 @@
 """The command line: ``llamacffi ...``, or ``python -m llamacffi ...``.
 
-Each command is a module with ``add_parser``, which describes its options, and ``run``, which gets
-them and returns the exit code.  What goes wrong becomes one line and an exit code here.
+Each command is a module with ``add_parser``, which declares its options, and ``run``, which takes
+them and returns the exit code.  Exceptions become one line and an exit code here.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any, NoReturn
 
 from . import info, run, tokenize
 from .failure import Failures
-from .source import is_model, model_hint
+from .inputs import is_model, model_hint
 from .spellings import NO_MODEL, no_command, other_option
 from .terminal import visible
 
 COMMANDS = (run, tokenize, info)
 EXIT_CODES = """\
 exit codes:
-  0    done
-  1    it failed: a file that cannot be loaded, not enough memory, ...
+  0    success
+  1    failure: a file that cannot be loaded, not enough memory, ...
   2    wrong usage: an unknown option, a value out of range, no prompt, ...
   130  interrupted by Ctrl-C
-  141  nobody reads the output any more
+  141  the reader of the output has closed it
 """
 
 
@@ -41,15 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
-        argv: The arguments; default those of the process.
+        argv: The arguments, by default those of the process.
 
     Raises:
-        SystemExit: After ``--help`` or ``--version``, and for options that cannot be parsed.
+        SystemExit: After ``--help`` or ``--version``, or for options that cannot be parsed.
     """
-    if sys.stderr is None:  # closed: print() would take stdout instead
+    if sys.stderr is None:  # closed: print() would write to stdout instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for the rest of the process
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # As stderr has it: a character that the terminal lacks must not end the program.
+        # As on stderr: a character that the terminal cannot encode must not end the program.
         sys.stdout.reconfigure(errors="backslashreplace")
     failures = Failures()
     args = argparse.Namespace()
@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.verbose:
         _show_log()
     code: int = args.run(args)
-    if sys.stdout is not None:  # it is, if the descriptor was closed
+    if sys.stdout is not None:  # it is None if the descriptor was closed
         sys.stdout.flush()
     return code
 
@@ -100,7 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
             "-v", "--verbose", action="store_true", help="show llama.cpp's log on stderr"
         )
         sub.add_argument(
-            "--traceback", action="store_true", help="on failure, show where in the program"
+            "--traceback", action="store_true", help="on failure, print the Python traceback"
         )
         sub.epilog = EXIT_CODES
         sub.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -109,18 +109,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose error messages are one line."""
 
     commands: Mapping[str, Parser] = MappingProxyType({})
     """The parsers of the commands, by name."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and exit with code 2."""
+        """Print the message and exit with code 2."""
         line = visible(" ".join(message.split()))
         self.exit(2, f"llamacffi: {line} (see {self.prog} --help)\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse all arguments; of one that is unknown, say what may be meant."""
+        """Parse all arguments; for an unknown one, suggest what may be meant."""
         given = sys.argv[1:] if args is None else args
         if hint := no_command(given):
             self.error(hint)
@@ -129,7 +129,9 @@ class Parser(argparse.ArgumentParser):
             command.error(hint)
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            parser = parsed.parser  # of the command: there are no others without one
+            parser = (
+                parsed.parser
+            )  # the parser of the command: without one, parsing has failed already
             text = getattr(parsed, "prompt", getattr(parsed, "text", None))
             if text is not None and parsed.model is None and (hint := model_hint(text)):
                 parser.error(hint)
@@ -137,28 +139,28 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def options(self) -> list[str]:
-        """Return the options that it knows, in all spellings."""
+        """Return the known options, in all spellings."""
         return [option for action in self._actions for option in action.option_strings]
 
     def unknown_argument(self, argument: str) -> str:
-        """Return the message for an argument that is none of this parser's."""
+        """Return the message for an argument that this parser does not accept."""
         name = argument.partition("=")[0]
         if not argument.startswith("-"):
             if is_model(argument) and "--model" not in self.options():
                 return f"{argument!r} is a model: {NO_MODEL}"
             takes_text = any(not action.option_strings for action in self._actions)
-            remedy = "; a text with blanks needs quotes" if takes_text else ""
-            return f"one argument too many: {argument!r}{remedy}"
+            remedy = "; quote a text that contains spaces" if takes_text else ""
+            return f"unexpected argument {argument!r}{remedy}"
         near = difflib.get_close_matches(name, self.options(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"unknown option {name!r}{hint}"
 
 
 class Version(argparse.Action):
-    """Prints versions; they are looked up only then."""
+    """Prints versions, which are looked up only when asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Print them and exit."""
+        """Print the versions and exit."""
         versions = info.versions()
         print(
             f"llamacffi {versions['llamacffi']} "
@@ -168,16 +170,16 @@ class Version(argparse.Action):
 
 
 class LogFormatter(logging.Formatter):
-    """Formats lines of the log, which may have text out of files, for a terminal."""
+    """Makes log lines, which may contain text from files, safe for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the line to print."""
         return visible(super().format(record))
 
 
 @contextmanager
 def _own_warnings(args: argparse.Namespace) -> Iterator[None]:
-    """Show warnings as lines of the command, each once; and none if it is to be quiet."""
+    """Print each warning once, as a line of the command, or not at all with ``--quiet``."""
     shown = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -203,12 +205,12 @@ def _show_log() -> None:
 
 
 def _drop_unwritable() -> None:
-    """Send what cannot be written to nowhere, else Python complains of it when it exits."""
+    """Discard output that cannot be written, about which Python would complain at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, stream.fileno())
+            os.close(devnull)

@@ -1,4 +1,4 @@
-"""``llamacffi info``: what is installed, and what it can use of this machine."""
+"""``llamacffi info``: what is installed, and which devices it can use."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DEVICE_FIELDS = "name", "description", "backend", "kind", "memory_free", "memory
 def add_parser(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> argparse.ArgumentParser:
-    """Describe the command."""
+    """Declare the command and its options."""
     parser = commands.add_parser(
         "info",
         help="print versions, backends, devices and paths",
         description="Print versions, paths, backends, devices with memory, and CPU features.",
         allow_abbrev=False,
     )
-    parser.add_argument("--json", action="store_true", help="print it as JSON; memory in bytes")
+    parser.add_argument("--json", action="store_true", help="print JSON, with memory in bytes")
     return parser
 
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({name: get() for name, get in SECTIONS.items()}, indent=2))
         return 0
-    # Each when it is known: if a backend is broken, the versions and paths are there already.
+    # Section by section: a broken backend must not hide the versions and paths.
     for name, get in SECTIONS.items():
         print(f"{name.replace('_', ' ')}:")
         for line in _lines(get()):
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package and of what it works with."""
+    """Return the versions of this package and of its dependencies."""
     import platform
     from importlib.metadata import version
 
@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def build() -> dict[str, str]:
-    """Return what the binding was generated from; the libraries may have been chosen later."""
+    """Return what the binding was generated from, which may differ from the loaded libraries."""
     from .._native.build_info import build_info
 
     made_from = build_info()
@@ -76,7 +76,7 @@ def build() -> dict[str, str]:
 
 
 def paths() -> dict[str, str]:
-    """Return where the compiled parts are, and where files go that can be made again."""
+    """Return the paths of the compiled parts and of the cache."""
     from .. import demo
     from .._native import module_path
     from .._native.interop import library_dir
@@ -89,7 +89,7 @@ def paths() -> dict[str, str]:
 
 
 def api() -> dict[str, int]:
-    """Count what is bound of llama.cpp's public headers."""
+    """Count the bound names of llama.cpp's public headers."""
     from .._generated.enums import ENUMS
     from .._native import lib
 
@@ -103,7 +103,7 @@ def api() -> dict[str, int]:
 
 
 def is_function(value: object) -> bool:
-    """Tell functions from constants: variadic functions are cdata, but so are strings."""
+    """Return whether a name is a function; CFFI has variadic ones as cdata, like strings."""
     from .._native import ffi
 
     if isinstance(value, ffi.CData):
@@ -112,21 +112,21 @@ def is_function(value: object) -> bool:
 
 
 def backends() -> list[str]:
-    """Return the backends that could be loaded."""
+    """Return the loaded backends."""
     from ..backend import registry as backend
 
     return backend.backends()
 
 
 def devices() -> list[dict[str, Any]]:
-    """Return the devices as they are now."""
+    """Return the devices and their free memory now."""
     from ..backend import registry as backend
 
     return [{name: getattr(device, name) for name in DEVICE_FIELDS} for device in backend.devices()]
 
 
 def cpu() -> dict[str, Any]:
-    """Return what matters for computing on the processor."""
+    """Return what matters for computing on the CPU."""
     from ..backend import registry as backend
 
     return {
@@ -147,7 +147,7 @@ SECTIONS: Mapping[str, Callable[[], Any]] = {
 
 
 def _lines(section: Any) -> list[str]:
-    """Return a section for people."""
+    """Return the lines of a section as text."""
     if isinstance(section, dict):
         width = max(map(len, section))
         return [f"{name:{width}}  {_text(value)}" for name, value in section.items()]

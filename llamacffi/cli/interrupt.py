@@ -1,4 +1,4 @@
-"""Ctrl-C that does not wait for C."""
+"""Ctrl-C that interrupts a computation in C."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def ctrl_c_cancels(context: Context) -> Iterator[None]:
-    """Let Ctrl-C cut a computation short; it raises KeyboardInterrupt as ever.
+    """Let Ctrl-C cancel a running computation; it still raises KeyboardInterrupt.
 
-    Python runs its handler only when C has returned, and a prompt can keep C busy for minutes.  But
-    the number of a signal is written to the wakeup descriptor at once, and a thread may wait there.
+    Python runs its signal handler only after C has returned, and a prompt can keep C busy for
+    minutes.  But Python writes the signal number to the wakeup descriptor at once, and a thread can
+    wait for that.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are for the main thread, which is someone else's
+        yield  # signals arrive in the main thread, which is not ours here
         return
     reader, wakeup = socket.socketpair()
     wakeup.setblocking(False)
@@ -33,7 +34,7 @@ def ctrl_c_cancels(context: Context) -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(previous)
         wakeup.close()
-        thread.join()  # its `recv` ends, since the other end is closed
+        thread.join()  # its `recv` returns, because the other end is closed
         reader.close()
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# In seconds: what is over sooner needs no bar, which would only flicker.
+# Seconds to wait before drawing: a bar for something shorter would only flicker.
 PATIENCE = 0.2
 
 
 class ProgressBar:
-    """One line that is drawn again and again while something goes on, and erased at the end.
+    """One line that is redrawn while something runs, and erased at the end.
 
-    It is a function of the part that is done, for ``Model(progress=...)``.
+    Call it with the fraction done, as ``Model(progress=...)`` does.
     """
 
     def __init__(self, title: str, stream: TextIO | None, *, quiet: bool = False) -> None:
@@ -27,12 +27,12 @@ class ProgressBar:
         self._drawn = ""
 
     def __call__(self, part: float) -> None:
-        """Show that ``part`` is done, 0.0 to 1.0."""
+        """Show the fraction done, 0.0 to 1.0."""
         if self._stream is None or time.monotonic() < self._start:
             return
         line = render(self._title, part, _width(self._stream) - 1)
         if line != self._drawn:
-            # The new line covers the old one, unless the terminal became narrower.
+            # The new line covers the old one, unless the terminal has become narrower.
             self._stream.write(f"\r{line}{' ' * (len(self._drawn) - len(line))}")
             self._stream.flush()
             self._drawn = line
@@ -52,7 +52,7 @@ class ProgressBar:
 
 
 def render(title: str, part: float, width: int) -> str:
-    """Return the line: as much of title, bar and percentage as fits, the last one first."""
+    """Return as much of title, bar and percentage as fits, dropping the first ones first."""
     part = min(max(part, 0.0), 1.0)
     percent = f"{round(100 * part):3} %"
     room = width - len(percent) - 1
@@ -65,7 +65,7 @@ def render(title: str, part: float, width: int) -> str:
 
 
 def _width(stream: TextIO) -> int:
-    """Return the width of the terminal; some do not know theirs."""
+    """Return the width of the terminal, or 80 if it does not report one."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:

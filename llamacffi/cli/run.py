@@ -19,9 +19,9 @@ from ..sampling.recommended import DEFAULTS
 from ..sampling.samplers import Dist, MinP, Temp, TopK, TopP
 from ..sampling.token_samplers import Penalties
 from .failure import UsageError
+from .inputs import add_model_option, model_path, read_text
 from .interrupt import ctrl_c_cancels
 from .progress import ProgressBar
-from .source import add_model_option, model_path, read_text
 from .terminal import fitting
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from ..generation.generation import Generation
     from ..model.model import Model
 
-DEFAULT_PROMPT = b"The llama"  # for the built-in model, which knows about llamas
-# What `SamplerChain.from_model` calls the options.
+DEFAULT_PROMPT = b"The llama"  # for the built-in model, which only knows about llamas
+# The options, and `SamplerChain.from_model`'s names for them.
 SETTINGS = {
     "--temp": "temp",
     "--top-k": "top_k",
@@ -39,19 +39,19 @@ SETTINGS = {
     "--min-p": "min_p",
     "--repeat-penalty": "penalty_repeat",
 }
-# How llama.cpp's own programs spell some of them, too.
+# upstream: common/arg.cpp common_params_parser_init: other spellings in llama.cpp's programs.
 SPELLINGS = {"--temp": ("--temperature",), "--seed": ("-s",)}
 
 
 def add_parser(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> argparse.ArgumentParser:
-    """Describe the command."""
+    """Declare the command and its options."""
     parser = commands.add_parser(
         "run",
         help="generate text after a prompt",
         description="Print a prompt and the text that a model generates after it.  On a terminal, "
-        "control characters are spelled out, as \\x1b; a file or a pipe gets them as they are.",
+        "control characters are escaped, such as \\x1b; a file or a pipe gets them unchanged.",
         allow_abbrev=False,
     )
     add_model_option(parser)
@@ -60,14 +60,15 @@ def add_parser(
         "prompt",
         metavar="PROMPT",
         nargs="?",
-        help="the prompt; without it, or if it is -: stdin, less a newline at the end",
+        help="the prompt; if omitted, or -: stdin, without a newline at the end",
     )
     add(
         *("-n", "--max-tokens", "--predict", "--n-predict"),
         metavar="N",
         type=checked(int, max_tokens),
         default=128,
-        help="stop after N tokens; -1: when the model ends or the context is full (default: 128)",
+        help="stop after N tokens; -1: only when the model ends or the context is full (default: "
+        "128)",
     )
     add(
         "--stop",
@@ -77,24 +78,31 @@ def add_parser(
         default=[],
         help="stop where TEXT appears; may be repeated",
     )
-    add("-q", "--quiet", action="store_true", help="print nothing on stderr but errors")
-    _add_samplers(parser.add_argument_group("how tokens are chosen"))
-    _add_params(parser.add_argument_group("how it is computed"))
+    add("-q", "--quiet", action="store_true", help="print only errors on stderr")
+    _add_samplers(parser.add_argument_group("sampling"))
+    _add_params(parser.add_argument_group("computing"))
     return parser
 
 
 def _add_samplers(group: argparse._ArgumentGroup) -> None:
-    """Add the options that become samplers, with the defaults of the facade."""
+    """Add the options that become samplers, with their defaults in Python."""
     for flag, value, number, sampler, field, text in (
-        ("--temp", "T", float, Temp, "t", "temperature: 0 takes the best token, above 1 is lively"),
+        (
+            "--temp",
+            "T",
+            float,
+            Temp,
+            "t",
+            "temperature: 0 takes the best token, above 1 is more random",
+        ),
         ("--top-k", "K", int, TopK, "k", "keep the K best; 0 keeps all"),
-        ("--top-p", "P", float, TopP, "p", "keep the best that together have probability P"),
-        ("--min-p", "P", float, MinP, "p", "keep those with P times the probability of the best"),
-        ("--repeat-penalty", "R", float, Penalties, "repeat", "make repetition rarer; 1: off"),
+        ("--top-p", "P", float, TopP, "p", "keep the best whose probabilities add up to P"),
+        ("--min-p", "P", float, MinP, "p", "keep those at least P times as likely as the best"),
+        ("--repeat-penalty", "R", float, Penalties, "repeat", "penalize repetition; 1: off"),
         ("--seed", "N", int, Dist, "seed", "the same seed chooses the same tokens"),
     ):
         name = SETTINGS.get(flag)
-        default = "another each time" if name is None else f"the file's, or {DEFAULTS[name]}"
+        default = "random" if name is None else f"the file's, or {DEFAULTS[name]}"
         group.add_argument(
             *(flag, *SPELLINGS.get(flag, ())),
             metavar=value,
@@ -104,7 +112,7 @@ def _add_samplers(group: argparse._ArgumentGroup) -> None:
 
 
 def _setting(sampler: Callable[..., Sampler], field: str, value: float) -> float:
-    """Return a number that a sampler takes."""
+    """Return a number that a sampler accepts."""
     sampler(**{field: value})
     return value
 
@@ -115,14 +123,14 @@ def _add_params(group: argparse._ArgumentGroup) -> None:
         *("-c", "--ctx", "--ctx-size"),
         metavar="N",
         type=checked(int, functools.partial(whole_number, 0)),
-        help="tokens that fit the context; 0: as many as the model was trained with "
+        help="context size in tokens; 0: as many as the model was trained with "
         f"(default: the same, but at most {MODEST_CTX})",
     )
     group.add_argument(
         *("-t", "--threads"),
         metavar="N",
         type=checked(int, functools.partial(whole_number, 1)),
-        help="threads (default: physical cores that other work leaves)",
+        help="threads (default: the idle physical cores)",
     )
     group.add_argument(
         *("--ngl", "-ngl", "--gpu-layers", "--n-gpu-layers"),
@@ -135,12 +143,12 @@ def _add_params(group: argparse._ArgumentGroup) -> None:
 def checked(
     number: Callable[[str], Any], make: Callable[[Any], Any], field: str = "N"
 ) -> Callable[[str], Any]:
-    """Return an argparse type: what ``make`` makes of a number, or its error message.
+    """Return an argparse type that converts an argument and checks it.
 
     Args:
-        number: Reads the number.
-        make: Checks it.
-        field: What the messages of ``make`` call it; argparse names the option instead.
+        number: Converts the text.
+        make: Checks the result; its error message becomes that of the option.
+        field: The name that this message starts with, which the name of the option replaces.
     """
 
     def convert(text: str) -> Any:
@@ -148,7 +156,7 @@ def checked(
         try:
             return make(value)
         except ArgumentError as error:
-            message, _, _remedy = str(error).partition("; ")  # which is for programs
+            message, _, _remedy = str(error).partition("; ")  # the remedy for programs
             raise argparse.ArgumentTypeError(message.removeprefix(f"{field} ")) from None
 
     convert.__name__ = number.__name__  # argparse says "invalid int value"
@@ -156,7 +164,7 @@ def checked(
 
 
 def max_tokens(n: int) -> int | None:
-    """Return what `generate` calls the number of ``-n``."""
+    """Return the number of ``-n`` as ``max_tokens`` of `generate`."""
     return None if n == -1 else integer("N", n, 1, INT32_MAX, ": give -1 for no limit")
 
 
@@ -166,7 +174,7 @@ def whole_number(least: int, n: int) -> int:
 
 
 def stop_string(text: str) -> str:
-    """Return a stop string as Unicode, whatever the locale made of it."""
+    """Return a stop string as Unicode, regardless of the locale."""
     if not text:
         raise ArgumentError("it is empty")
     return os.fsencode(text).decode(errors="replace")
@@ -179,16 +187,19 @@ def run(args: argparse.Namespace) -> int:
         tokens = model.vocab.tokenize(prompt.decode(errors="replace"), parse_special=True)
         if len(tokens) > context.n_ctx_seq:
             raise UsageError(
-                f"the prompt of {len(tokens)} tokens does not fit a context of "
-                f"{context.n_ctx_seq}: raise --ctx"
+                f"the prompt has {len(tokens)} tokens, but the context is {context.n_ctx_seq}: "
+                "raise "
+                "--ctx"
             )
         if args.model is None and not args.quiet:
-            print("llamacffi: no -m FILE, so this is the small built-in model", file=sys.stderr)
+            print(
+                "llamacffi: using the small built-in model; -m FILE loads another", file=sys.stderr
+            )
         return stream(context, prompt, tokens, args)
 
 
 def read_prompt(args: argparse.Namespace) -> bytes:
-    """Return the prompt: given, piped in, or the default of the built-in model."""
+    """Return the prompt: the argument, stdin, or the default for the built-in model."""
     text = read_text(args.prompt, args)
     if args.prompt in (None, "-") and text is not None:
         text = text.removesuffix(b"\n").removesuffix(b"\r")
@@ -197,12 +208,12 @@ def read_prompt(args: argparse.Namespace) -> bytes:
     if args.prompt is not None:
         raise UsageError("the prompt is empty")
     if args.model is not None:
-        raise UsageError("there is no prompt: give PROMPT, or pipe it in")
+        raise UsageError("the prompt is missing: give PROMPT, or pipe it in")
     return DEFAULT_PROMPT
 
 
 def load(args: argparse.Namespace) -> Model:
-    """Load the model, with a progress bar if that takes a while."""
+    """Load the model, with a progress bar if it takes a while."""
     from ..model.model import Model
 
     path = model_path(args)
@@ -226,7 +237,7 @@ def new_context(model: Model, args: argparse.Namespace) -> Context:
 
 
 def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Namespace) -> int:
-    """Print the prompt and what is generated, token by token, then a summary."""
+    """Print the prompt and each generated token, then a summary."""
     from ..generation.generation import generate
 
     chain = SamplerChain.from_model(context.model, seed=args.seed, **settings(args))
@@ -252,22 +263,22 @@ def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Na
 
 
 def show(text: str) -> None:
-    """Print a text at once; only on a terminal without what that would obey."""
+    """Print a text at once, escaped for a terminal."""
     print(fitting(text, sys.stdout), end="", flush=True)
 
 
 def settings(args: argparse.Namespace) -> dict[str, float | str]:
-    """Return what the options say of the samplers, by the names of `SamplerChain.from_model`."""
+    """Return the sampling options that were given, as settings of `SamplerChain.from_model`."""
     given = {name: getattr(args, flag[2:].replace("-", "_")) for flag, name in SETTINGS.items()}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def summary(generation: Generation, seed: int | None) -> str:
-    """Return how fast it was and why it ended, in one line."""
+    """Return the speed and the reason for stopping, in one line."""
     n = generation.n_generated
     parts = [
         f"prompt: {speed(generation.n_prompt, generation.n_prompt, generation.prompt_seconds)}",
-        # The first token comes with the prompt, the others are computed one by one.
+        # The first token comes from the prompt; only the others are decoded one by one.
         f"generation: {speed(n, n - 1, generation.seconds)}",
         f"stopped: {generation.finish_reason or 'interrupted'}",
     ]
@@ -277,7 +288,7 @@ def summary(generation: Generation, seed: int | None) -> str:
 
 
 def speed(n: int, n_computed: int, seconds: float) -> str:
-    """Return a number of tokens, and how many were computed in a second if that is known."""
+    """Return a number of tokens, and the tokens per second if measured."""
     tokens = f"{n} token{'' if n == 1 else 's'}"
     if n_computed < 1 or seconds <= 0:
         return tokens

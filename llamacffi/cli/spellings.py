@@ -1,4 +1,4 @@
-"""What to do instead of the options that llama.cpp's own programs have."""
+"""Hints for options that llama.cpp's own programs have, and this one lacks."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import shlex
 from collections.abc import Sequence
 from itertools import takewhile
 
-from .source import is_model
+from .inputs import is_model
 
-_TEXT = "give the text itself, without an option, or pipe it in"
-_FILE = "pipe the file in, as in `llamacffi run < FILE`"
-_MODEL = "download the file, and give it with -m; Model.from_pretrained() in Python does both"
+_TEXT = "give the text as an argument, without an option, or pipe it in"
+_FILE = "pipe the file in: `llamacffi run < FILE`"
+_MODEL = "download the file and give it with -m; in Python, Model.from_pretrained() does both"
 _CHAT = (
-    "these commands only continue a text; in Python, Model.chat_template() has the template of a "
-    "chat, and generate() takes the text that a renderer of templates makes of it"
+    "these commands only continue a text; in Python, render Model.chat_template() and give the "
+    "text "
+    "to generate()"
 )
-_SAMPLER = "in Python, SamplerChain takes all samplers"
-_PARAMETER = "in Python, Model and Context take all parameters of llama.cpp"
+_SAMPLER = "in Python, SamplerChain accepts every sampler"
+_PARAMETER = "in Python, Model and Context accept every parameter of llama.cpp"
 
 NO_MODEL = (
-    "`llamacffi info` tells of this machine; in Python, Model(path) and Gguf.open(path) tell of a "
+    "`llamacffi info` describes this machine; in Python, Model(path) and Gguf.open(path) describe "
+    "a "
     "model"
 )
 
-# By option, where no option of ours means the same.
+# upstream: common/arg.cpp common_params_parser_init: options that we lack or name differently.
 OTHERS = {
     **dict.fromkeys(("-m", "--model"), NO_MODEL),
     **dict.fromkeys(("-p", "--prompt"), _TEXT),
@@ -47,10 +49,10 @@ OTHERS = {
 
 
 def other_option(arguments: Sequence[str], known: Sequence[str]) -> str | None:
-    """Return what to say of the first option that is another program's; None if there is none.
+    """Return a hint for the first option of llama.cpp's programs that we lack, or None.
 
     Args:
-        arguments: All that was given.
+        arguments: All arguments.
         known: The options of the command.
     """
     for argument in takewhile(lambda one: one != "--", arguments):
@@ -61,7 +63,7 @@ def other_option(arguments: Sequence[str], known: Sequence[str]) -> str | None:
 
 
 def no_command(arguments: Sequence[str]) -> str | None:
-    """Return what to say where a model stands in place of a command; None if none does."""
+    """Return a hint if the arguments start with a model instead of a command, or None."""
     first = next(iter(arguments), "")
     if first.partition("=")[0] in ("-m", "--model"):
         return "give a command first, as in `llamacffi run -m FILE`"

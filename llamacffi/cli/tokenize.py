@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from .failure import UsageError
-from .source import add_model_option, model_path, read_text
+from .inputs import add_model_option, model_path, read_text
 
 if TYPE_CHECKING:
     from ..vocab.vocab import Vocab
@@ -16,25 +16,27 @@ if TYPE_CHECKING:
 def add_parser(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> argparse.ArgumentParser:
-    """Describe the command."""
+    """Declare the command and its options."""
     parser = commands.add_parser(
         "tokenize",
         help="print the tokens of a text",
-        description="Print the tokens of a text, one per line: its id and what it stands for.",
+        description="Print the tokens of a text, one per line: the id and the text.",
         allow_abbrev=False,
     )
     add_model_option(parser)
     parser.add_argument(
-        "text", metavar="TEXT", nargs="?", help="the text (default, or -: stdin, to its last byte)"
+        "text", metavar="TEXT", nargs="?", help="the text (default, or -: all of stdin)"
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--ids", action="store_true", help="print the ids as a JSON list")
-    output.add_argument("--count", action="store_true", help="print how many there are")
+    output.add_argument("--count", action="store_true", help="print the number of tokens")
     parser.add_argument(
-        "--no-special", action="store_true", help="add no tokens around the text, such as BOS"
+        "--no-special", action="store_true", help="do not add special tokens, such as BOS"
     )
     parser.add_argument(
-        "--parse-special", action="store_true", help="read the texts of special tokens as those"
+        "--parse-special",
+        action="store_true",
+        help="parse the text of special tokens as those tokens",
     )
     return parser
 
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     text = read_text(args.text, args)
     if text is None:
-        raise UsageError("there is no text: give TEXT, or pipe it in")
+        raise UsageError("the text is missing: give TEXT, or pipe it in")
     from ..model.model import Model
 
     with Model(model_path(args), vocab_only=True) as model:
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _piece(vocab: Vocab, token: int) -> str:
-    """Return the text of a token in quotes, or its bytes where they are no whole characters."""
+    """Return the text of a token in quotes, or its bytes if they are not complete characters."""
     piece = vocab.piece(token)
     try:
         return repr(piece.decode())

@@ -1,1 +1,1 @@
-"""Generating text: the loop, its stop conditions and its tokens."""
+"""Generating text: the loop, its stop conditions and its results."""

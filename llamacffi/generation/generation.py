@@ -1,4 +1,4 @@
-"""Text out of a model: a prompt in, tokens and text out."""
+"""Generating tokens and text from a prompt."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ __all__ = ["ContextShift", "FinishReason", "Generation", "Token", "generate"]
 
 @dataclass(frozen=True, slots=True)
 class ContextShift:
-    """What `generate` may do when the sequence is full: forget tokens, and go on.
+    """Lets `generate` discard old tokens when the sequence is full, and continue.
 
-    The tokens after those forgotten move up, so there are positions left; the model goes on from a
-    text with a hole in it.
+    The tokens after the discarded ones move to lower positions, which makes room at the end; the
+    model then continues from a text with a gap in it.
 
     Args:
-        n_keep: Never forget so many tokens at the beginning.  Models lean on the first ones, and an
-            instruction may be there.
-        n_discard: Forget so many after those, or more if a prompt needs it; None is half of them.
+        n_keep: Number of leading tokens to keep; models attend strongly to them, and they may
+            contain an instruction.
+        n_discard: Number of tokens to discard after those, or more if a prompt needs it; None is
+            half of them.
     """
 
     n_keep: int = 1
@@ -51,24 +52,25 @@ class ContextShift:
             integer("n_discard", self.n_discard, 1)
 
     def check(self, context: Context) -> None:
-        """Raise unless the sequences of a context can be shifted so.
+        """Check that the sequences of a context can be shifted like this.
 
         Raises:
-            ArgumentError: It would not make any room.
-            UnsupportedError: The positions of this model cannot be moved, or it is recurrent: the
-                size of its state does not depend on ``n_ctx``, so make that as large as you like.
+            ArgumentError: It would not make room.
+            UnsupportedError: The positions of this model cannot be moved, or it is recurrent.  The
+                state of a recurrent model does not grow with ``n_ctx``: raise that instead.
 
         Source: ``llama_model_is_recurrent``, ``llama_memory_can_shift``.
         """
         _check_context(context)
         needed, n_ctx = self.n_keep + (self.n_discard or 1), context.n_ctx_seq
         if needed >= n_ctx:
-            raise ArgumentError(f"{self!r} needs more than n_ctx={needed}, and it is {n_ctx}")
+            raise ArgumentError(f"{self!r} needs n_ctx above {needed}, but it is {n_ctx}")
         model = context.model.ptr
         if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
             raise UnsupportedError(
-                "a recurrent model cannot forget a part of a sequence; its state needs no more "
-                "room for a longer one: raise n_ctx"
+                "a recurrent model cannot discard part of a sequence: raise n_ctx instead, which "
+                "does "
+                "not enlarge its state"
             )
         with context.lock:
             reason = LockedMemory(context).why_not_shift()
@@ -78,16 +80,16 @@ class ContextShift:
             )
 
     def make_room(self, context: Context, seq_id: int, pos: int, n: int) -> int:
-        """Forget tokens of a sequence; return the position of the next from then on.
+        """Discard tokens of a sequence, and return the new position of its next token.
 
         Args:
-            context: Where it is.
+            context: The context that holds the sequence.
             seq_id: The sequence.
             pos: The position of its next token.
-            n: For how many tokens there must be room.
+            n: Number of tokens that must fit.
 
         Raises:
-            ArgumentError: There is not enough to be forgotten.
+            ArgumentError: Too few tokens may be discarded.
             UnsupportedError: As in `check`; or other sequences share tokens that would move.
         """
         _check_context(context)
@@ -95,23 +97,25 @@ class ContextShift:
         n_discard = max(needed, self.n_discard or movable // 2, 1)
         if n_discard > movable:
             raise ArgumentError(
-                f"{n} more tokens need {n_discard} to be forgotten, and {max(movable, 0)} of the "
-                f"{pos} in memory may be (n_keep={self.n_keep})"
+                f"{n} more tokens fit only if {n_discard} of the {pos} in memory are discarded, "
+                "but "
+                f"n_keep={self.n_keep} allows {max(movable, 0)}: raise n_ctx, or lower n_keep"
             )
         context.memory.cut(seq_id, self.n_keep, self.n_keep + n_discard)
         return pos - n_discard
 
 
 class Generation(Unique, Iterator[Token]):
-    """Tokens as they are generated, and afterwards how it went.
+    """An iterator over tokens, which also reports how the generation went.
 
-    The next token is computed when it is asked for.  Memory then has the prompt and all tokens but
-    the last; to go on after it, give it with the next prompt.  It may be left at any time.  Several
-    can take turns in one context, each with a sequence and a sampler of its own.
+    Each token is computed when it is requested.  Memory then contains the prompt and all tokens but
+    the last; to continue later, start the next prompt with that token.  You may stop iterating at
+    any time.  Several generations can take turns in one context, each with its own sequence and
+    sampler.
     """
 
-    _why = "it is going on in a Context"
-    _instead = "call generate() again; `tokens` are those so far"
+    _why = "it is tied to a running computation in a Context"
+    _instead = "call generate() again; `tokens` has the tokens so far"
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -119,21 +123,21 @@ class Generation(Unique, Iterator[Token]):
 
     @property
     def context(self) -> Context:
-        """Where it computes."""
+        """The context that computes it."""
         return self._loop.context
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why it ended; None while it goes on.
+        """Why it ended; None while it is running.
 
-        ``"stop"`` is a stop string, a stop token or ``stop_when``; ``"eog"`` the model's own end,
-        ``"length"`` max_tokens, and ``"context"`` a full memory.
+        ``"stop"``: a stop string, a stop token or ``stop_when``; ``"eog"``: an end-of-generation
+        token of the model; ``"length"``: ``max_tokens``; ``"context"``: the context is full.
         """
         return self._loop.finish_reason
 
     @property
     def stop_match(self) -> str | None:
-        """The stop string that was found, or the text of the stop token."""
+        """The stop string that ended it, or the text of the stop token."""
         return self._loop.stop_match
 
     @property
@@ -143,27 +147,27 @@ class Generation(Unique, Iterator[Token]):
 
     @property
     def n_prompt(self) -> int:
-        """Tokens of the prompt."""
+        """Number of tokens in the prompt."""
         return len(self._loop.prompt)
 
     @property
     def n_generated(self) -> int:
-        """Tokens generated so far."""
+        """Number of tokens generated so far."""
         return len(self._loop.tokens)
 
     @property
     def prompt_seconds(self) -> float:
-        """Time for the prompt, until the first token could be chosen."""
+        """Time to process the prompt, up to the first logits."""
         return self._loop.prompt_seconds
 
     @property
     def seconds(self) -> float:
-        """Time from then on."""
+        """Time spent on everything after the prompt."""
         return self._loop.seconds
 
     @property
     def seed(self) -> int | None:
-        """The seed of the sampler, also if it was chosen at random; None if nothing is random."""
+        """The seed of the sampler, even if it was picked at random; None if nothing is random."""
         return self._loop.sampler.seed
 
     def __next__(self) -> Token:
@@ -173,14 +177,14 @@ class Generation(Unique, Iterator[Token]):
             raise self._busy(error) from None
 
     def text(self) -> str:
-        """Generate to the end and return the text of the tokens that are left."""
+        """Generate to the end, and return the text of the remaining tokens."""
         return "".join(token.text for token in self)
 
     def close(self) -> None:
-        """End it here.
+        """Stop generating.
 
         Raises:
-            BusyError: It is computing a token, in another thread: `Context.cancel` stops that.
+            BusyError: Another thread is computing a token: stop that with `Context.cancel`.
         """
         try:
             self._tokens.close()
@@ -188,16 +192,17 @@ class Generation(Unique, Iterator[Token]):
             raise self._busy(error) from None
 
     def _busy(self, error: ValueError) -> ValueError | BusyError:
-        """Return what to raise for an error of the generator behind it."""
+        """Return the error to raise for one of the underlying generator."""
         if str(error) != "generator already executing":
             return error
-        if is_inside(self._tokens.gi_frame):  # type: ignore[attr-defined]  # of what `yield` makes
+        if is_inside(self._tokens.gi_frame):  # type: ignore[attr-defined]  # generators have it
             return BusyError(
-                "this Generation is computing a token: what it calls meanwhile, as stop_when or "
-                "cb_eval, cannot use it"
+                "this Generation is computing a token: callbacks that run meanwhile, such as "
+                "stop_when "
+                "or cb_eval, cannot use it"
             )
         return BusyError(
-            "another thread is asking this Generation for a token; Context.cancel() stops that"
+            "another thread is computing a token of this Generation; Context.cancel() stops it"
         )
 
 
@@ -217,46 +222,47 @@ def generate(
     top_logprobs: int = 0,
     overflow: ContextShift | None = None,
 ) -> Generation:
-    """Generate tokens after a prompt, which itself comes after what the sequence has in memory.
+    """Generate tokens after a prompt, which is appended to what the sequence has in memory.
 
-    Nothing is computed before the first token is asked for, and the prompt comes after what the
-    sequence has in memory then.  If the prompt cannot be computed, the sequence is as before (or
-    empty, if its model cannot forget a part: see `Memory.remove`), but for what ``overflow`` has
-    forgotten to make room.  An encoder-decoder model encodes the prompt, and its
-    decoder answers in the sequence, which must be empty.
+    Nothing is computed until the first token is requested; the prompt is appended to the sequence
+    as it is then.  If the prompt fails, the sequence is restored (or emptied, if its model cannot
+    remove part of a sequence: see `Memory.remove`), except for tokens that ``overflow`` discarded.
+    An encoder-decoder model encodes the prompt, and its decoder answers in the sequence, which must
+    be empty.
 
     Args:
-        context: Where to compute.
-        prompt: Text (UTF-8 if given as bytes), or tokens.  A text is tokenized with the model's
-            special tokens if it begins the sequence.
-        sampler: How to choose.  It is reset first, and told of what the sequence has in memory and
-            of the prompt: penalties and `DRY` count all of it.  This context must have decoded
-            those tokens; of a loaded state it knows the tokens if they were saved with it.  By
-            default what the model's file recommends, `SamplerChain.from_model`;
-            where it recommends nothing, that chooses as `SamplerChain.default` does.
-        max_tokens: Stop after so many; None goes on until the model ends or memory is full.
-        stop: Stop where one of these strings appears; neither it nor what follows is in the text.
-            The text of a special token in it, such as ``<|im_end|>``, stands for that token too,
-            which the model generates without text.  None is no string.
-        stop_tokens: Stop at one of these tokens, whose text is left out too.  None is no token.
-        stop_when: Called with the tokens so far, after each: a true result stops.  It may read
-            ``context.logits()``, from which the last was chosen, but must not decode.
+        context: The context to compute in.
+        prompt: Text (UTF-8 if given as bytes), or tokens.  At the start of a sequence, tokenizing
+            text adds the model's special tokens, such as BOS.
+        sampler: The chain that chooses tokens.  It is reset first, then accepts the tokens that the
+            sequence has in memory and the prompt: penalties and `DRY` count all of them.  The
+            context must have decoded those tokens, or loaded them with a saved state.  The default
+            is `SamplerChain.from_model`: what the model's file recommends, or else the same choices
+            as `SamplerChain.default`.
+        max_tokens: Stop after this many tokens; None continues until the model ends or the context
+            is full.
+        stop: Stop where one of these strings appears; the text ends before it.  If a string
+            contains the text of a special token, such as ``<|im_end|>``, that token matches too,
+            although the model generates it without text.  None means no strings.
+        stop_tokens: Stop at one of these tokens, and leave its text out.  None means no tokens.
+        stop_when: Called after each token with the tokens so far: a true result stops.  It may read
+            ``context.logits()``, from which the last token was chosen, but must not decode.
         seq_id: The sequence.
-        parse_special: Read the texts of special tokens in the prompt, such as ``<|im_start|>``, as
-            those tokens.  Switch it off for a text that comes from users.
+        parse_special: Whether text in the prompt such as ``<|im_start|>`` becomes that special
+            token.  Turn it off for text that comes from users.
         logprobs: Compute `Token.logprob`, which costs a pass over the vocabulary for each token.
-        top_logprobs: And `Token.top_logprobs`, so many.
+        top_logprobs: Number of entries in `Token.top_logprobs`.
         overflow: What to do when the sequence is full; by default the generation ends, and a prompt
-            that does not fit is refused.
+            that does not fit is rejected.
 
     Returns:
-        An iterator of tokens.  The token that ends it by the model's own decision is among them.
+        An iterator of tokens, which includes the end-of-generation token.
 
     Raises:
         ArgumentError: The prompt is empty or does not fit, or a value is out of range.
-        TypeError: The prompt is neither text nor tokens, or a value is of another type.
-        UnsupportedError: The model has no memory, or not the one that ``overflow`` needs.
-        ContextFullError: While iterating: sequences share one buffer, and the others have the rest.
+        TypeError: The prompt is neither text nor tokens, or a value has the wrong type.
+        UnsupportedError: The model has no memory, or ``overflow`` does not work with its memory.
+        ContextFullError: While iterating: sequences share the KV cache, and others fill it.
         ContextError: While iterating, if something else has changed the memory of the sequence.
         DecodeError: While iterating, if decoding fails.
     """
@@ -298,11 +304,11 @@ def _check_context(context: object) -> None:
 
 def _check_room(context: Context, n: int, start: int, overflow: ContextShift | None) -> None:
     """Check that a prompt of ``n`` tokens fits after ``start`` others."""
-    if context._feeds_decoder:  # its encoder remembers nothing
+    if context._feeds_decoder:  # its encoder keeps nothing in memory
         if start:
             raise ArgumentError(
-                f"the answer of an encoder-decoder model begins its sequence, and {start} tokens "
-                "are in it: remove them"
+                f"an encoder-decoder model answers in an empty sequence, but this one has {start} "
+                "tokens: remove them"
             )
         return
     n_ctx = context.n_ctx_seq

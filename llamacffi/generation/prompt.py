@@ -1,4 +1,4 @@
-"""What a generation begins with: a text, or tokens."""
+"""Prompts: text or tokens, converted to tokens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def prompt_tokens(vocab: Vocab, prompt: Any, start: int, parse_special: bool) -> Prompt:
-    """Return the tokens of a prompt that begins at position ``start``.
+    """Return the tokens of a prompt that starts at position ``start``.
 
     Raises:
-        ArgumentError: There are none, or one is not in the vocabulary.
-        TypeError: It is neither text nor tokens.
+        ArgumentError: The prompt is empty, or a token is not in the vocabulary.
+        TypeError: The prompt is neither text nor tokens.
     """
     if is_text(prompt):
         ids = vocab.tokenize(prompt, add_special=start == 0, parse_special=parse_special)
@@ -33,12 +33,12 @@ def prompt_tokens(vocab: Vocab, prompt: Any, start: int, parse_special: bool) ->
         except (ArgumentError, TypeError) as error:
             raise type(error)(f"prompt: {error}") from None
     if not len(tokens):
-        raise ArgumentError("the prompt has no tokens: give at least one")
+        raise ArgumentError("the prompt is empty: give at least one token")
     return tokens
 
 
 def _token_list(prompt: Any) -> Any:
-    """Return a prompt that is no text as tokens that are not yet checked."""
+    """Return a prompt that is not text as tokens, which are still to be checked."""
     if hasattr(prompt, "dtype"):
         return prompt
     wanted = "prompt must be one text or one sequence of tokens"
@@ -46,12 +46,11 @@ def _token_list(prompt: Any) -> Any:
     first = tokens[0] if tokens else prompt
     if isinstance(first, Mapping):
         raise TypeError(
-            f"{wanted}, not {prompt!r:.80}: to make a text of the messages of a chat, use "
-            f"{TEMPLATE}"
+            f"{wanted}, not {prompt!r:.80}: to format chat messages as text, use {TEMPLATE}"
         )
     if isinstance(first, str | bytes):
         raise TypeError(
-            f"{wanted}, not several texts, {prompt!r:.80}: call generate() for each, with a seq_id "
-            "of its own"
+            f"{wanted}, not several texts, {prompt!r:.80}: call generate() for each, with its own "
+            "seq_id"
         )
     return tokens

@@ -1,4 +1,4 @@
-"""What ends a generation: stop strings, special tokens in them, and tokens by themselves."""
+"""Stop conditions: strings, special tokens inside strings, and tokens."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ..vocab.entries import textless_tokens
 if TYPE_CHECKING:
     from ..vocab.vocab import Vocab
 
-# The characters of all stop strings: each is some hundred bytes where they are looked for.
+# Limit for all stop strings together, in characters: each takes some hundred bytes to search for.
 MAX_STOPS = 100_000
-# No text that is decoded from UTF-8 has surrogates, so they can stand for tokens.
+# Text decoded from UTF-8 never contains surrogates, so they can stand for tokens.
 MARKS = re.compile("[\ud800-\udfff]+")
 
 
 def mark_of(token: int) -> str:
-    """Return what stands for a token in a text: as long for each, and the beginning of none."""
+    """Return the mark that stands for a token in a text; all marks have the same length."""
     digits = ((token >> shift) & 0x3FF for shift in (20, 10, 0))
     return "\ud800" + "".join(chr(0xDC00 + digit) for digit in digits)
 
 
 class MarkFinder(StopFinder):
-    """Finds stop strings in a text in which marks stand for tokens; returns it without them.
+    """Finds stop strings in text that contains marks for tokens, and removes the marks.
 
     Args:
-        names: The strings with their marks, and what `found` calls each.
+        names: The strings to find, with marks, and the name that `found` returns for each.
     """
 
     def __init__(self, names: Mapping[str, str]) -> None:
@@ -38,16 +38,16 @@ class MarkFinder(StopFinder):
         self._names = names
 
     def feed(self, text: str) -> str:
-        """Add text and return what is certain not to belong to a stop string."""
+        """Add text, and return the part that cannot belong to a stop string."""
         return MARKS.sub("", super().feed(text))
 
     def finish(self) -> str:
-        """Return what was held back."""
+        """Return the text that was held back."""
         return MARKS.sub("", super().finish())
 
     @property
     def found(self) -> str | None:
-        """The string that was found, as it was given; of a stop token, its text."""
+        """The stop string that was found, or the text of the stop token."""
         return None if self.match is None else self._names[self.match]
 
 
@@ -63,9 +63,11 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
                 "tokens"
             )
         if not one:
-            raise ArgumentError(f"stop[{i}] is an empty string, which is everywhere: leave it out")
+            raise ArgumentError(f"stop[{i}] is empty, which would match everywhere: omit it")
     if (n := sum(map(len, stops))) > MAX_STOPS:
-        raise ArgumentError(f"the stop strings have {n} characters; {MAX_STOPS} is the limit")
+        raise ArgumentError(
+            f"the stop strings have {n} characters together; the limit is {MAX_STOPS}"
+        )
     return tuple(stops)
 
 
@@ -89,16 +91,16 @@ def stop_tokens_of(vocab: Vocab, tokens: Iterable[int] | None) -> Sequence[int]:
 def stop_finder(
     vocab: Vocab, stops: Sequence[str], ends: Sequence[int]
 ) -> tuple[StopFinder, dict[int, str]]:
-    """Return what finds the end of a generation.
+    """Return a finder for the end of a generation.
 
     Args:
-        vocab: Of the model.
-        stops: Strings.  A special token's text in one is found as text and as that token, which
-            has no text where it is generated.
-        ends: Tokens that end it.
+        vocab: The vocabulary of the model.
+        stops: Stop strings.  The text of a special token inside one matches both that text and the
+            token, which is generated without text.
+        ends: Stop tokens.
 
     Returns:
-        The finder, and what to feed it for some tokens instead of their texts.
+        The finder, and the marks to feed it for some tokens, in place of their text.
     """
     special = textless_tokens(vocab) if stops else {}
     inside = {text: ids for text, ids in special.items() if any(text in stop for stop in stops)}

@@ -226,5 +226,5 @@ def test_it_is_used_by_what_it_calls(context, chain):
     generation = generate(
         context, PROMPT, sampler=chain(Greedy()), stop_when=lambda tokens: generation.close()
     )
-    with pytest.raises(BusyError, match="this Generation is computing a token: what it calls"):
+    with pytest.raises(BusyError, match="this Generation is computing a token: callbacks"):
         next(generation)

@@ -129,10 +129,10 @@ def test_max_tokens_is_an_integer(context, value):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (["a"], r"prompt must be one text or .*, not several texts, \['a'\]: .* seq_id of its own"),
+        (["a"], r"prompt must be one text or .*, not several texts, \['a'\]: .* its own seq_id"),
         ((b"a",), "prompt must be one text or one sequence of tokens, not several texts"),
         ([{"role": "user", "content": "hi"}], r"not \[\{'role'.* Model.chat_template\(\) with a"),
-        ({"role": "user", "content": "hi"}, r"not \{'role'.* messages of a chat"),
+        ({"role": "user", "content": "hi"}, r"not \{'role'.* chat messages"),
         (5, "prompt must be a sequence of tokens, or a text, not 5"),
         ([1, "a"], "prompt: token must be an integer, not 'a'"),
         ([[1, 2]], r"prompt: token must be an integer, not \[1, 2\]"),

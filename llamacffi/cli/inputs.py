@@ -1,4 +1,4 @@
-"""Where a command's model and text come from."""
+"""The inputs of a command: its model and its text."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .failure import UsageError
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``-m``."""
+    """Add the option ``-m``."""
     parser.add_argument(
         "-m", "--model", metavar="FILE", help="a GGUF file (default: the built-in model)"
     )
 
 
 def model_path(args: argparse.Namespace) -> str:
-    """Return the file of ``-m``, or of the built-in model."""
+    """Return the path given with ``-m``, or that of the built-in model."""
     if args.model is not None:
-        # The shell does that, but not in --model=~/m.gguf.  No Path: that of a URL is another text.
+        # The shell does not expand --model=~/m.gguf.  Keep a string: a Path would alter a URL.
         path: str = os.path.expanduser(args.model)
         return path
     from .. import demo
@@ -30,13 +30,13 @@ def model_path(args: argparse.Namespace) -> str:
 
 
 def is_model(text: str) -> bool:
-    """Tell whether a text is the name of a model, there or not."""
+    """Return whether a text names a model file, whether or not the file exists."""
     from ..model.file_kind import MAGIC
 
-    # A question may end so too, but seldom with a directory in it.
+    # A question may end like this too, but it rarely contains a directory.
     if text.lower().endswith(".gguf") and (len(text.split()) == 1 or os.path.dirname(text)):
         return True
-    with contextlib.suppress(OSError, ValueError):  # ValueError: no file can be called so
+    with contextlib.suppress(OSError, ValueError):  # ValueError: not a possible file name
         if os.path.isfile(text):
             with open(text, "rb") as file:
                 return file.read(len(MAGIC)) == MAGIC
@@ -44,24 +44,24 @@ def is_model(text: str) -> bool:
 
 
 def model_hint(text: str) -> str | None:
-    """Return what to say of a text that is the name of a model; None if it is none."""
+    """Return a hint for a text that names a model; None for any other text."""
     if not is_model(text):
         return None
-    return f"{text!r} is a model and no text: did you mean -m {shlex.quote(text)}?"
+    return f"{text!r} is a model, not a text: did you mean -m {shlex.quote(text)}?"
 
 
 def read_text(argument: str | None, args: argparse.Namespace) -> bytes | None:
-    """Return the text of a command: its argument, or what is piped in.
+    """Return the text for a command: its argument, or what is piped in.
 
     Args:
-        argument: As given; ``-`` and None stand for stdin.
-        args: All that was given.
+        argument: The argument; ``-`` and None stand for stdin.
+        args: All arguments.
 
     Returns:
-        As bytes, for it need not be UTF-8.  None if there is no argument and stdin is a terminal.
+        Bytes, which need not be UTF-8.  None without an argument if stdin is a terminal.
 
     Raises:
-        UsageError: It is the name of a model, and no model is named.
+        UsageError: The text names a model, and ``-m`` is missing.
     """
     if argument is not None and argument != "-":
         if args.model is None and (hint := model_hint(argument)):
