@@ -129,9 +129,7 @@ class Parser(argparse.ArgumentParser):
             command.error(hint)
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            parser = (
-                parsed.parser
-            )  # the parser of the command: without one, parsing has failed already
+            parser = parsed.parser  # that of the command: without one, parsing has failed
             text = getattr(parsed, "prompt", getattr(parsed, "text", None))
             if text is not None and parsed.model is None and (hint := model_hint(text)):
                 parser.error(hint)

@@ -44,7 +44,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
         (["run", "--stop", ""], ["--stop", "empty"]),
         (["run", ""], ["the prompt is empty"]),
         (["run", "-"], ["the prompt is empty"]),
-        (["run", "-m", "any.gguf"], ["no prompt"]),
+        (["run", "-m", "any.gguf"], ["the prompt is missing"]),
         (["run", "-t", "0"], ["--threads", "must be between 1 and 2147483647, not 0"]),
         (["run", "-c", "-1"], ["--ctx", "must be between 0 and 2147483647, not -1"]),
         (["run", "--ctx", "-4"], ["--ctx", "must be between 0 and 2147483647, not -4"]),
@@ -67,21 +67,24 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
         (["run", "./dir/x.GGUF"], ["'./dir/x.GGUF' is a model", "did you mean -m ./dir/x.GGUF?"]),
         (["run", "my dir/x.gguf"], ["is a model", "did you mean -m 'my dir/x.gguf'?"]),
         (["run", "no such dir/x.gguf", "hi"], ["did you mean -m 'no such dir/x.gguf'?"]),
-        (["run", "two", "words"], ["one argument too many: 'words'", "quotes"]),
-        (["info", "m.gguf"], ["'m.gguf' is a model: `llamacffi info` tells of"]),
-        (["info", "-m", "m.gguf"], ["unknown option '-m': `llamacffi info` tells of this machine"]),
-        (["info", "too"], ["one argument too many: 'too' (see llamacffi info"]),
+        (["run", "two", "words"], ["unexpected argument 'words'", "quote"]),
+        (["info", "m.gguf"], ["'m.gguf' is a model: `llamacffi info` describes"]),
+        (
+            ["info", "-m", "m.gguf"],
+            ["unknown option '-m': `llamacffi info` describes this machine"],
+        ),
+        (["info", "too"], ["unexpected argument 'too' (see llamacffi info"]),
         (["m.gguf"], ["'m.gguf' is a model: give a command first, as in", "run -m m.gguf`"]),
         (["-m", "m.gguf"], ["give a command first, as in `llamacffi run -m FILE`"]),
         (
             ["run", "-p", "hi"],
-            ["unknown option '-p': give the text itself", "llamacffi run --help"],
+            ["unknown option '-p': give the text as an argument", "llamacffi run --help"],
         ),
-        (["tokenize", "--prompt=hi"], ["unknown option '--prompt': give the text itself"]),
-        (["run", "-hf", "a/b"], ["unknown option '-hf': download the file, and give it with -m"]),
+        (["tokenize", "--prompt=hi"], ["unknown option '--prompt': give the text as an argument"]),
+        (["run", "-hf", "a/b"], ["unknown option '-hf': download the file and give it with -m"]),
         (["run", "-cnv", "-n", "3"], ["unknown option '-cnv'", "Model.chat_template()"]),
         (["run", "hi", "--flash-attn", "on"], ["'--flash-attn': in Python, Model and Context"]),
-        (["run", "--", "-p", "x"], ["one argument too many: 'x'"]),
+        (["run", "--", "-p", "x"], ["unexpected argument 'x'"]),
         (["tokenize", "--ids", "--count", "x"], ["--ids", "--count"]),
     ],
 )
@@ -117,7 +120,7 @@ def test_the_home_directory_in_an_option(cli: Cli, demo_path: Path) -> None:
 
 def test_a_prompt_that_does_not_fit(cli: Cli) -> None:
     done = cli("run", "-c", 8, "llama " * 400)
-    assert_one_line(done, 2, "a context of 256", "--ctx")
+    assert_one_line(done, 2, "the context is 256", "--ctx")
 
 
 @pytest.mark.parametrize("command", ["run", "tokenize"])

@@ -52,7 +52,7 @@ def test_it_is_drawn_in_place_and_erased(start_cli: StartCli) -> None:
     assert percents == sorted(percents)
     assert (drawn[-1][0].strip("#"), percents[-1]) == ("", 100)
     # Then blanks over it, and the lines that come next.
-    assert re.search(r"%\r +\rllamacffi: no -m.*\r\nprompt: .*\r\n$", written) is not None
+    assert re.search(r"%\r +\rllamacffi: using the small.*\r\nprompt: .*\r\n$", written) is not None
 
 
 def test_it_does_not_flicker_for_a_small_model(start_cli: StartCli) -> None:

@@ -214,7 +214,11 @@ def test_a_prompt_longer_than_a_batch(new_context, chain):
         ([5, 514], {}, "token 514 is not in the vocabulary"),
         (PROMPT, {"max_tokens": 0}, "max_tokens must be at least 1, not 0"),
         (PROMPT, {"stop": [""]}, r"stop\[0\] is empty, which"),
-        (PROMPT, {"stop": ["a" * 99_999, "bc"]}, "have 100001 characters together; the limit is 100000"),
+        (
+            PROMPT,
+            {"stop": ["a" * 99_999, "bc"]},
+            "have 100001 characters together; the limit is 100000",
+        ),
         (PROMPT, {"seq_id": 1}, "seq_id 1 is not in 0 to 0"),
         (PROMPT, {"top_logprobs": -1}, "top_logprobs must be between 0 and 514, not -1"),
         (PROMPT, {"top_logprobs": 515}, "top_logprobs must be between 0 and 514, not 515"),
@@ -542,7 +546,9 @@ def test_an_encoder_decoder_model_encodes_the_prompt(random_context, chain):
         tokens.append(int(by_hand.logits().argmax()))
     assert found == tokens[1:]
     assert (generation.n_prompt, context.memory.next_pos()) == (5, 6)
-    with pytest.raises(ArgumentError, match="answers in an empty sequence, but this one has 6 tokens"):
+    with pytest.raises(
+        ArgumentError, match="answers in an empty sequence, but this one has 6 tokens"
+    ):
         run(context, chain, prompt=prompt)
 
 
