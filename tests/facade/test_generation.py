@@ -217,7 +217,7 @@ def test_a_prompt_longer_than_a_batch(new_context, chain):
         (
             PROMPT,
             {"stop": ["a" * 99_999, "bc"]},
-            "have 100001 characters together; the limit is 100000",
+            "have 100001 characters together; .* 100000",
         ),
         (PROMPT, {"seq_id": 1}, "seq_id 1 is not in 0 to 0"),
         (PROMPT, {"top_logprobs": -1}, "top_logprobs must be between 0 and 514, not -1"),
@@ -547,7 +547,7 @@ def test_an_encoder_decoder_model_encodes_the_prompt(random_context, chain):
     assert found == tokens[1:]
     assert (generation.n_prompt, context.memory.next_pos()) == (5, 6)
     with pytest.raises(
-        ArgumentError, match="answers in an empty sequence, but this one has 6 tokens"
+        ArgumentError, match="empty sequence, but this one has 6 tokens"
     ):
         run(context, chain, prompt=prompt)
 
