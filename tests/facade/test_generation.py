@@ -546,9 +546,7 @@ def test_an_encoder_decoder_model_encodes_the_prompt(random_context, chain):
         tokens.append(int(by_hand.logits().argmax()))
     assert found == tokens[1:]
     assert (generation.n_prompt, context.memory.next_pos()) == (5, 6)
-    with pytest.raises(
-        ArgumentError, match="empty sequence, but this one has 6 tokens"
-    ):
+    with pytest.raises(ArgumentError, match="empty sequence, but this one has 6 tokens"):
         run(context, chain, prompt=prompt)
 
 
