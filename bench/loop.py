@@ -38,7 +38,7 @@ def run() -> dict[str, float]:
 
 
 def compile_loop(directory: Path) -> Any:
-    """Compile loop.c against the libraries of the package; return its function."""
+    """Compile loop.c against the package's libraries; return its function."""
     from ffigen.vendor import ensure_tree
 
     tree, libraries, out = ensure_tree(HERE.parent).path, library_dir(), directory / "loop.so"
@@ -74,11 +74,11 @@ def measure(loop: Any, what: str, n_tokens: int, pairs: int, **shape: int) -> fl
         def in_c() -> float:
             return timed("C", lambda *args: c_loop(loop, *args))
 
-        in_c()  # warms up, and is what the others must equal
+        in_c()  # warms up, and gives the tokens that the others must equal
         c, facade = alternately(in_c, lambda: timed("facade", facade_loop), pairs)
         row(f"{what}: C loop", c, "us/token")
         row(f"{what}: generate()", facade, "us/token")
-        return ratio(f"{what}: generate(), speed of C", c, facade)
+        return ratio(f"{what}: generate(), speed relative to C", c, facade)
 
 
 def c_loop(
@@ -102,7 +102,7 @@ def c_loop(
 def facade_loop(
     context: llamacffi.Context, greedy: llamacffi.SamplerChain, prompt: list[int], n: int
 ) -> tuple[float, list[int]]:
-    """Generate with the facade, the prompt excluded; return the seconds and the tokens.
+    """Generate with the facade; return the seconds, without the prompt's, and the tokens.
 
     One more token than in C is chosen, and one less decoded before the first: as many of each.
     """

@@ -43,4 +43,4 @@ def alternately(
 
 def ratio(what: str, reference: list[float], measured: list[float]) -> float:
     """Print the speed relative to a reference: 1.0 is as fast, 0.5 takes twice the time."""
-    return row(what, [a / b for a, b in zip(reference, measured, strict=True)], "of it")
+    return row(what, [a / b for a, b in zip(reference, measured, strict=True)], "x")

@@ -61,7 +61,7 @@ def compare(first: str, copy: Callable[[], object], second: str, get: Callable[[
     copies, gets = alternately(lambda: time_of(copy), lambda: time_of(get))
     row(first, copies, "us")
     row(second, gets, "us")
-    ratio(f"  {second}, beside it", copies, gets)
+    ratio(f"  {second}, speed relative to it", copies, gets)
 
 
 def time_of(function: Callable[[], object]) -> float:

@@ -128,7 +128,7 @@ def worker(directory: Path) -> Iterator[Worker]:
 
 def work(directory: Path) -> None:
     """Answer the requests of the main process."""
-    lib.ggml_backend_load_all_from_path(str(directory).encode())  # before the package's own
+    lib.ggml_backend_load_all_from_path(str(directory).encode())  # before the package loads its own
     models: dict[str, llamacffi.Model] = {}
     with tempfile.TemporaryDirectory() as temporary:
         loop = compile_loop(Path(temporary))

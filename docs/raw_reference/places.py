@@ -71,7 +71,7 @@ class Places:
                     self.functions[one.name] = Place(page, one.name)
             for member in one.members if isinstance(one, Enum) else ():
                 self.values[member.name] = Place(page, member.name)
-        # Of a function and a struct of one name, the function's.
+        # If a function and a struct share a name, the function's.
         self.all: Mapping[str, Place] = self.types | self.values | self.functions
         found = dict.fromkeys(place.page for place in (*self.types.values(), *self.all.values()))
         included = [page for page in INCLUDE.findall(upstream) if page in found]
@@ -125,7 +125,7 @@ class Writer:
 
         Args:
             code: The code.
-            own: The name that is declared here, which leads nowhere.
+            own: The name that is declared here, which gets no link.
         """
 
         def linked(word: str) -> Markup:

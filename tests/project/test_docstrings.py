@@ -166,16 +166,12 @@ def test_names_in_backticks_exist():
     wrong = []
     for name, value in DESCRIBED.items():
         owner = DESCRIBED.get(name.rpartition(".")[0])
-        scopes = [owner, value, module_of(value), llamacffi, builtins]
+        function = getattr(value, "fget", None) or getattr(value, "func", value)
+        scopes = [owner, value, sys.modules[function.__module__], llamacffi, builtins]
         for one in re.findall(r"(?<!`)`([A-Za-z_][\w.]*)`(?!`)", doc(value)):
             if not any(has(scope, one) for scope in scopes) and not is_module(one):
                 wrong.append((name, one))
     assert wrong == []
-
-
-def module_of(value: Any) -> Any:
-    function = getattr(value, "fget", None) or getattr(value, "func", value)
-    return sys.modules[function.__module__]
 
 
 def has(scope: Any, name: str) -> bool:
