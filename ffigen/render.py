@@ -190,7 +190,7 @@ def generate(
         headers: The project's ``headers/`` directory.
         out: Directory for what is compiled.
         package: Directory for the Python that is generated into the package.
-        surface: What headers/surface.toml says: ``names`` and ``annotations``.
+        surface: What headers/surface.toml says: ``names``, ``aliases`` and ``annotations``.
         pinned: The facts of the pinned llama.cpp, of which ``api`` may lack some; None if it is it.
         missing: What it lacks, or has otherwise.
 
@@ -219,12 +219,31 @@ def generate(
         generated / "cdef.h": cdef,
         generated / "enums.py": render("enums.py.j2", api, templates, names),
         generated / "constants.py": render("constants.py.j2", api, templates, names),
-        generated / "params.py": render(
-            "params.py.j2", api, templates, names, structs=params, annotations=annotations
-        ),
+        generated / "params.py": render("params.py.j2", api, templates, names, structs=params),
         generated / "omitted.py": render("omitted.py.j2", api, templates, names),
     }
+    for struct in params:
+        if struct.name in surface["aliases"]:
+            path = generated / f"{struct.name.removeprefix('llama_')}.py"
+            texts[path] = typed_params(struct, api, templates, surface)
     return [path for path, text in texts.items() if write_if_changed(path, text)]
+
+
+def typed_params(
+    struct: model.Struct, api: Api, templates: Path, surface: Mapping[str, Mapping[str, str]]
+) -> str:
+    """Render the TypedDict of a parameter struct."""
+    room, _, aliases = surface["aliases"][struct.name].rpartition(".")
+    return render(
+        "typed_params.py.j2",
+        api,
+        templates,
+        surface["names"],
+        struct=struct,
+        room=room,
+        aliases=aliases,
+        field_types=surface["annotations"],
+    )
 
 
 def check_names(api: Api, params: list[model.Struct], names: Mapping[str, str]) -> None:

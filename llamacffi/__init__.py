@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from . import shards as shards
     from ._generated import constants as constants
     from ._generated import enums as enums
-    from ._generated.params import ContextParams as ContextParams
-    from ._generated.params import ModelParams as ModelParams
-    from ._generated.params import QuantizeParams as QuantizeParams
+    from ._generated.context_params import ContextParams as ContextParams
+    from ._generated.model_params import ModelParams as ModelParams
+    from ._generated.model_quantize_params import QuantizeParams as QuantizeParams
     from ._native import lib as lib
     from ._native.build_info import BuildInfo as BuildInfo
     from ._native.build_info import build_info as build_info
@@ -129,7 +129,9 @@ if TYPE_CHECKING:
 
 # Module -> the public names that it has.  A test compares this with the imports above.
 _NAMES = {
-    "_generated.params": "ContextParams ModelParams QuantizeParams",
+    "_generated.context_params": "ContextParams",
+    "_generated.model_params": "ModelParams",
+    "_generated.model_quantize_params": "QuantizeParams",
     "_native.build_info": "BuildInfo build_info",
     "_native.interop": "cmake_dir ffi_builder include_dir library_dir",
     "adapter.adapter": "Adapter",

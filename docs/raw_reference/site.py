@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,10 +82,16 @@ def python() -> Python:
     return Python(
         surface["names"],
         surface["annotations"],
-        type_aliases((PACKAGE / "_core" / "types.py").read_text(encoding="utf-8")),
+        aliases(surface["aliases"].values()),
         instead,
         facade_names().__contains__,
     )
+
+
+def aliases(modules: Iterable[str]) -> dict[str, str]:
+    """Return what the type aliases of parameters stand for."""
+    paths = [PACKAGE.joinpath(*module.split(".")).with_suffix(".py") for module in modules]
+    return type_aliases("\n".join(path.read_text(encoding="utf-8") for path in paths))
 
 
 def facade_names() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .._native import ffi
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     TokenIds: TypeAlias = Iterable[int] | npt.NDArray[np.integer[Any]]
+    Tokens: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
 def outside(token: int, size: int) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .._core import types as types
     from .._core.files import OpenFile
     from .._core.ownership import Made
-    from ..batch.input import Tokens
+    from .._core.tokens import Tokens
     from ..gguf.gguf import Gguf, GgufTensor
     from ..model.model import Model
 

@@ -16,8 +16,9 @@ from ..errors import ArgumentError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from .._core.tokens import Tokens as Tokens
+
     Integers: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
-    Tokens: TypeAlias = Integers
     Positions: TypeAlias = int | Integers | Sequence[Sequence[int]]
     Logits: TypeAlias = (
         Literal["last", "all", "none"] | Sequence[bool] | Integers | npt.NDArray[np.bool_]

@@ -25,7 +25,8 @@ from .progress import ProgressBar
 from .terminal import fitting
 
 if TYPE_CHECKING:
-    from .._generated.params import ContextParams, ModelParams
+    from .._generated.context_params import ContextParams
+    from .._generated.model_params import ModelParams
     from ..context.context import Context
     from ..generation.generation import Generation
     from ..model.model import Model

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .._core.ownership import Made
-    from .._generated.params import ContextParams
+    from .._generated.context_params import ContextParams
     from ..model.model import Model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._core.callbacks import Bridge
@@ -16,14 +16,9 @@ from .info import shape_of
 from .loading import check_metadata, load, load_file, make_model
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    import numpy.typing as npt
-
     from .._core.ownership import Made
     from .loading import Progress
-
-    Fill: TypeAlias = Callable[[str, npt.NDArray[Any]], None]
+    from .types import Fill
 
 
 def load_gguf(gguf: Any, struct: Any, progress: Progress | None) -> Made:

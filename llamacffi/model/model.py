@@ -23,10 +23,10 @@ from .weight_types import check_weight_types
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from .._core import types as types
     from .._core.ownership import Made
-    from .._generated.params import ModelParams
+    from .._generated.model_params import ModelParams
     from ..gguf.gguf import Gguf
+    from . import types as types
     from .loading import Path, Progress
 
 
@@ -350,7 +350,7 @@ class Model(ModelInfo):
         """
         from .saving import save
 
-        save(self, path)
+        save(self, path, lambda data: type(self).from_file(data, vocab_only=True))
 
 
 def _bytes(size: int) -> str:

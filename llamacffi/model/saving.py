@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._core.atomic import explain_failure, scratch_beside
@@ -21,11 +21,19 @@ from .token_types import restore_token_types
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .model import Model
+    from .info import ModelInfo
 
 
-def save(model: Model, path: str | os.PathLike[str]) -> None:
-    """Write a model to a file atomically: the whole file or nothing."""
+def save(
+    model: ModelInfo, path: str | os.PathLike[str], load: Callable[[bytes], ModelInfo]
+) -> None:
+    """Write a model to a file atomically: the whole file or nothing.
+
+    Args:
+        model: The model.
+        path: The path of the file.
+        load: Loads the vocabulary of a GGUF in memory.
+    """
     path = path_text(path)
     ptr = model.ptr
     check_weights(model)
@@ -46,7 +54,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
                     _add_tensor(saved, name, tensor)
             for key, value in _left_out(model):
                 saved.setdefault(key, value)
-            restore_token_types(model, saved)
+            restore_token_types(model, saved, load)
             saved.write(path)
     drain()
 
@@ -64,7 +72,7 @@ def _check_tensors(tensors: Mapping[str, Any]) -> None:
         )
 
 
-def _write(model: Model, ptr: Any, part: Path, path: str | os.PathLike[str]) -> None:
+def _write(model: ModelInfo, ptr: Any, part: Path, path: str | os.PathLike[str]) -> None:
     """Let llama.cpp write the file that becomes ``path``."""
     drain()
     try:
@@ -82,11 +90,13 @@ def _write(model: Model, ptr: Any, part: Path, path: str | os.PathLike[str]) -> 
         raise with_log(OSError(errno.EIO, errors[0], os.fspath(path)))
 
 
-def _which(model: Model, reason: str) -> str:
+def _which(model: ModelInfo, reason: str) -> str:
     """Describe the kind of model that llama.cpp cannot save."""
     # upstream: src/llama-model-saver.cpp llama_model_saver_supports_arch: checks architectures, but
     # writing the precompiled_charsmap of a vocabulary fails with another error.
-    with_charsmap = lib.llama_vocab_type(model.vocab.ptr) == lib.LLAMA_VOCAB_TYPE_UGM
+    with_charsmap = (
+        lib.llama_vocab_type(lib.llama_model_get_vocab(model.ptr)) == lib.LLAMA_VOCAB_TYPE_UGM
+    )
     if with_charsmap and "supports_arch" not in reason:
         return "a model whose vocabulary has a precompiled_charsmap, such as that of T5"
     return f"a model of the architecture {model.architecture!r}"
@@ -105,7 +115,7 @@ def _add_tensor(saved: Gguf, name: str, tensor: Any) -> None:
     saved.add_tensor(name, array_of(buffer, type_, shape_of(tensor)), type=type_)
 
 
-def _left_out(model: Model) -> Iterator[tuple[str, Any]]:
+def _left_out(model: ModelInfo) -> Iterator[tuple[str, Any]]:
     """Yield the metadata that llama.cpp does not save.
 
     Only the text of each value is known, not its type, so this yields only values whose type is

@@ -11,7 +11,8 @@ attributes, and so we find the type that it had.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from .._native import lib
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ..gguf.gguf import Gguf
-    from .model import Model
+    from .info import ModelInfo
 
     Attributes = npt.NDArray[np.int64]
     Types = npt.NDArray[np.int32]
@@ -32,7 +33,7 @@ ADDED = "CONTROL"
 logger: logging.Logger = logging.getLogger("llamacffi")
 
 
-def restore_token_types(model: Model, saved: Gguf) -> None:
+def restore_token_types(model: ModelInfo, saved: Gguf, load: Callable[[bytes], ModelInfo]) -> None:
     """Set the types of all tokens so that loading the file gives them the model's attributes.
 
     Where a token could have had one of several types, try each: only llama.cpp knows which
@@ -41,10 +42,11 @@ def restore_token_types(model: Model, saved: Gguf) -> None:
     Args:
         model: The model that was saved.
         saved: The file that llama.cpp wrote; it is changed.
+        load: Loads the vocabulary of a GGUF in memory.
     """
     import numpy as np
 
-    if model.vocab.type == lib.LLAMA_VOCAB_TYPE_NONE:
+    if lib.llama_vocab_type(_vocab(model)) == lib.LLAMA_VOCAB_TYPE_NONE:
         return
     attributes = _attributes(model)
     saved[KEY] = types = _types(attributes, last=True)
@@ -52,14 +54,14 @@ def restore_token_types(model: Model, saved: Gguf) -> None:
     if not ambiguous.any():
         return
     found = [key for key in saved if key.endswith("_token_id") and key not in model.metadata]
-    wrong = np.flatnonzero(_read_back(model, saved) != attributes)
+    wrong = np.flatnonzero(_read_back(saved, load) != attributes)
     for without in ([], found):
         # Without these keys llama.cpp finds special tokens by their texts, and adds attributes.
         before = {key: saved.pop(key) for key in without}
         for i in range(2):
             types[wrong] = _types(attributes[wrong], last=bool(i))
             saved[KEY] = types
-            wrong = np.flatnonzero(_read_back(model, saved) != attributes)
+            wrong = np.flatnonzero(_read_back(saved, load) != attributes)
             if not len(wrong):
                 return
         for key, value in before.items():
@@ -67,11 +69,17 @@ def restore_token_types(model: Model, saved: Gguf) -> None:
     logger.warning("save: %d tokens lose attributes, for example token %d", len(wrong), wrong[0])
 
 
-def _attributes(model: Model) -> Attributes:
+def _attributes(model: ModelInfo) -> Attributes:
     import numpy as np
 
-    vocab = model.vocab.ptr
-    return np.array([lib.llama_vocab_get_attr(vocab, i) for i in range(len(model.vocab))], np.int64)
+    ptr = model.ptr  # noqa: F841  held while C reads the vocabulary
+    vocab = _vocab(model)
+    n = lib.llama_vocab_n_tokens(vocab)
+    return np.array([lib.llama_vocab_get_attr(vocab, i) for i in range(n)], np.int64)
+
+
+def _vocab(model: ModelInfo) -> Any:
+    return lib.llama_model_get_vocab(model.ptr)
 
 
 def _types(attributes: Attributes, *, last: bool) -> Types:
@@ -92,11 +100,11 @@ def _types(attributes: Attributes, *, last: bool) -> Types:
     return types
 
 
-def _read_back(model: Model, saved: Gguf) -> Attributes:
+def _read_back(saved: Gguf, load: Callable[[bytes], ModelInfo]) -> Attributes:
     """Load the saved vocabulary and return the attributes of its tokens."""
     with saved.copy() as probe:
         for name in list(probe.tensors):
             probe.remove_tensor(name)
         data = probe.to_bytes()
-    with type(model).from_file(data, vocab_only=True) as read:
-        return _attributes(read)
+    with load(data) as vocabulary:
+        return _attributes(vocabulary)

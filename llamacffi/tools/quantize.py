@@ -31,7 +31,7 @@ from .quantize_params import ftype_name, ftype_of, ftypes, quantize_params
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .._generated.params import QuantizeParams
+    from .._generated.model_quantize_params import QuantizeParams
     from ..gguf.gguf import GgufTensor
 
 __all__ = ["QuantizeResult", "ftype_name", "ftype_of", "ftypes", "quantize"]

@@ -11,9 +11,16 @@ from ffigen.api import Api
 from ffigen.names import py_class
 from ffigen.parse import read_api
 from ffigen.preprocess import GeneratorError, preprocess
-from ffigen.render import generate, guarded, module_source, render, write_if_changed
+from ffigen.render import (
+    generate,
+    guarded,
+    module_source,
+    render,
+    typed_params,
+    write_if_changed,
+)
 
-SURFACE: dict[str, dict[str, str]] = {"names": {}, "annotations": {}}
+SURFACE: dict[str, dict[str, str]] = {"names": {}, "aliases": {}, "annotations": {}}
 TEXT = '''
 // of the "kind" \\ """
 enum llama_kind { // the kind
@@ -112,7 +119,7 @@ def test_constants(api, templates):
 
 def test_params(api, templates):
     structs = [one for one in api.structs if one.name == "llama_thing_params"]
-    scope = run(render("params.py.j2", api, templates, structs=structs, annotations={}), {})
+    scope = run(render("params.py.j2", api, templates, structs=structs), {})
     assert scope["KINDS"]["llama_thing_params"] == {
         "n": "int",
         "f": "float",
@@ -124,10 +131,11 @@ def test_params(api, templates):
         "u2": "float",
         "place": "struct",
     }
-    annotations = scope["ThingParams"].__annotations__
-    assert set(annotations) == set(scope["KINDS"]["llama_thing_params"])
-    assert "enums.Kind | int | str" in str(annotations["kind"])
-    assert scope["ThingParams"].__total__ is False
+    surface = {"names": {}, "aliases": {structs[0].name: "room.module"}, "annotations": {}}
+    typed = run(typed_params(structs[0], api, templates, surface), {})["ThingParams"]
+    assert set(typed.__annotations__) == set(scope["KINDS"]["llama_thing_params"])
+    assert "enums.Kind | int | str" in str(typed.__annotations__["kind"])
+    assert typed.__total__ is False
 
 
 def test_omitted(api, templates):
@@ -241,14 +249,19 @@ def test_a_template_with_a_misspelt_name_is_an_error(api, tmp_path):
 
 def test_a_field_has_the_annotation_of_surface_toml(read, headers, tmp_path):
     text = "struct a_params { const float *split; int n; };"
-    surface = {"names": {}, "annotations": {"a_params.split": "types.Split | None"}}
+    surface = {
+        "names": {},
+        "aliases": {"a_params": "room.param_types"},
+        "annotations": {"a_params.split": "types.Split | None"},
+    }
     generate(read(text), headers, tmp_path, tmp_path, surface)
-    params = (tmp_path / "_generated" / "params.py").read_text()
+    params = (tmp_path / "_generated" / "a_params.py").read_text()
+    assert "    from ..room import param_types as types\n" in params
     assert "    split: types.Split | None\n" in params
     assert "    n: int\n" in params
 
 
 def test_an_annotation_of_a_field_that_is_gone_stops_by_name(read, headers, tmp_path):
-    surface = {"names": {}, "annotations": {"a_params.split": "int"}}
+    surface = {"names": {}, "aliases": {}, "annotations": {"a_params.split": "int"}}
     with pytest.raises(GeneratorError, match=r"annotates a_params\.split, which no header has"):
         generate(read("struct a_params { int n; };"), headers, tmp_path, tmp_path, surface)
