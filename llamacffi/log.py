@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar, overload
 
-from ._core.values import flag
+from ._core.values import flag, integer
 from ._native import ffi, lib
 from .errors import ArgumentError, NativeError
 
@@ -190,9 +190,7 @@ def level_number(level: int | str) -> int:
             names = ", ".join(repr(logging.getLevelName(one)) for one in LEVELS.values())
             raise ArgumentError(f"level must be one of {names} or a number, not {level!r}")
         return number
-    if not isinstance(level, int) or isinstance(level, bool):
-        raise TypeError(f"level must be a name or a number of logging, not {level!r}")
-    return level
+    return integer("level", level)
 
 
 def drain() -> None:

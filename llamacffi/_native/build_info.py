@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .. import _native
 from . import ffi, lib
-from .library import describe_library
+from .library import c_text, describe_library
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,10 @@ def build_info() -> BuildInfo:
     """
     return BuildInfo(
         version=_native.__version__,
-        commit=_text(lib.llamacffi_built_commit()),
-        llama_version=_text(lib.llamacffi_built_llama_version()),
-        ggml_version=_text(lib.llamacffi_built_ggml_version()),
-        layout=_text(lib.llamacffi_built_layout()),
+        commit=c_text(ffi, lib.llamacffi_built_commit()),
+        llama_version=c_text(ffi, lib.llamacffi_built_llama_version()),
+        ggml_version=c_text(ffi, lib.llamacffi_built_ggml_version()),
+        layout=c_text(ffi, lib.llamacffi_built_layout()),
         library_dir=Path(_native.library_dir),
         library_commit=describe_library(_native.libraries()[0], ffi).commit,
     )
-
-
-def _text(chars: Any) -> str:
-    return str(ffi.string(chars), "utf-8")

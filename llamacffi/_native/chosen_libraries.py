@@ -17,7 +17,7 @@ from . import layout as _layout
 from .dynamic_section import read_dynamic_section
 from .elf import is_truncated
 from .import_errors import missing
-from .library import Library, describe_library, same_commit
+from .library import Library, c_text, describe_library, same_commit
 
 VARIABLE = "LLAMACFFI_LIBRARY_DIR"
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
@@ -75,12 +75,12 @@ def check(directory: str, module: str, infos: Sequence[Any], ffi: Any, lib: Any)
         raise ImportError(
             f"{VARIABLE}={directory}: the libraries come from different builds:\n{listed}"
         )
-    built, commit = _text(ffi, lib.llamacffi_built_commit()), loaded[0].commit
+    built, commit = c_text(ffi, lib.llamacffi_built_commit()), loaded[0].commit
     if commit and same_commit(built, commit) and not built.endswith("-dirty"):
         return
     theirs = _read_lock(Path(directory), commit, built)
     ours = _own_lock(
-        Path(module).parent / "lib" / "api.lock", _text(ffi, lib.llamacffi_built_layout())
+        Path(module).parent / "lib" / "api.lock", c_text(ffi, lib.llamacffi_built_layout())
     )
     if lines := _layout.differences(ours, theirs):
         raise ImportError(
@@ -150,7 +150,3 @@ def _own_lock(file: Path, layout: str) -> str:
     if _layout.digest(lock) != layout:
         raise ImportError(f"{file} was not made for the compiled module: reinstall llamacffi")
     return lock
-
-
-def _text(ffi: Any, chars: Any) -> str:
-    return str(ffi.string(chars), "utf-8")

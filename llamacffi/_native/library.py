@@ -35,11 +35,16 @@ class Library(NamedTuple):
         )
 
 
+def c_text(ffi: Any, chars: Any) -> str:
+    """Return a C string as text, here where `llamacffi._core` cannot be imported yet."""
+    return str(ffi.string(chars), "utf-8", "replace")
+
+
 def describe_library(info: Any, ffi: Any) -> Library:
     """Convert a ``struct llamacffi_library_info *``."""
 
     def text(chars: Any) -> str | None:
-        return ffi.string(chars).decode(errors="replace") if chars else None
+        return c_text(ffi, chars) if chars else None
 
     return Library(
         name=text(info.name) or "",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UnsupportedError
+from .library import c_text
 
 
 class MissingError(UnsupportedError, AttributeError):
@@ -40,5 +41,5 @@ def complete(lib: Any, ffi: Any) -> Any:
     missing: dict[str, str] = {}
     one = ffi.new("struct llamacffi_missing_name *")
     while lib.llamacffi_missing(len(missing), one):
-        missing[ffi.string(one.name).decode()] = ffi.string(one.reason).decode()
+        missing[c_text(ffi, one.name)] = c_text(ffi, one.reason)
     return _Library(lib, missing)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,11 @@ from ..errors import (
 )
 from ..log import drain, logger, with_log
 from . import files
-from .cores import physical_cores
-from .device_types import BufferType, Device, DeviceMemory, extension, new_device
+from .cores import physical_cores as physical_cores
+from .device_types import BufferType as BufferType
+from .device_types import Device as Device
+from .device_types import DeviceMemory as DeviceMemory
+from .device_types import extension, new_device
 
 if TYPE_CHECKING:
     from .._generated.enums import GgmlNumaStrategy
@@ -362,25 +364,3 @@ def _name(name: str) -> bytes:
         return b"" if "\0" in name else name.encode(errors="surrogateescape")
     except UnicodeEncodeError:
         return b""
-
-
-__all__: Sequence[str] = (
-    "BufferType",
-    "Capabilities",
-    "Device",
-    "DeviceMemory",
-    "backends",
-    "buffer_types",
-    "capabilities",
-    "cpu_features",
-    "device",
-    "devices",
-    "features",
-    "load",
-    "load_library",
-    "numa_init",
-    "physical_cores",
-    "system_info",
-    "time_us",
-    "unload",
-)

@@ -132,9 +132,7 @@ class GgufMetadata(Handle, MutableMapping[str, "Value"]):
         Raises:
             KeyError: There is no such key.
         """
-        with self._lock:
-            ptr = super().ptr
-            return values.type_at(ptr, self._find(ptr, key)).type
+        return self._stored_type(key).type
 
     def is_array(self, key: str) -> bool:
         """Return whether a value is an array.
@@ -142,9 +140,12 @@ class GgufMetadata(Handle, MutableMapping[str, "Value"]):
         Raises:
             KeyError: There is no such key.
         """
+        return self._stored_type(key).array
+
+    def _stored_type(self, key: str) -> values.Typed:
         with self._lock:
             ptr = super().ptr
-            return values.type_at(ptr, self._find(ptr, key)).array
+            return values.type_at(ptr, self._find(ptr, key))
 
     @property
     def version(self) -> int:

@@ -7,20 +7,20 @@ when a context is created; see `context.graph`.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from .._core.text import c_text
+from .._core.values import INT32_MAX
 from .._native import ffi, lib
 from ..errors import LoadError
 from .file_kind import ARCHITECTURE, text_of
+from .overrides import read_kv_overrides
 
 Number: TypeAlias = "int | float"
 
-INT32_MAX = 2**31 - 1
 WIDE = 2**24
 """Above any real width, count or size; the product of two such numbers fits in 64 bits."""
 
@@ -60,7 +60,7 @@ def check_hyperparameters(struct: Any, gguf: Any, name: str) -> None:
     """
     if struct.vocab_only:  # llama.cpp reads none of them
         return
-    overridden = dict(_overrides(struct))
+    overridden = read_kv_overrides(struct)
     architecture = str(overridden.pop(ARCHITECTURE, None) or text_of(gguf, ARCHITECTURE))
     prefix = f"{architecture}."
     prefixes = (prefix, OTHER)
@@ -106,22 +106,6 @@ def _wanted(key: str, architecture: str, value: Any) -> str | None:
         if rule.keys.fullmatch(key) and rule.architectures.fullmatch(architecture):
             return None if rule.allows(value) else str(rule)
     return None
-
-
-def _overrides(struct: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the overridden keys with their new values."""
-    for i in itertools.count():
-        if struct.kv_overrides == ffi.NULL or struct.kv_overrides[i].key[0] == b"\0":
-            return
-        one = struct.kv_overrides[i]
-        key = c_text(one.key)
-        if one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_STR:
-            yield key, c_text(one.val_str)
-        elif one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_BOOL:
-            yield key, bool(one.val_bool)
-        else:
-            integer = one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_INT
-            yield key, int(one.val_i64) if integer else float(one.val_f64)
 
 
 def _numbers(gguf: Any, prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

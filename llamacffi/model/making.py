@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .._core.callbacks import Bridge
 from .._core.files import anonymous_file
 from .._core.text import c_text
+from .._core.values import check_function
 from .._native import ffi, lib
 from ..errors import ArgumentError, NativeError
 from ..gguf.gguf import Gguf
@@ -40,8 +41,7 @@ def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) ->
 
     Source: ``llama_model_init_from_user``.
     """
-    if not callable(fill):
-        raise TypeError(f"fill must be a function that takes a name and an array, not {fill!r}")
+    check_function("fill", fill)
     _check_file_params(struct, given)
     bridge = Bridge(_Filler(fill))
     user_data = ffi.new_handle(bridge)

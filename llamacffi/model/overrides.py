@@ -66,6 +66,25 @@ def _set_override(one: Any, key: str, value: Any) -> None:
         raise TypeError(f"{name} must be a bool, an int, a float or a str, not {value!r}")
 
 
+def read_kv_overrides(struct: Any) -> dict[str, bool | int | float | str]:
+    """Return the values of a ``struct llama_model_params *`` that replace metadata, by key."""
+    found: dict[str, bool | int | float | str] = {}
+    for i in itertools.count():
+        if struct.kv_overrides == ffi.NULL or struct.kv_overrides[i].key[0] == b"\0":
+            break
+        one = struct.kv_overrides[i]
+        key = c_text(one.key)
+        if one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_STR:
+            found[key] = c_text(one.val_str, "surrogateescape")
+        elif one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_BOOL:
+            found[key] = bool(one.val_bool)
+        elif one.tag == lib.LLAMA_KV_OVERRIDE_TYPE_INT:
+            found[key] = int(one.val_i64)
+        else:
+            found[key] = float(one.val_f64)
+    return found
+
+
 def fit_kv_overrides(struct: Any, gguf: Any) -> None:
     """Convert the overrides of ``struct`` to the types that the file has.
 
