@@ -15,7 +15,7 @@ from .._core.values import check_object
 from .._native import ffi, lib
 from ..backend import registry as backend
 from ..errors import AdapterError, GgufError, NativeError
-from ..gguf.sources import gguf_of, opened, sample_digest
+from ..gguf.open_files import gguf_of, opened, sample_digest
 from ..log import drain, with_log
 from ..model.info import check_weights
 from ..model.weights import weight_shapes

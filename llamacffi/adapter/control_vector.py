@@ -12,7 +12,7 @@ import numpy as np
 
 from .._core.values import FLOAT_MAX, INT32_MAX, as_array, integer
 from ..errors import AdapterError, ArgumentError, GgufError
-from ..gguf.sources import gguf_of, opened
+from ..gguf.open_files import gguf_of, opened
 from ..model.file_kind import VECTOR, kind_of
 
 if TYPE_CHECKING:

@@ -1,7 +1,11 @@
 """Thread pools of the CPU backend.
 
-Without a pool ggml starts its threads anew for every graph, so every `Context` has one.  A pool
-runs one graph at a time; ggml does not check that, so each has a lock.
+Every `Context` has a pool, and each pool has a lock.
+
+upstream: ggml/src/ggml-cpu/ggml-cpu.c disposable_threadpool: without a pool, ggml starts new
+threads for every graph.
+upstream: ggml/src/ggml-cpu/ggml-cpu.c ggml_graph_compute: a pool runs one graph at a time, and
+ggml does not check that.
 """
 
 from __future__ import annotations
@@ -27,43 +31,44 @@ from .cores import free_cores, processors
 if TYPE_CHECKING:
     from .._generated.enums import GgmlSchedPriority
 
-# The comment on ggml_threadpool_params.poll: 0 is no polling, 100 is aggressive polling.
+# upstream: ggml/include/ggml.h poll: polling level from 0 (none) to 100 (aggressive)
 MAX_POLL = 100
-# How long threads spin by default; measured with bench/threads.py.  From one token to the next this
-# is as fast as ggml's own 50, and 0 is slower by a tenth; but after each graph 50 keeps the cores
-# busy for a tenth of a second or more, and this for some milliseconds.
+# The default polling level, measured with bench/threads.py.  From one token to the next it is as
+# fast as ggml's own 50, and 0 is a tenth slower.  But after each graph 50 keeps the cores busy for
+# a tenth of a second or more, and this for a few milliseconds.
 POLL = 1
-# How many threads of a graph are refused: more for each processor, and more at all.
+# A graph may have this many threads for each processor, or MOST_THREADS if that is more.
 PER_PROCESSOR, MOST_THREADS = 4, 16
 
 
 class Threadpool(Handle):
-    """Threads that compute, to be attached to contexts.
+    """Threads that compute the graphs of contexts.
 
-    A context has a pool of its own; make one to choose the processors and the priority, or to
-    share the threads of contexts that never compute at once.  Two contexts that compute at once
-    need two pools: the second to come gets `BusyError`.
+    Each context has a pool of its own.  Create one to choose the processors and the priority, or to
+    share threads between contexts that never compute at the same time.  Contexts that do need two
+    pools, or the second one gets `BusyError`.
 
-    The thread that calls `Context.decode` is one of the ``n_threads``: while it computes, it too
-    has the pool's processors and priority, and afterwards its own again.
+    The thread that calls `Context.decode` is one of the ``n_threads``: while it computes, it takes
+    on the processors and priority of the pool, and afterwards returns to its own.
 
-    Within a graph the threads wait for each other by spinning.  If other work takes the core of
-    one, the others spin in vain: on a busy machine fewer threads are much faster.
+    While they compute a graph, the threads wait for each other by spinning.  If other work takes
+    the core of one thread, the others waste their time: on a busy machine fewer threads are much
+    faster.
     """
 
     _why = "it stands for threads of this process"
-    _instead = "make another Threadpool with the same arguments"
+    _instead = "create another Threadpool with the same arguments"
 
-    __slots__ = ("_flags", "cpus", "lock", "n_threads", "placement")
+    __slots__ = ("_abort_flags", "cpus", "lock", "n_threads", "placement")
 
     n_threads: int
-    """How many threads compute, with the one that calls."""
+    """The number of threads that compute, including the calling one."""
     cpus: frozenset[int] | None
-    """The processors that they may run on; None if that was not chosen."""
+    """The processors that they may run on; None if none were chosen."""
     lock: CallLock
     """Held while a graph runs, and by `pause` and `resume`."""
     placement: Placement | None
-    """What the thread that calls takes on; None if neither processors nor priority were chosen."""
+    """What the calling thread takes on; None if neither processors nor a priority were chosen."""
 
     @hinting
     def __init__(
@@ -79,15 +84,15 @@ class Threadpool(Handle):
         """Start the threads.
 
         Args:
-            n_threads: How many; one for each of ``cpus`` or, without them, for each physical core
-                that other work leaves.
-            cpus: The numbers of the processors to run on, each once; a mask is none.  Without
-                them, where the calling thread may run.
+            n_threads: The number of threads.  By default one for each of ``cpus`` or, without
+                these, for each physical core that other programs leave free.
+            cpus: The numbers of the processors to run on, each once (not a bit mask).  By default
+                those that the calling thread may run on.
             priority: ``"low"``, ``"normal"``, ``"medium"``, ``"high"`` or ``"realtime"``; those
                 above normal need a privilege.
-            poll: How long a thread spins for the next graph before it sleeps, 0 to 100: not at all,
-                at 1 a few milliseconds, at 100 a hundred times as long.
-            strict_cpu: Give each thread one of ``cpus`` for itself.
+            poll: How long a thread spins for the next graph before it sleeps, 0 to 100: at 0 not at
+                all, at 1 a few milliseconds, at 100 a hundred times as long.
+            strict_cpu: Bind each thread to a single one of ``cpus``.
             paused: Let the threads sleep until the first graph.
 
         Raises:
@@ -107,18 +112,19 @@ class Threadpool(Handle):
         struct = _struct(params, self.cpus)
         self.n_threads = struct.n_threads
         self.lock = CallLock("Threadpool")
-        # Weak, for they belong to the contexts: see `attached_to`.
-        self._flags: weakref.WeakSet[Any] = weakref.WeakSet()
-        cancel = functools.partial(_cancel, self._flags)
-        ending = ExitGuard(self.lock, cancel)
+        # The contexts own these flags; `register_abort_flag` adds them.
+        self._abort_flags: weakref.WeakSet[Any] = weakref.WeakSet()
+        cancel = functools.partial(_cancel, self._abort_flags)
+        guard = ExitGuard(self.lock, cancel)
         self.placement = None
         if self.cpus is None and struct.prio == lib.GGML_SCHED_PRIO_NORMAL:
-            owner = _start(struct, ending)
+            owner = _start(struct, guard)
         else:
-            # ggml binds the thread that makes a pool too: let that be one that ends at once.
+            # upstream: ggml/src/ggml-cpu/ggml-cpu.c ggml_threadpool_new_impl: it also binds the
+            # thread that creates a pool, so that is one that ends right away
             with ThreadPoolExecutor(1) as thread:
-                made = thread.submit(_start_placed, struct, self.cpus, ending)
-                owner, self.placement = made.result()
+                started = thread.submit(_start_placed, struct, self.cpus, guard)
+                owner, self.placement = started.result()
         super().__init__(owner)
         drain()
 
@@ -126,7 +132,7 @@ class Threadpool(Handle):
         return f"<Threadpool of {self.n_threads}{', closed' if self.closed else ''}>"
 
     def pause(self) -> None:
-        """Let the threads sleep.  The next graph wakes them by itself.
+        """Let the threads sleep.  The next graph wakes them.
 
         Raises:
             BusyError: A graph is running.
@@ -134,12 +140,12 @@ class Threadpool(Handle):
         Source: ``ggml_threadpool_pause``.
         """
         ptr = self.ptr
-        # A thread that saw the pause before its part of a graph would keep the others waiting.
+        # Without the lock, a thread might pause before its part of a graph, and the others wait.
         with self.lock:
             lib.ggml_threadpool_pause(ptr)
 
     def resume(self) -> None:
-        """Wake the threads, so that they wait for the next graph as the pool's ``poll`` says.
+        """Wake the threads, so that they poll for the next graph.
 
         Raises:
             BusyError: A graph is running.
@@ -151,21 +157,23 @@ class Threadpool(Handle):
             lib.ggml_threadpool_resume(ptr)
 
     def close(self) -> None:
-        """Free the C object now, after everything made from it.  Idempotent.
+        """Free the C object, unless a call in another thread or a context still uses it.
 
-        Only a call still running in another thread, or a context that has it, delays the free until
-        it is done.
+        In that case it is freed when they are done.  Idempotent.
+
+        Source: ``ggml_threadpool_free``.
         """
         super().close()
         self.lock.sweep()
 
-    def attached_to(self, abort_flag: Any) -> None:
-        """Remember what stops a graph, for an exit of the interpreter while one runs."""
-        self._flags.add(abort_flag)
+
+def register_abort_flag(pool: Threadpool, abort_flag: Any) -> None:
+    """Register the flag that stops a context's graph, for when the interpreter exits meanwhile."""
+    pool._abort_flags.add(abort_flag)
 
 
 class Placement(NamedTuple):
-    """Where a thread may run, and how urgently."""
+    """The processors and the scheduling priority of a thread."""
 
     cpus: frozenset[int]
     policy: int
@@ -173,12 +181,12 @@ class Placement(NamedTuple):
 
     @classmethod
     def current(cls) -> Placement:
-        """Return that of the calling thread."""
+        """Return the placement of the calling thread."""
         cpus = frozenset(os.sched_getaffinity(0))
         return cls(cpus, os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
 
     def apply(self) -> None:
-        """Give it to the calling thread."""
+        """Apply it to the calling thread."""
         now = self.current()
         if now.cpus != self.cpus:
             os.sched_setaffinity(0, self.cpus)
@@ -187,29 +195,29 @@ class Placement(NamedTuple):
 
 
 def check_n_threads(name: str, n_threads: int) -> None:
-    """Raise ArgumentError unless ggml can have so many threads."""
+    """Raise ArgumentError unless ggml supports this number of threads."""
     integer(name, n_threads, 1, lib.GGML_MAX_N_THREADS)
 
 
 def check_computing(name: str, n_threads: int) -> None:
-    """Raise ArgumentError for more threads of a graph than can be of use to anybody.
+    """Raise ArgumentError if a graph would have far more threads than processors.
 
-    Some more than there are processors are a warning in the log.
+    A few more threads than processors only log a warning.
     """
     check_n_threads(name, n_threads)
-    there = processors()
-    most = max(MOST_THREADS, PER_PROCESSOR * there)
+    available = processors()
+    most = max(MOST_THREADS, PER_PROCESSOR * available)
     if n_threads > most:
         raise ArgumentError(
-            f"{name}={n_threads} is more than {most}: this process may use {there} "
-            f"processor{'s'[: there > 1]}, and threads without one of their own keep the others "
-            f"waiting; give at most {name}={there}"
+            f"{name}={n_threads} is more than {most}: this process may use {available} "
+            f"processor{'s'[: available > 1]}, and threads that have to share one keep the others "
+            f"waiting; use at most {name}={available}"
         )
-    if n_threads > there:
+    if n_threads > available:
         logger.warning(
-            "%s=%d is more than the %d processors that this process may use: threads without one "
-            "of their own keep the others waiting, so fewer are faster",
-            *(name, n_threads, there),
+            "%s=%d is more than the %d processors that this process may use: threads that have to "
+            "share one keep the others waiting, so fewer are faster",
+            *(name, n_threads, available),
         )
 
 
@@ -221,8 +229,8 @@ def _struct(params: dict[str, Any], cpus: frozenset[int] | None) -> Any:
     fill(struct, "ggml_threadpool_params", params, {}, limits=limits)
     if struct.strict_cpu and struct.n_threads > len(cpus or ()):
         raise ArgumentError(
-            f"strict_cpu=True gives each of {struct.n_threads} threads a processor, but cpus has "
-            f"{len(cpus or ())}: name more, or use fewer threads"
+            f"strict_cpu=True gives each of {struct.n_threads} threads its own processor, but cpus "
+            f"has {len(cpus or ())}: name more, or use fewer threads"
         )
     for cpu in cpus or ():
         struct.cpumask[cpu] = True
@@ -230,7 +238,7 @@ def _struct(params: dict[str, Any], cpus: frozenset[int] | None) -> Any:
 
 
 def _cpu_numbers(cpus: Iterable[int]) -> frozenset[int]:
-    """Return the numbers of some processors, if ggml can have them."""
+    """Return the numbers of processors, if ggml supports them."""
     numbers = frozenset(checked_indices("cpus", cpus))
     if not numbers:
         raise ArgumentError("cpus is empty: name at least one processor")
@@ -239,10 +247,10 @@ def _cpu_numbers(cpus: Iterable[int]) -> frozenset[int]:
     return numbers
 
 
-def _start(struct: Any, ending: ExitGuard) -> Any:
+def _start(struct: Any, guard: ExitGuard) -> Any:
     """Start the threads of a pool and return an owning pointer to it."""
     try:
-        made = make(lib.ggml_threadpool_free, (ending,), lib.ggml_threadpool_new, struct)
+        made = make(lib.ggml_threadpool_free, (guard,), lib.ggml_threadpool_new, struct)
     except NativeError as error:
         raise with_log(
             BackendUnavailableError(f"cannot start {struct.n_threads} threads: {error}")
@@ -251,28 +259,28 @@ def _start(struct: Any, ending: ExitGuard) -> Any:
 
 
 def _start_placed(
-    struct: Any, cpus: frozenset[int] | None, ending: ExitGuard
+    struct: Any, cpus: frozenset[int] | None, guard: ExitGuard
 ) -> tuple[Any, Placement]:
-    """Do that with processors or a priority, in a thread that is not needed afterwards."""
+    """Start a pool with chosen processors or priority, in a thread that is not needed later."""
     if not hasattr(os, "sched_setaffinity"):
         raise UnsupportedError(
-            "this system cannot bind threads to processors, or rank them: leave out cpus and "
-            "priority"
+            "this system supports neither the affinity nor the priority of threads: leave out cpus "
+            "and priority"
         )
     before = Placement.current()
     if cpus is not None:
         _check_usable(cpus)
-    owner = _start(struct, ending)
-    placement = Placement.current()  # as ggml has made it
+    owner = _start(struct, guard)
+    placement = Placement.current()  # as set by ggml
     if struct.prio != lib.GGML_SCHED_PRIO_NORMAL and placement[1:] == before[1:]:
         raise UnsupportedError(
-            "the system refuses this priority: on Linux it needs CAP_SYS_NICE or a limit of rtprio"
+            "the system refuses this priority: Linux requires CAP_SYS_NICE or a higher rtprio limit"
         )
     return owner, placement
 
 
 def _check_usable(cpus: frozenset[int]) -> None:
-    """Raise ArgumentError unless this process may run on all of some processors."""
+    """Raise ArgumentError unless this process may run on all these processors."""
     try:
         os.sched_setaffinity(0, cpus)
         refused = cpus - os.sched_getaffinity(0)
@@ -280,12 +288,12 @@ def _check_usable(cpus: frozenset[int]) -> None:
         refused = cpus
     if refused:
         raise ArgumentError(
-            f"cpus={sorted(refused)} cannot be used: there are no such processors, or this process "
-            "is kept from them"
+            f"cpus={sorted(refused)} cannot be used: these processors do not exist, or the "
+            "affinity or the container of this process excludes them"
         )
 
 
-def _cancel(flags: Iterable[Any]) -> None:
+def _cancel(abort_flags: Iterable[Any]) -> None:
     """Stop the graphs of the contexts that these abort flags belong to."""
-    for flag in list(flags):
+    for flag in list(abort_flags):
         lib.llamacffi_abort_set(flag, True)

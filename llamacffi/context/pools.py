@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .._core.locks import CallLock, CallLocks
 from .._core.values import integer
 from .._native import lib
-from ..backend.threads import Placement, Threadpool, check_computing
+from ..backend.threads import Placement, Threadpool, check_computing, register_abort_flag
 from ..errors import ArgumentError, ClosedError
 from .base import ContextBase
 
@@ -196,7 +196,7 @@ class Pools:
         """
         pointers = [pool.ptr for pool in pools]
         for pool in pools:
-            pool.attached_to(abort_flag)
+            register_abort_flag(pool, abort_flag)
         # The CPU backend still has the pool of the last graph, and pauses it at the next: till then
         # that pool must live, and run no graph.  All this before C has the others: whoever is
         # interrupted leaves both kept and locked.

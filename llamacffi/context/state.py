@@ -10,7 +10,7 @@ from .._core.atomic import replacing
 from .._core.text import path_text
 from .._core.values import flag
 from ..errors import ArgumentError, StateError
-from ..gguf.sources import opened
+from ..gguf.open_files import opened
 from . import state_format as format
 from .fingerprint import identity
 from .state_format import SavedState

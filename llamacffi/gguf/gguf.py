@@ -1,33 +1,28 @@
-"""GGUF files: metadata and tensors, to read, to write and to edit.
-
-    with Gguf.open("model.gguf") as gguf:
-        gguf["general.name"] = "mine"
-        print(gguf["llama.context_length"], gguf.tensors["output.weight"].shape)
-        gguf.write("mine.gguf")
-
-The metadata are a mapping; llama.cpp keeps them.  The data of the tensors stay where they are, in
-the mapped file or in arrays of the caller's, until they are written.
-"""
+"""`Gguf`: the content of a GGUF file."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .._core.atomic import replacing
-from .._core.files import check_readable, file_name, file_position, open_at_once
 from .._core.ownership import make, own
-from .._core.path_hints import no_file
-from .._core.text import checked_path
 from .._core.values import flag
 from .._native import lib
-from ..errors import ForkError, GgufError, LoadError
-from .files import map_file, metadata_of, parse, serialize
+from ..errors import ForkError, GgufError
+from .files import map_path, metadata_of, parse, read_open_file, serialize
 from .metadata import GgufMetadata
-from .tensors import GgufTensor, Source, add_tensors, make_tensor, new_hash, read_tensor
+from .tensors import (
+    GgufBuffer,
+    GgufTensor,
+    add_tensors,
+    make_tensor,
+    new_hash,
+    read_tensor,
+    renamed,
+)
 from .types import dequantize_array, quantize_array
 from .values import encode_name
 
@@ -43,34 +38,35 @@ __all__ = ["Gguf", "GgufTensor", "dequantize_array", "quantize_array"]
 class Gguf(GgufMetadata):
     """The content of a GGUF file: a mapping of metadata, and tensors.
 
-    It owns the ``struct gguf_context``.  Make one with `open`, `from_file`, `from_bytes` or `new`.
+    It owns the ``struct gguf_context``.  Create one with `open`, `from_file`, `from_bytes` or
+    `new`.
 
-    A value is a bool, int, float, str, a list of str, or a numpy array of numbers or bools.  Text
-    that is not UTF-8 has its bytes as surrogates, as file names in Python.  A string that was read
-    ends at a NUL character, for Python as for llama.cpp; what is written is still all of it.
+    A value is a bool, int, float, str, a list of str, or a numpy array of numbers or bools.  In
+    text, bytes that are not valid UTF-8 become surrogates, as in Python's file names.  Python, like
+    llama.cpp, reads a string only up to its first NUL; writing the file keeps all of it.
 
-    One may be used by several threads at once.
+    Several threads may use the same object at the same time.
     """
 
     _instead = (
         "Gguf.copy() makes another over the same data; in another process, open the file again, or "
-        "give from_bytes() what to_bytes() returns"
+        "pass the result of to_bytes() to from_bytes()"
     )
 
     __slots__ = ("_described", "_source", "_tensors")
 
-    def __init__(self, source: Source | None = None, *, metadata_only: bool = False) -> None:
-        """Read from ``source``, or begin an empty one.
+    def __init__(self, source: GgufBuffer | None = None, *, metadata_only: bool = False) -> None:
+        """Read from ``source``, or create an empty one.
 
         Source: ``gguf_init_empty``, ``gguf_init_from_buffer``.
         """
         self._source = source
-        self._described = 0  # so many of the tensors C knows
+        self._described = 0  # the number of tensors that C knows
         self._tensors: dict[str, GgufTensor] = {}
         if source is None:
             super().__init__(own(make(lib.gguf_free, (), lib.gguf_init_empty)))
             return
-        if not isinstance(source, Source):
+        if not isinstance(source, GgufBuffer):
             raise TypeError(f"use Gguf.open, from_file or from_bytes to read {source!r}")
         metadata_only = flag("metadata_only", metadata_only)
         super().__init__(parse(source))
@@ -84,85 +80,82 @@ class Gguf(GgufMetadata):
 
     @classmethod
     def new(cls) -> Self:
-        """Begin an empty one."""
+        """Create an empty one.
+
+        Returns:
+            The new `Gguf`.
+
+        Source: ``gguf_init_empty``.
+        """
         return cls()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, metadata_only: bool = False) -> Self:
-        """Read a file.  It is mapped into memory: tensors are read when they are used.
+        """Open a file.  It is mapped into memory, so tensor data is read when it is used.
 
-        The file must not be changed in place while this is open; `write` may replace it.
+        Do not change the file in place while it is open; `write` may replace it.
 
         Args:
             path: The file.
-            metadata_only: Read the metadata and the list of tensors, but no data.  Of the file,
-                only the beginning need be there.
+            metadata_only: Read the metadata and the list of tensors, but no tensor data.  This
+                works even if only the beginning of the file is there.
+
+        Returns:
+            The open `Gguf`.
 
         Raises:
-            ModelNotFoundError: There is no such file.
+            ModelNotFoundError: The file does not exist.
             LoadError: It cannot be read.
-            GgufError: It is no GGUF, or damaged; the lines of llama.cpp's log are in the notes.
-            ArgumentError: It is no regular file, as a pipe, or no file can be called so.
+            GgufError: It is not a GGUF or is damaged; the notes have llama.cpp's log.
+            ArgumentError: It is not a regular file but, say, a pipe; or the path is invalid.
 
         Source: ``gguf_init_from_buffer``.
         """
-        name = checked_path(path)
-        try:
-            with open_at_once(name) as file:
-                check_readable(file.fileno(), name)
-                data = map_file(file.fileno(), 0, repr(name))
-        except FileNotFoundError:
-            raise no_file("there is no such file", name) from None
-        except OSError as error:
-            raise LoadError(error.errno, error.strerror, name) from None
-        return cls(Source(data, 0, repr(name), name), metadata_only=metadata_only)
+        return cls(map_path(path), metadata_only=metadata_only)
 
     @classmethod
     def from_file(cls, file: BinaryIO, *, metadata_only: bool = False) -> Self:
-        """Read what begins at the position of an open file, up to its end.
+        """Read an open file from its position to its end.
 
-        A file of the system is mapped, and may be closed; its position never moves, so several
-        threads can read from it at once, as from an `io.BytesIO`.  Of another object the bytes are
-        read, and its position is put back: keep other threads from it meanwhile.
+        A real file is mapped: its position does not move, several threads may read from it at the
+        same time, and it may be closed afterwards.  The same holds for an `io.BytesIO`.  Any other
+        object is read into memory and its position restored; no other thread may use it meanwhile.
+
+        Args:
+            file: The file, opened in binary mode.
+            metadata_only: See `open`.
+
+        Returns:
+            The open `Gguf`.
 
         Raises:
             LoadError: It cannot be read.
-            GgufError: It is no GGUF, or damaged.
+            GgufError: It is not a GGUF, or is damaged.
+
+        Source: ``gguf_init_from_buffer``.
         """
-        if not hasattr(file, "read") or not hasattr(file, "tell"):
-            raise TypeError(f"file must be an open binary file, not {file!r}")
-        called = file_name(file)
-        name = f"the file {called!r}"
-        if isinstance(file, io.TextIOBase):
-            raise TypeError(f"{called!r} is a text file: open it in binary mode, 'rb'")
-        try:
-            # Others may have a descriptor too, but of what they decompress.
-            if isinstance(getattr(file, "raw", file), io.FileIO):
-                check_readable(file.fileno(), called)
-                data = map_file(file.fileno(), file_position(file, file.fileno()), name)
-            elif isinstance(file, io.BytesIO):
-                data = memoryview(file.getvalue())[file.tell() :]
-            else:
-                start = file.tell()
-                data = memoryview(file.read())
-                file.seek(start)
-        except OSError as error:
-            raise LoadError(error.errno, error.strerror or str(error), called) from None
-        path = called if isinstance(getattr(file, "name", None), (str, bytes)) else None
-        return cls(Source(data, 0, name, path), metadata_only=metadata_only)
+        return cls(read_open_file(file), metadata_only=metadata_only)
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Self:
-        """Read a GGUF in memory.  It is kept, not copied: do not change it.
+        """Read a GGUF in memory.  The data is referenced, not copied: do not change it.
+
+        Args:
+            data: The content of a GGUF file.
+
+        Returns:
+            The open `Gguf`.
 
         Raises:
-            GgufError: It is no GGUF, or damaged.
+            GgufError: It is not a GGUF, or is damaged.
+
+        Source: ``gguf_init_from_buffer``.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"data must be bytes, a bytearray or a memoryview, not {data!r:.80}")
-        return cls(Source(memoryview(data).cast("B"), 0, f"the GGUF of {len(data)} bytes"))
+        return cls(GgufBuffer(memoryview(data).cast("B"), 0, f"the GGUF of {len(data)} bytes"))
 
-    def _read_tensors(self, source: Source, metadata_only: bool) -> None:
+    def _read_tensors(self, source: GgufBuffer, metadata_only: bool) -> None:
         ptr = super().ptr
         source.start = lib.gguf_get_data_offset(ptr)
         n = lib.gguf_get_n_tensors(ptr)
@@ -172,18 +165,22 @@ class Gguf(GgufMetadata):
                 source.check(tensor)
             self._tensors[tensor.name] = tensor
         self._described = n
-        # C compares names up to a NUL in some places, and as a whole in others.
+        # upstream: ggml/src/gguf.cpp gguf_find_key, gguf_find_tensor: they compare names up to a
+        # NUL; elsewhere whole strings are compared, so duplicates can get past llama.cpp's checks.
         keys = set(self)
         if len(self._tensors) != n or len(keys) != len(self):
-            raise GgufError(f"{source.name} has two keys or tensors of the same name")
+            raise GgufError(f"{source.name} has two keys or two tensors with the same name")
         if "" in keys or "" in self._tensors:
-            raise GgufError(f"{source.name} has a key or a tensor without a name")
+            raise GgufError(f"{source.name} has a key or a tensor with an empty name")
 
     @property
     def ptr(self) -> Any:
         """The ``struct gguf_context *``, with all metadata and tensors as they are now.
 
-        Whoever holds it keeps it alive; after a change of the tensors it may be another.
+        It stays alive as long as you hold it.  Changing the tensors may create another one.
+
+        Raises:
+            ClosedError: After `close`.
         """
         with self._lock:
             if self._stale:
@@ -209,23 +206,21 @@ class Gguf(GgufMetadata):
         except ForkError:
             return "<Gguf of the parent process>"
 
-    @property
-    def _origin(self) -> str:
-        """What to call it where the name of a file is expected."""
-        path = None if self._source is None else self._source.path
-        return f"<Gguf of {len(self._tensors)} tensors>" if path is None else path
-
     def copy(self) -> Gguf:
-        """Return another with the same metadata and tensors; their data are shared."""
+        """Return another `Gguf` with the same metadata and tensors; it shares the tensor data.
+
+        Raises:
+            ClosedError: After `close`.
+        """
         with self._lock:
-            other = Gguf(Source(memoryview(metadata_of(super().ptr)), 0, "the copy"))
+            other = Gguf(GgufBuffer(memoryview(metadata_of(super().ptr)), 0, "the copy"))
             other._source = None
             other._tensors = dict(self._tensors)
         return other
 
     @property
     def data_offset(self) -> int:
-        """Where the data of the tensors begin in what was read, in bytes; 0 if nothing was.
+        """The offset of the tensor data in the input, in bytes; 0 if there was no input.
 
         Source: ``gguf_get_data_offset``.
         """
@@ -235,7 +230,7 @@ class Gguf(GgufMetadata):
 
     @property
     def tensors(self) -> Mapping[str, GgufTensor]:
-        """The tensors by name, in order; a view that shows later changes."""
+        """The tensors by name, in order: a live view, which shows later changes."""
         super().ptr  # noqa: B018  raises if closed
         return MappingProxyType(self._tensors)
 
@@ -251,18 +246,18 @@ class Gguf(GgufMetadata):
 
         Args:
             name: Its name, less than 64 bytes.
-            data: Numbers; or for a quantized ``type`` its blocks as they are, ``[..., bytes of a
-                row]`` uint8; or a tensor of this or another `Gguf`.  An array that need not be
-                converted is not copied: do not change it until this is written.
-            type: What to convert it to; omitted, it is what it is.  An array of float64 is then
-                stored with a `RuntimeWarning`: no model computes with such weights.
-            imatrix: For quantized types: how much each column matters, ``[columns]``.
+            data: Numbers; or, for a quantized ``type``, its blocks as they are, ``[..., bytes of a
+                row]`` uint8; or a tensor from this or another `Gguf`.  An array that needs no
+                conversion is not copied: do not change it until the file is written.
+            type: The type to convert to; by default the data keeps its type.  float64 is then
+                stored with a `RuntimeWarning`, as no model computes with such weights.
+            imatrix: For quantized types, the importance of each column, ``[columns]``.
 
         Returns:
             The tensor.
 
         Raises:
-            GgufError: The name is taken or cannot be stored, or the data cannot.
+            GgufError: The name is taken, or the name or the data cannot be stored.
             ArgumentError: ``type`` or ``imatrix`` does not fit, or ``data`` has rows of different
                 lengths.
 
@@ -283,12 +278,23 @@ class Gguf(GgufMetadata):
         type: AnyType | None = None,
         imatrix: npt.ArrayLike | None = None,
     ) -> GgufTensor:
-        """Put other data in the place of a tensor; see `add_tensor`.
+        """Replace the data of a tensor.
+
+        Args:
+            name: Its name.
+            data: See `add_tensor`.
+            type: See `add_tensor`.
+            imatrix: See `add_tensor`.
+
+        Returns:
+            The new tensor.
 
         Raises:
-            KeyError: There is no such tensor.
+            KeyError: The tensor does not exist.
             GgufError: The data cannot be stored.
             ArgumentError: ``type`` or ``imatrix`` does not fit.
+
+        Source: ``gguf_add_tensor``, ``ggml_quantize_chunk``.
         """
         with self._lock:
             self.tensors[name]
@@ -297,10 +303,14 @@ class Gguf(GgufMetadata):
         return tensor
 
     def rename_tensor(self, name: str, new: str) -> None:
-        """Give a tensor another name; it keeps its place.
+        """Rename a tensor; it keeps its place.
+
+        Args:
+            name: The present name.
+            new: The new name.
 
         Raises:
-            KeyError: There is no such tensor.
+            KeyError: The tensor does not exist.
             GgufError: The new name is taken or cannot be stored.
         """
         with self._lock:
@@ -308,18 +318,21 @@ class Gguf(GgufMetadata):
             if new == name:
                 return
             self._check_name(new)
-            renamed = tensor.renamed(new)
-            ordered = [renamed if one is tensor else one for one in self._tensors.values()]
-            # In place: views of `tensors` show it.
+            changed = renamed(tensor, new)
+            ordered = [changed if one is tensor else one for one in self._tensors.values()]
+            # In place, so that views of `tensors` show it.
             self._tensors.clear()
             self._tensors.update((one.name, one) for one in ordered)
             self._stale = True
 
     def remove_tensor(self, name: str) -> GgufTensor:
-        """Take a tensor out, and return it.
+        """Remove a tensor, and return it.
+
+        Args:
+            name: Its name.
 
         Raises:
-            KeyError: There is no such tensor.
+            KeyError: The tensor does not exist.
         """
         with self._lock:
             self.tensors[name]
@@ -329,13 +342,19 @@ class Gguf(GgufMetadata):
     def _check_name(self, name: str) -> None:
         encode_name(name, "the name of a tensor", lib.GGML_MAX_NAME - 1)
         if name in self._tensors:
-            raise GgufError(f"there is a tensor {name!r} already; see replace_tensor")
+            raise GgufError(f"the tensor {name!r} already exists; use replace_tensor to replace it")
 
     def hash(self, algorithm: str = "sha256") -> str:
-        """Return a hash of the data of all tensors, in order; the metadata do not count.
+        """Return a hash of the data of all tensors, in order, without the metadata.
+
+        Args:
+            algorithm: An algorithm of `hashlib`.
+
+        Returns:
+            The hash in hexadecimal digits.
 
         Raises:
-            ArgumentError: `hashlib` has no such algorithm.
+            ArgumentError: `hashlib` does not have this algorithm.
         """
         digest = new_hash(algorithm)
         for tensor in self.tensors.values():
@@ -345,7 +364,10 @@ class Gguf(GgufMetadata):
     # The file
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file, at once or not at all.  It may be the one that was opened.
+        """Write a file, completely or not at all.  It may be the one that was opened.
+
+        Args:
+            path: The file.
 
         Raises:
             OSError: It cannot be written.
@@ -358,17 +380,22 @@ class Gguf(GgufMetadata):
                 file.write(piece)
 
     def to_bytes(self) -> bytes:
-        """Return what `write` writes."""
+        """Return the content that `write` would write.
+
+        Source: ``gguf_get_meta_data``.
+        """
         return b"".join(self._pieces())
 
     def _pieces(self) -> Iterator[bytes | bytearray | memoryview]:
-        """Yield the file: what C makes of the metadata, and each tensor from where it is."""
+        """Yield the content of the file: the metadata from C, then the data of each tensor."""
         with self._lock:
             ptr = self.ptr
             tensors = list(self._tensors.values())
             for tensor in tensors:
                 if not tensor.nbytes:
-                    raise GgufError(f"{tensor.name!r} has no elements: C cannot store its shape")
+                    raise GgufError(
+                        f"{tensor.name!r} has no elements: llama.cpp cannot store its shape"
+                    )
             alignment = lib.gguf_get_alignment(ptr)
             head = serialize(ptr)
         yield head
@@ -377,7 +404,18 @@ class Gguf(GgufMetadata):
             yield bytes(-tensor.nbytes % alignment)
 
     def _rebuild(self) -> None:
-        """Make the C object anew: it can be given tensors, but not be rid of them."""
-        source = Source(memoryview(metadata_of(super().ptr)), 0, "the metadata")
+        """Create the C object again: C can add tensors to it, but not remove any."""
+        source = GgufBuffer(memoryview(metadata_of(super().ptr)), 0, "the metadata")
         self._owner = parse(source)
         self._described, self._stale = 0, False
+
+
+def origin(gguf: Gguf) -> str:
+    """Return the path that a `Gguf` was read from, or a description, for messages."""
+    path = None if gguf._source is None else gguf._source.path
+    return f"<Gguf of {len(gguf._tensors)} tensors>" if path is None else path
+
+
+def pieces(gguf: Gguf) -> Iterator[bytes | bytearray | memoryview]:
+    """Yield the content of the file that `Gguf.write` would write."""
+    return gguf._pieces()

@@ -11,7 +11,7 @@ from .._core.text import c_text
 from .._native import lib
 from ..errors import GgufError
 from . import values as values
-from .kept import kept
+from .convert import convert_to_type
 
 if TYPE_CHECKING:
     from .._generated.enums import GgufType
@@ -35,7 +35,7 @@ class GgufMetadata(Handle, MutableMapping[str, "Value"]):
         """Take an owned ``struct gguf_context *``."""
         super().__init__(owner)
         self._lock = threading.RLock()
-        self._stale = False  # whether the C object must be made anew, with what it cannot change
+        self._stale = False  # whether to create the C object again, for changes that C cannot make
 
     def _find(self, ptr: Any, key: object) -> int:
         if isinstance(key, str) and key and "\0" not in key:
@@ -65,23 +65,24 @@ class GgufMetadata(Handle, MutableMapping[str, "Value"]):
         self.set(key, value)
 
     def set(self, key: str, value: Settable, *, type: AnyGgufType | None = None) -> None:
-        """Store a value; a new key goes to the end.
+        """Store a value; a new key is added at the end.
 
         Args:
             key: Its name.
-            value: bool, int, float, str, bytes, a scalar of numpy, or a list or an array of them.
-            type: How to store it, or the elements of an array: ``"u8"``, ``"i8"``, ... ``"u64"``,
-                ``"i64"``, ``"f32"``, ``"f64"``, ``"bool"`` or ``"str"``.  If omitted, a key keeps
-                its type, and so do the elements of its array: a number is converted, from numpy's
-                types too, and must fit.  A new key gets what llama.cpp looks for: ``u32`` (in
-                arrays ``i32``) or the first that holds the value, and ``f32``.  Only numpy's types
-                of less than 64 bits, which it never chooses by itself, are kept.
+            value: bool, int, float, str, bytes, a numpy scalar, or a list or array of these.
+            type: The type to store it in (for an array, the type of its elements): ``"u8"``,
+                ``"i8"``, ... ``"u64"``, ``"i64"``, ``"f32"``, ``"f64"``, ``"bool"`` or ``"str"``.
+                By default an existing key keeps its type: the value, also a numpy one, is
+                converted and must fit.  A new key gets the type that llama.cpp usually expects:
+                for integers ``u32`` (in arrays ``i32``) or the next wider type that holds the
+                value; for floats ``f32``.  numpy types of less than 64 bits are kept, because
+                numpy never chooses them by itself.
 
         Raises:
-            TypeError: GGUF has no such values.
-            GgufError: The value or the key cannot be stored, or the type of the key does not hold
-                the value: it is of another kind, out of range, or a float type would make another
-                integer of it, or zero.
+            TypeError: GGUF cannot store this kind of value.
+            GgufError: The key or the value cannot be stored, or the type of the key cannot hold
+                the value: it is of another kind, or out of range, or a float type would change the
+                integer or round it to zero.
 
         Source: the ``gguf_set_val_*`` functions, ``gguf_set_arr_data``, ``gguf_set_arr_str``.
         """
@@ -91,18 +92,29 @@ class GgufMetadata(Handle, MutableMapping[str, "Value"]):
             i = lib.gguf_find_key(ptr, raw)
             old = values.type_at(ptr, i) if i >= 0 else None
             if type is None and old is not None:
-                new = kept(key, value, old)
+                new = convert_to_type(key, value, old)
             else:
                 new = values.typed(key, value, type)
             if key == ALIGNMENT:
                 new = values.typed(key, value, "u32")
                 if new.array or new.value < 1 or new.value & (new.value - 1):
                     raise GgufError(f"{key} must be a power of two, not {value!r}")
-                self._stale = True  # C looks at it only when it reads a file
+                # upstream: ggml/src/gguf.cpp alignment: it is only read from the metadata when a
+                # file is read
+                self._stale = True
             values.put(ptr, raw, new)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Store the values of another mapping; those of a `Gguf` keep their types."""
+        """Store the values of another mapping; those of a `Gguf` keep their types.
+
+        Args:
+            *args: The mapping, or pairs of keys and values.
+            **kwargs: More keys and values.
+
+        Raises:
+            TypeError: GGUF cannot store a value.
+            GgufError: A key or a value cannot be stored.
+        """
         for other in args[:1]:
             if isinstance(other, GgufMetadata):
                 for key in other:
@@ -127,18 +139,28 @@ class GgufMetadata(Handle, MutableMapping[str, "Value"]):
             return int(lib.gguf_get_n_kv(super().ptr))
 
     def type(self, key: str) -> GgufType:
-        """Return the type of a value; of an array, that of its elements.
+        """Return the type of a value; for an array, the type of its elements.
+
+        Args:
+            key: Its name.
 
         Raises:
-            KeyError: There is no such key.
+            KeyError: The key does not exist.
+
+        Source: ``gguf_get_kv_type``, ``gguf_get_arr_type``.
         """
         return self._stored_type(key).type
 
     def is_array(self, key: str) -> bool:
         """Return whether a value is an array.
 
+        Args:
+            key: Its name.
+
         Raises:
-            KeyError: There is no such key.
+            KeyError: The key does not exist.
+
+        Source: ``gguf_get_kv_type``.
         """
         return self._stored_type(key).array
 
@@ -155,7 +177,7 @@ class GgufMetadata(Handle, MutableMapping[str, "Value"]):
 
     @property
     def alignment(self) -> int:
-        """To a multiple of how many bytes each tensor goes; the key ``general.alignment`` sets it.
+        """The alignment of tensor data in bytes; the key ``general.alignment`` sets it.
 
         Source: ``gguf_get_alignment``.
         """

@@ -1,4 +1,4 @@
-"""Tensors of a GGUF: where their bytes are, and what they look like to numpy."""
+"""Tensors of a GGUF: where their data is, and how it looks as a numpy array."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from .._core.text import c_text
 from .._core.unique import Unique
-from .._core.values import as_array, check_text, warn
+from .._core.values import as_array, warn
 from .._generated.enums import GgmlType
 from .._native import ffi, lib
 from ..errors import ArgumentError, ClosedError, GgufError
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from .types import AnyType, Array, Floats
 
 
-class Source:
-    """The bytes of a GGUF that was read: a mapped file, or an object of the caller's."""
+class GgufBuffer:
+    """The bytes of a GGUF that was read: a mapped file, or the caller's object."""
 
     __slots__ = ("buffer", "dropped", "name", "path", "start")
 
@@ -42,21 +42,21 @@ class Source:
         self, buffer: memoryview | None, start: int, name: str, path: str | None = None
     ) -> None:
         self.buffer = buffer
-        """All of it, or None when it is closed."""
+        """All bytes; None after `close` or `drop`."""
         self.start: int = start
-        """Where the tensors begin."""
+        """The offset of the tensor data."""
         self.name: str = name
-        """For messages."""
+        """What messages call it."""
         self.path: str | None = path
-        """Of the file, if it has one."""
+        """The path of the file, if it has one."""
         self.dropped: bool = False
 
     def close(self) -> None:
-        """Let go of the bytes; arrays over them keep them."""
+        """Release the bytes; arrays over them keep them alive."""
         self.buffer = None
 
     def drop(self) -> None:
-        """Let go of the bytes, since only the metadata were wanted."""
+        """Release the bytes, since only the metadata was requested."""
         self.buffer, self.dropped = None, True
 
     def data(self, tensor: GgufTensor) -> memoryview:
@@ -68,28 +68,30 @@ class Source:
         """
         buffer = self.buffer
         if buffer is None and self.dropped:
-            raise GgufError(f"{self.name} was opened with metadata_only=True: open it without")
+            raise GgufError(
+                f"{self.name} was opened with metadata_only=True: open it without that to read data"
+            )
         if buffer is None:
             raise ClosedError(f"the Gguf of the tensor {tensor.name!r} is closed")
         begin = self.start + (tensor.offset or 0)
         return buffer[begin : begin + tensor.nbytes]
 
     def check(self, tensor: GgufTensor) -> None:
-        """Raise GgufError unless all of a tensor is there."""
+        """Raise GgufError if the bytes end before a tensor does."""
         assert self.buffer is not None
-        end, there = self.start + (tensor.offset or 0) + tensor.nbytes, len(self.buffer)
-        if end > there:
+        end, size = self.start + (tensor.offset or 0) + tensor.nbytes, len(self.buffer)
+        if end > size:
             raise GgufError(
-                f"{self.name} is cut off: the tensor {tensor.name!r} ends at byte {end}, "
-                f"the data at {there}"
+                f"{self.name} is truncated: the tensor {tensor.name!r} ends at byte {end}, but "
+                f"there are only {size} bytes"
             )
 
 
 class GgufTensor(Unique):
-    """One tensor of a `Gguf`: what it is, and its data.  It does not change."""
+    """One tensor of a `Gguf`: its description and its data.  It does not change."""
 
-    _why = "its data are in a file that is open, or in an array of others"
-    _instead = "data.copy() copies the data, and Gguf.add_tensor() takes the tensor as it is"
+    _why = "its data is in an open file, or in an array of the caller"
+    _instead = "data.copy() copies the data, and Gguf.add_tensor() accepts the tensor as it is"
 
     __slots__ = ("_array", "_source", "name", "offset", "shape", "type")
 
@@ -98,34 +100,32 @@ class GgufTensor(Unique):
     type: GgmlType
     """The type of its data."""
     shape: tuple[int, ...]
-    """Its shape in numpy's order: rows are last.  ggml's is the reverse."""
+    """Its shape in numpy's order, with the elements of a row last; ggml's order is the reverse."""
     offset: int | None
-    """Where its data begin in the file it was read from, after `Gguf.data_offset`, in bytes.
-
-    None if it was added."""
+    """The offset of its data after `Gguf.data_offset`, in bytes; None if it was not in the file."""
 
     def __init__(
         self,
         name: str,
         type_: GgmlType,
         shape: tuple[int, ...],
-        data: Array | Source,
+        data: Array | GgufBuffer,
         offset: int | None = None,
     ) -> None:
-        """Describe a tensor; made by `Gguf`."""
+        """Describe a tensor; called by `Gguf`."""
         self.name, self.type, self.shape, self.offset = name, type_, shape, offset
-        self._array = None if isinstance(data, Source) else data
-        self._source = data if isinstance(data, Source) else None
+        self._array = None if isinstance(data, GgufBuffer) else data
+        self._source = data if isinstance(data, GgufBuffer) else None
 
     def __copy__(self) -> GgufTensor:
-        return self.renamed(self.name)  # over the same data
+        return renamed(self, self.name)  # over the same data
 
     def __repr__(self) -> str:
         return f"<GgufTensor {self.name!r} {self.type.name} {self.shape}>"
 
     @property
     def n_elements(self) -> int:
-        """How many numbers it has."""
+        """The number of its elements."""
         return math.prod(self.shape)
 
     @property
@@ -135,15 +135,15 @@ class GgufTensor(Unique):
 
     @property
     def data(self) -> Array:
-        """Its data, without a copy and read-only.
+        """Its data: a read-only array, not a copy.
 
-        An array of `shape` for plain types; bfloat16, which numpy has not got, are their bits as
-        uint16.  For quantized types ``[..., bytes of a row]`` uint8.  It stays valid when the
-        `Gguf` is closed, since it keeps the file mapped.
+        For plain types, an array of `shape`; bfloat16, which numpy does not have, appears as its
+        bits in uint16.  For quantized types, ``[..., bytes of a row]`` uint8.  The array stays
+        valid after the `Gguf` is closed, because it keeps the file mapped.
 
         Raises:
-            ClosedError: The `Gguf` that it was read with is closed.
-            GgufError: That was opened with ``metadata_only``.
+            ClosedError: The `Gguf` that the tensor was read with is closed.
+            GgufError: It was opened with ``metadata_only``.
         """
         source = self._source
         if source is None:
@@ -155,20 +155,29 @@ class GgufTensor(Unique):
         return view
 
     def dequantize(self) -> Floats:
-        """Return its numbers as float32, in `shape`; the caller's own.
+        """Convert its data to float32.
+
+        Returns:
+            A new array of `shape`, float32.
 
         Raises:
-            ArgumentError: llama.cpp cannot convert its type.
+            ArgumentError: llama.cpp cannot convert this type.
 
         Source: ``ggml_get_type_traits`` (``to_float``).
         """
         return dequantize_array(self.data, self.type)
 
     def hash(self, algorithm: str = "sha256") -> str:
-        """Return a hash of its data, as hexadecimal digits; of an algorithm of `hashlib`.
+        """Return a hash of its data.
+
+        Args:
+            algorithm: An algorithm of `hashlib`.
+
+        Returns:
+            The hash in hexadecimal digits.
 
         Raises:
-            ArgumentError: There is no such algorithm.
+            ArgumentError: `hashlib` does not have this algorithm.
         """
         digest = new_hash(algorithm)
         digest.update(self.raw)
@@ -176,43 +185,42 @@ class GgufTensor(Unique):
 
     @property
     def raw(self) -> memoryview:
-        """The bytes of `data`, as they are in a file."""
+        """The bytes of `data`, as in a file."""
         return np.ascontiguousarray(self.data).reshape(-1).view(np.uint8).data
 
-    def renamed(self, name: str) -> GgufTensor:
-        """Return the same tensor under another name.
 
-        Raises:
-            TypeError: The name is not a str.
-            ArgumentError: It has a NUL character or a lone surrogate.
-        """
-        check_text("name", name, escaped=True)
-        data = self._source if self._source is not None else self._array
-        assert data is not None
-        return GgufTensor(name, self.type, self.shape, data, self.offset)
+def renamed(tensor: GgufTensor, name: str) -> GgufTensor:
+    """Return a tensor with another name over the same data."""
+    data = tensor._source if tensor._source is not None else tensor._array
+    assert data is not None
+    return GgufTensor(name, tensor.type, tensor.shape, data, tensor.offset)
 
 
 def new_hash(algorithm: str) -> hashlib._Hash:
-    """Return a hash of `hashlib` whose size is known.
+    """Return a new hash of `hashlib` that has a fixed digest size.
 
     Raises:
-        TypeError: ``algorithm`` is no text.
-        ArgumentError: There is no such algorithm.
+        TypeError: ``algorithm`` is not a str.
+        ArgumentError: The algorithm is unknown, or its digests have no fixed size.
     """
     if not isinstance(algorithm, str):
-        raise TypeError(f"algorithm must be a name of hashlib, not {algorithm!r:.80}")
+        raise TypeError(f"algorithm must be the name of a hashlib algorithm, not {algorithm!r:.80}")
     try:
         digest = hashlib.new(algorithm, usedforsecurity=False)
-    except (TypeError, ValueError):  # a lone surrogate is no text to it
+    except (TypeError, ValueError):  # TypeError: the name has a lone surrogate
         digest = None
     if digest is None or not digest.digest_size:
-        known = ", ".join(sorted(hashlib.algorithms_guaranteed))
-        raise ArgumentError(f"algorithm={algorithm!r:.80} is none of one size: {known}")
+        known = ", ".join(
+            name
+            for name in sorted(hashlib.algorithms_guaranteed)
+            if hashlib.new(name, usedforsecurity=False).digest_size
+        )
+        raise ArgumentError(f"algorithm must be one of {known}, not {algorithm!r:.80}")
     return digest
 
 
-class Computed(Source):
-    """Data that are made each time they are used, for a tensor that is too large to keep."""
+class ComputedBuffer(GgufBuffer):
+    """Data that is computed each time it is used, for tensors that are too large to keep."""
 
     __slots__ = ("_make",)
 
@@ -221,7 +229,7 @@ class Computed(Source):
         self._make = make
 
     def data(self, tensor: GgufTensor) -> memoryview:
-        """Make the data."""
+        """Compute the data."""
         made = np.ascontiguousarray(self._make()).reshape(-1).view(np.uint8).data
         assert len(made) == tensor.nbytes
         return made
@@ -230,11 +238,11 @@ class Computed(Source):
 def computed_tensor(
     name: str, type_: GgmlType, shape: tuple[int, ...], make: Callable[[], Array]
 ) -> GgufTensor:
-    """Return a tensor whose data ``make`` returns, as `GgufTensor.data` does, when it is used."""
-    return GgufTensor(name, type_, shape, Computed(make))
+    """Return a tensor whose data ``make`` computes when used, in the form of `GgufTensor.data`."""
+    return GgufTensor(name, type_, shape, ComputedBuffer(make))
 
 
-def read_tensor(ptr: Any, i: int, source: Source) -> GgufTensor:
+def read_tensor(ptr: Any, i: int, source: GgufBuffer) -> GgufTensor:
     """Return the tensor at an index of a GGUF that was read.
 
     Source: ``gguf_get_tensor_name``, ``gguf_get_tensor_type``, ``gguf_get_tensor_ne``,
@@ -248,13 +256,13 @@ def read_tensor(ptr: Any, i: int, source: Source) -> GgufTensor:
 
 
 def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a shape as GGUF keeps it: without ones at the front."""
+    """Return a shape as GGUF stores it: without ones at the front."""
     ones = next((i for i, n in enumerate(shape[:-1]) if n != 1), len(shape) - 1)
     return shape[ones:]
 
 
 def add_tensors(ptr: Any, tensors: list[GgufTensor]) -> None:
-    """Describe tensors to C, after those it knows.
+    """Add descriptions of tensors in C, after those it has.
 
     Source: ``ggml_new_tensor``, ``gguf_add_tensor``, which copies the description.
     """
@@ -262,13 +270,13 @@ def add_tensors(ptr: Any, tensors: list[GgufTensor]) -> None:
     params.mem_size = (len(tensors) + 1) * (lib.ggml_tensor_overhead() + lib.GGML_MEM_ALIGN)
     context = lib.ggml_init(params[0])
     if context == ffi.NULL:
-        raise MemoryError("no memory to describe tensors")
+        raise MemoryError("ggml cannot allocate the descriptions of tensors")
     try:
         for tensor in tensors:
             ne = tensor.shape[::-1]
-            described = lib.ggml_new_tensor(context, tensor.type, len(ne), ne)
-            lib.ggml_set_name(described, tensor.name.encode("utf-8", "surrogateescape"))
-            lib.gguf_add_tensor(ptr, described)
+            description = lib.ggml_new_tensor(context, tensor.type, len(ne), ne)
+            lib.ggml_set_name(description, tensor.name.encode("utf-8", "surrogateescape"))
+            lib.gguf_add_tensor(ptr, description)
     finally:
         lib.ggml_free(context)
 
@@ -276,23 +284,23 @@ def add_tensors(ptr: Any, tensors: list[GgufTensor]) -> None:
 def make_tensor(
     name: str, data: Any, type_: AnyType | None, imatrix: npt.ArrayLike | None
 ) -> GgufTensor:
-    """Return a tensor over ``data``, converted if it must be."""
+    """Return a tensor over ``data``, converted to ``type_`` if necessary."""
     if isinstance(data, GgufTensor):
         if type_ is None or ggml_type(type_) == data.type:
-            return data.renamed(name)
+            return renamed(data, name)
         data = data.dequantize()
     array: Array = as_array(repr(name), data)
     if type_ is None:
         type_ = TYPES.get(array.dtype.newbyteorder("="))
         if type_ is None:
             raise GgufError(
-                f"{name!r} is an array of {array.dtype}; tensors are of "
-                f"{', '.join(str(one) for one in TYPES)}, or say type="
+                f"{name!r} is an array of {array.dtype}, but a tensor must have one of "
+                f"{', '.join(str(one) for one in TYPES)}: convert the array, or give type="
             )
         if type_ == GgmlType.F64:
             warn(
-                f"{name!r} is an array of float64 and is stored as F64, which no model computes "
-                "with: give type='f32', or type='f64' if it is meant"
+                f"{name!r} is an array of float64 and will be stored as F64, which no model "
+                "computes with: give type='f32', or type='f64' if you mean it"
             )
     type_ = ggml_type(type_)
     blocks = array.ndim and array.dtype == np.uint8 and type_ not in DTYPES
@@ -303,7 +311,7 @@ def make_tensor(
         array = quantize_array(array, type_, imatrix=imatrix)
     if array.ndim > lib.GGML_MAX_DIMS:
         raise GgufError(
-            f"{name!r} has {array.ndim} dimensions; a tensor has at most {lib.GGML_MAX_DIMS}"
+            f"{name!r} has {array.ndim} dimensions, but a tensor has at most {lib.GGML_MAX_DIMS}"
         )
     if not array.size:
         raise GgufError(f"{name!r} has no elements: llama.cpp cannot store its shape")

@@ -1,4 +1,4 @@
-"""Values of GGUF metadata: which type a Python value gets, and the way into C and out of it."""
+"""Values of GGUF metadata: choose a type for a Python value, store it in C, and read it back."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .._core.values import check_text, is_text
 from .._generated.enums import GgufType
 from .._native import ffi, lib
 from ..errors import ArgumentError, GgufError
-from .numbers import (
+from .number_types import (
     ELEMENTS,
     NUMBERS,
     SHORT,
+    changes_any,
+    changes_number,
     check_range,
     dtype_type,
     holds,
+    inexact,
     is_default,
-    loses,
-    loses_one,
-    lost,
     scalar_type,
     usual_type,
 )
@@ -33,34 +33,35 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = npt.NDArray[Any]
     AnyGgufType: TypeAlias = GgufType | int | str
-    # What `Gguf` gives for a key.
+    # What `Gguf` returns for a key.
     Value: TypeAlias = bool | int | float | str | list[str] | Array
-    # What it takes.
+    # What it accepts.
     Settable: TypeAlias = Value | bytes | bytearray | memoryview | np.generic | Sequence[Any]
 
 BY_NAME = {name: type_ for type_, name in SHORT.items()} | {one.name.lower(): one for one in SHORT}
 
-KEY_BYTES = 2**16 - 1  # of a key, by the specification of the format
-MOST = 2**30  # bytes of a string and elements of an array: gguf.cpp reads no more
+KEY_BYTES = 2**16 - 1  # the longest key, by the specification of the format
+# upstream: ggml/src/gguf.cpp GGUF_MAX_STRING_LENGTH, GGUF_MAX_ARRAY_ELEMENTS: it reads no longer
+# strings or arrays
+MOST = 2**30
 
 
 @dataclass(frozen=True)
 class Typed:
-    """A value as C takes it."""
+    """A value in the form that C takes."""
 
     type: GgufType
-    """Of the value, or of the elements of an array."""
+    """The type of the value, or of the elements of an array."""
     value: Any
-    """bool, int, float or bytes; of an array, a numpy array, or strings with a NUL after each."""
+    """bool, int, float or bytes; for an array, a numpy array, or strings that each end with NUL."""
     array: bool = False
 
 
 def gguf_type(type_: AnyGgufType) -> GgufType:
-    """Return the type of that name (``"u32"`` or ``"uint32"``), number or member.
+    """Return the type with this name (``"u32"`` or ``"uint32"``) or number.
 
     Raises:
-        ArgumentError: There is no such type, or it is that of arrays, which have another for their
-            elements.
+        ArgumentError: The type does not exist, or is the type of arrays instead of elements.
     """
     try:
         found = BY_NAME[type_.lower()] if isinstance(type_, str) else GgufType(type_)
@@ -69,16 +70,16 @@ def gguf_type(type_: AnyGgufType) -> GgufType:
     if found in (GgufType.COUNT, GgufType.ARRAY):
         names = ", ".join(name for one, name in SHORT.items() if one != GgufType.ARRAY)
         raise ArgumentError(
-            f"{type_!r} is no type of values; those are {names}, also for the elements of an array"
+            f"type must be one of {names} (for an array, the type of its elements), not {type_!r}"
         )
     return found
 
 
 def encode(text: str | bytes, what: str, limit: int = MOST) -> bytes:
-    """Return text as C takes it.  Surrogates stand for bytes that are not UTF-8.
+    """Encode text for C.  Surrogates stand for bytes that are not valid UTF-8.
 
     Raises:
-        TypeError: It is no text.
+        TypeError: It is neither str nor bytes.
         GgufError: It cannot be stored.
     """
     if isinstance(text, str):
@@ -91,17 +92,17 @@ def encode(text: str | bytes, what: str, limit: int = MOST) -> bytes:
     else:
         raise TypeError(f"{what} must be str or bytes, not {text!r}")
     if b"\0" in raw:
-        raise GgufError(f"{what} has a NUL byte at index {raw.index(0)}, where C would end it")
+        raise GgufError(f"{what} has a NUL byte at index {raw.index(0)}, which would end it in C")
     if len(raw) > limit:
-        raise GgufError(f"{what} has {len(raw)} bytes; at most {limit} can be stored")
+        raise GgufError(f"{what} has {len(raw)} bytes, but GGUF can store at most {limit}")
     return raw
 
 
 def encode_name(name: str, what: str, limit: int) -> bytes:
-    """Return a name as C takes it.
+    """Encode a name for C.
 
     Raises:
-        TypeError: It is no str.
+        TypeError: It is not a str.
         GgufError: It cannot be stored.
     """
     if not isinstance(name, str):
@@ -112,7 +113,7 @@ def encode_name(name: str, what: str, limit: int) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """Return an array of no dimensions as its element, and what is like bytes as bytes."""
+    """Unwrap a zero-dimensional array, and convert bytes-like objects to bytes."""
     if isinstance(value, np.ndarray) and not value.ndim:
         return value[()]
     if is_text(value) and not isinstance(value, (str, bytes)):
@@ -124,12 +125,12 @@ def typed(key: str, value: Any, type_: AnyGgufType | None) -> Typed:
     """Return what to store for ``value``.
 
     Args:
-        key: For messages.
+        key: The key, for messages.
         value: The value.
-        type_: The type that the user wants.
+        type_: The type that the user requested, if any.
 
     Raises:
-        TypeError: GGUF has nothing like the value.
+        TypeError: GGUF cannot store this kind of value.
         GgufError: The value does not fit the type.
     """
     wanted = None if type_ is None else gguf_type(type_)
@@ -140,12 +141,12 @@ def typed(key: str, value: Any, type_: AnyGgufType | None) -> Typed:
     if isinstance(value, (np.ndarray, Sequence)):
         return typed_array(key, value, wanted)
     raise TypeError(
-        f"{key!r} cannot be {value!r}: GGUF has bool, int, float, str, bytes, and arrays of them"
+        f"{key!r} cannot be {value!r}: GGUF stores bool, int, float, str, bytes and arrays of these"
     )
 
 
 def _scalar(key: str, value: Any, type_: GgufType) -> Any:
-    """Return ``value`` as Python's own type for C, checked."""
+    """Check a single value, and convert it to the Python type that CFFI takes."""
     if type_ == GgufType.STRING:
         return encode(value, f"the value of {key!r}")
     kind = NUMBERS[type_].kind
@@ -156,28 +157,30 @@ def _scalar(key: str, value: Any, type_: GgufType) -> Any:
         if not isinstance(value, (str, bytes)):
             number = value if isinstance(value, (int, np.integer)) else float(value)
             check_range(key, number, number, type_)
-            if loses_one(number, NUMBERS[type_]):
-                raise lost(key, type_, number)
+            if changes_number(number, NUMBERS[type_]):
+                raise inexact(key, type_, number)
             return float(number)
     elif isinstance(value, (int, np.integer)):
         check_range(key, int(value), int(value), type_)
         return int(value)
-    raise TypeError(f"{key!r} cannot be {value!r}: its type is {SHORT[type_]}")
+    raise TypeError(f"{key!r} has the type {SHORT[type_]} and cannot be {value!r}")
 
 
 def typed_array(key: str, value: Any, type_: GgufType | None, old: Typed | None = None) -> Typed:
-    """Return what to store for an array or a list; for the arguments see `typed`.
+    """Return what to store for an array or a list; see `typed`.
 
     Args:
-        key: For messages.
+        key: The key, for messages.
         value: The array.
-        type_: The type that the user wants.
-        old: What the key has now, whose type a list gets if that holds it.
+        type_: The type that the user requested, if any.
+        old: The present value of the key, whose type a list keeps if that can hold it.
     """
     if isinstance(value, np.ndarray) and value.ndim != 1:
-        raise GgufError(f"{key!r} has {value.ndim} dimensions; GGUF has arrays of one only")
+        raise GgufError(
+            f"{key!r} has {value.ndim} dimensions, but GGUF stores only one-dimensional arrays"
+        )
     if len(value) > MOST:
-        raise GgufError(f"{key!r} has {len(value)} elements; at most {MOST} can be stored")
+        raise GgufError(f"{key!r} has {len(value)} elements, but GGUF can store at most {MOST}")
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         array = value
         if type_ is None:
@@ -194,7 +197,7 @@ def typed_array(key: str, value: Any, type_: GgufType | None, old: Typed | None 
 
 
 def _joined(key: str, items: list[Any]) -> bytes:
-    """Return strings as C takes them, one after the other; at once, since there may be many."""
+    """Return strings for C, each with a NUL after it.  Fast, since a vocabulary has many."""
     try:
         raw = "".join([f"{one}\0" for one in items]).encode("utf-8", "surrogateescape")
         longest = max(map(len, items), default=0)
@@ -203,44 +206,49 @@ def _joined(key: str, items: list[Any]) -> bytes:
     all_text = all([type(one) is str for one in items])
     if all_text and 4 * longest < MOST and raw.count(0) == len(items):
         return raw
-    # One by one, for bytes, and to say what is wrong with which.
+    # One by one: some are bytes, or the error must say which one is wrong.
     return b"".join([encode(one, f"an element of {key!r}") + b"\0" for one in items])
 
 
 def _element_type(key: str, items: list[Any], old: Typed | None) -> GgufType:
-    """Return the type for a list: that which the key has, or the first that holds all of it."""
+    """Return the type for a list: the present type of the key, or the first that holds it all."""
     if not items:
         if old is None or not old.array:
-            raise GgufError(f"{key!r} is an empty list: say of what, with set(..., type=)")
+            raise GgufError(
+                f"{key!r} is an empty list: give the type of its elements with "
+                "set(key, value, type=...)"
+            )
         return old.type
     if all(isinstance(one, (str, bytes)) for one in items):
         return GgufType.STRING
     if all(isinstance(one, (bool, np.bool_)) for one in items):
         return GgufType.BOOL
     if any(isinstance(one, (bool, np.bool_)) for one in items):
-        raise TypeError(f"{key!r} has bools among other elements; all must be of one type")
+        raise TypeError(f"{key!r} mixes bools with other elements: use one type for all")
     if all(isinstance(one, (int, np.integer)) for one in items):
         if old is not None and old.type in (GgufType.FLOAT32, GgufType.FLOAT64):
             return old.type
-        kept = () if old is None else (old.type,)
+        present = () if old is None else (old.type,)
         lowest, highest = int(min(items)), int(max(items))
-        fitting = (one for one in (*kept, *ELEMENTS) if holds(one, lowest, highest))
+        fitting = (one for one in (*present, *ELEMENTS) if holds(one, lowest, highest))
         return next(fitting, GgufType.INT64)
     if all(isinstance(one, (int, float, np.integer, np.floating)) for one in items):
         exact = old is not None and old.type != GgufType.FLOAT32
         return GgufType.FLOAT64 if exact else GgufType.FLOAT32
-    raise TypeError(f"{key!r} has elements that are not all bools, all numbers or all text")
+    raise TypeError(f"{key!r} must have elements that are all bools, all numbers or all text")
 
 
 def _numbers(key: str, items: list[Any], type_: GgufType) -> Array:
-    """Return a list as an array that has lost nothing."""
+    """Convert a list to an array without changing any number."""
     kind = NUMBERS[type_].kind
     allowed: tuple[type, ...] = (bool, np.bool_) if kind == "b" else (int, np.integer)
     if kind == "f":
         allowed += (float, np.floating)
     wrong = [one for one in items if not isinstance(one, allowed)]
     if wrong:
-        raise TypeError(f"{key!r} cannot have the element {wrong[0]!r}: it is of {SHORT[type_]}")
+        raise TypeError(
+            f"{key!r} has elements of type {SHORT[type_]}, which cannot be {wrong[0]!r}"
+        )
     if kind in "iu":
         if items:
             check_range(key, int(min(items)), int(max(items)), type_)
@@ -250,29 +258,31 @@ def _numbers(key: str, items: list[Any], type_: GgufType) -> Array:
     try:
         array = np.array(items, np.float64)
     except OverflowError:
-        raise GgufError(f"{key!r} does not fit {SHORT[type_]}: it has a larger number") from None
+        raise GgufError(
+            f"{key!r} does not fit {SHORT[type_]}: it has a number that is too large"
+        ) from None
     dtype, most = NUMBERS[type_], float(np.finfo(NUMBERS[type_]).max)
     for one in items:
         integer = isinstance(one, (int, np.integer)) and abs(int(one)) <= most
-        if integer and loses_one(one, dtype):
-            raise lost(key, type_, one)
+        if integer and changes_number(one, dtype):
+            raise inexact(key, type_, one)
     return array
 
 
 def _cast(key: str, array: Array, type_: GgufType) -> Array:
     dtype = NUMBERS.get(type_)
     if dtype is None:
-        raise TypeError(f"{key!r} is an array of {array.dtype}; its elements cannot be strings")
+        raise TypeError(f"{key!r} is an array of {array.dtype}, which cannot be stored as strings")
     if {array.dtype.kind, dtype.kind} not in ({"i"}, {"u"}, {"i", "u"}, {"b"}, {"f"}):
-        raise TypeError(f"{key!r} is an array of {array.dtype}; it cannot become {dtype}")
+        raise TypeError(f"{key!r} is an array of {array.dtype}, which cannot be stored as {dtype}")
     if array.size and dtype.kind in "iu":
         check_range(key, int(array.min()), int(array.max()), type_)
     elif array.size and dtype.kind == "f":
         finite = array[np.isfinite(array)]
         if finite.size:
             check_range(key, float(finite.min()), float(finite.max()), type_)
-            if loses(finite, dtype):
-                raise lost(key, type_, "one that is nearly zero")
+            if changes_any(finite, dtype):
+                raise inexact(key, type_, "its smallest numbers")
     return np.ascontiguousarray(array, dtype)
 
 
@@ -298,7 +308,7 @@ def get(ptr: Any, i: int) -> Value:
         return c_text(value, "surrogateescape") if kind.type == GgufType.STRING else value
     n = lib.gguf_get_arr_n(ptr, i)
     if kind.type == GgufType.STRING:
-        string, at = ffi.string, lib.gguf_get_arr_str  # there may be very many
+        string, at = ffi.string, lib.gguf_get_arr_str  # locals, since a vocabulary has many
         joined = b"\0".join([string(at(ptr, i, j)) for j in range(n)])
         return joined.decode("utf-8", "surrogateescape").split("\0") if n else []
     dtype = NUMBERS[kind.type]

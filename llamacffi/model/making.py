@@ -11,7 +11,7 @@ from .._core.text import c_text
 from .._core.values import check_function
 from .._native import ffi, lib
 from ..errors import ArgumentError, NativeError
-from ..gguf.gguf import Gguf
+from ..gguf.gguf import Gguf, origin, pieces
 from . import load_mode
 from .info import shape_of
 from .loading import check_metadata, load, load_file, make_model
@@ -31,8 +31,8 @@ def load_gguf(gguf: Any, struct: Any, progress: Progress | None) -> Made:
         raise TypeError(f"without fill=, gguf must be a Gguf with tensors, not {gguf!r}")
     if not gguf.tensors and not struct.vocab_only:
         raise ArgumentError("the Gguf has no tensors: pass fill= or vocab_only=True")
-    name = gguf._origin
-    with anonymous_file(gguf._pieces(), name) as file:
+    name = origin(gguf)
+    with anonymous_file(pieces(gguf), name) as file:
         return load_file(file, 0, struct, progress, name)
 
 
@@ -61,7 +61,7 @@ def load_filled(gguf: Any, fill: Fill, struct: Any, given: Mapping[str, Any]) ->
         return made
 
     metadata = _metadata_of(gguf)
-    name = gguf._origin if isinstance(gguf, Gguf) else "<metadata>"
+    name = origin(gguf) if isinstance(gguf, Gguf) else "<metadata>"
     check_metadata(struct, metadata, name)
     return load(call, struct, name, None)
 

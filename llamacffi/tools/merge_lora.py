@@ -24,7 +24,7 @@ from ..adapter.lora import (
 )
 from ..errors import AdapterError, ArgumentError
 from ..gguf.gguf import Gguf
-from ..gguf.shards import check_other, open_all, whole
+from ..gguf.shards import check_other, merge_files, open_all
 from ..gguf.tensors import GgufTensor, computed_tensor
 from ..gguf.types import ggml_type, quantize_array, row_bytes
 from ..model.file_kind import MODEL, architecture_of, kind_of
@@ -97,7 +97,7 @@ def merge_lora(
         if kind not in ("", MODEL):
             raise AdapterError(f"cannot merge an adapter into {model!r}: it is {kind}, not a model")
         check_other(target, files)
-        merged = stack.enter_context(whole(files))
+        merged = stack.enter_context(merge_files(files))
         changes: dict[str, Change] = {}
         for path, scale in zip(paths, adapters.values(), strict=True):
             adapter = stack.enter_context(Gguf.open(path))

@@ -24,7 +24,7 @@ from llamacffi import (
     lib,
 )
 from llamacffi._generated.enums import GgufType
-from llamacffi.gguf.numbers import NUMBERS, SHORT, TYPES
+from llamacffi.gguf.number_types import NUMBERS, SHORT, TYPES
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_number_does_not_change_the_type_of_a_key_without_a_word(gguf, type_, 
 
 
 def test_a_value_of_another_kind_needs_a_type():
-    """llama.cpp would not find the key, or not load the file: that is seldom what was meant."""
+    """llama.cpp would not find the key, or would refuse the file: rarely what the caller wants."""
     flags, texts, numbers = (
         (True, [True], np.bool_(0)),
         ("4096", ["a"], b"4", bytearray(b"4")),
@@ -167,7 +167,7 @@ def test_a_value_of_another_kind_needs_a_type():
             gguf["key"] = old
             before = gguf.to_bytes()
             for value in wrong:
-                with pytest.raises(GgufError, match=r"'key' is of type .* cannot hold .*type="):
+                with pytest.raises(GgufError, match=r"'key' has the type .* cannot hold .*type="):
                     gguf["key"] = value
                 assert gguf.to_bytes() == before
     gguf = Gguf.new()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llamacffi import Gguf
 from llamacffi._generated.enums import GgmlType, GgufType
-from llamacffi.gguf.numbers import NUMBERS
+from llamacffi.gguf.number_types import NUMBERS
 
 VALUES = {
     GgufType.UINT8: [0, 255],

@@ -190,30 +190,30 @@ def test_arrays_that_lie_differently(gguf):
 @pytest.mark.parametrize(
     ("data", "options", "error", "message"),
     [
-        (np.zeros(33, np.float32), {"type": "q8_0"}, GgufError, "rows of 33 .* blocks of 32"),
+        (np.zeros(33, np.float32), {"type": "q8_0"}, GgufError, "rows of 33 .* multiple of 32"),
         (np.zeros((2, 33), np.uint8), {"type": "q8_0"}, GgufError, "33 bytes .* have 34"),
-        (np.full(32, np.nan, np.float32), {"type": "q8_0"}, GgufError, "not finite"),
-        (np.full(256, np.inf, np.float32), {"type": "iq2_s"}, GgufError, "not finite"),
+        (np.full(32, np.nan, np.float32), {"type": "q8_0"}, GgufError, "NaN or infinity"),
+        (np.full(256, np.inf, np.float32), {"type": "iq2_s"}, GgufError, "NaN or infinity"),
         (np.zeros(256, np.float32), {"type": "iq1_s"}, ArgumentError, "give imatrix"),
         (
             np.zeros(256, np.float32),
             {"type": "iq1_s", "imatrix": np.ones(255)},
             ArgumentError,
-            r"\(255,\) does not fit",
+            r"\(255,\), but for a tensor of shape \(256,\) it must have \(256,\)",
         ),
         (
             np.zeros(256, np.float32),
             {"type": "q4_k", "imatrix": np.full(256, -1)},
             ArgumentError,
-            "from 0 up",
+            "negative or not finite",
         ),
-        (np.full(32, 1e9), {"type": "q8_0"}, GgufError, r"1e\+09 do not fit Q8_0"),
+        (np.full(32, 1e9), {"type": "q8_0"}, GgufError, r"Q8_0 .* as large as 1e\+09"),
         (np.full(256, 1e20), {"type": "iq2_s", "imatrix": np.ones(256)}, GgufError, "IQ2_S"),
         (np.full(32, 1e9), {"type": "f16"}, GgufError, "too large for F16"),
         (np.zeros(256, np.float32), {"type": "q8_k"}, ArgumentError, "intermediate"),
-        (np.zeros(256, np.float32), {"type": "q4_2"}, ArgumentError, "no type of tensors"),
-        (np.zeros(256, np.float32), {"type": 4}, ArgumentError, "no type of tensors"),
-        (np.zeros(256, np.float32), {"type": "count"}, ArgumentError, "no type of tensors"),
+        (np.zeros(256, np.float32), {"type": "q4_2"}, ArgumentError, "one of f32, .*'q4_2'"),
+        (np.zeros(256, np.float32), {"type": 4}, ArgumentError, "one of f32, .* not 4"),
+        (np.zeros(256, np.float32), {"type": "count"}, ArgumentError, "one of f32, .*'count'"),
         (np.zeros((1,) * 4 + (2,), np.float32), {}, GgufError, "5 dimensions"),
         (np.zeros((0, 2), np.float32), {}, GgufError, "no elements"),
         (np.float32(1), {}, GgufError, "at least one dimension"),
@@ -252,7 +252,7 @@ def test_longest_name(gguf):
     assert list(again(gguf).tensors) == ["x" * 63]
 
 
-def test_a_shape_that_numpy_has_not_got():
+def test_a_shape_that_numpy_cannot_represent():
     raw = header(1, 0) + described("t", [2**62, 0], 0) + bytes(100)
     with Gguf.from_bytes(raw) as read:
         assert read.tensors["t"].nbytes == 0
@@ -345,7 +345,7 @@ def test_metadata_alone(demo_path, tmp_path):
         expected = gguf.tensors["output.weight"].data.copy()
     start = tmp_path / "start.gguf"
     start.write_bytes(demo_path.read_bytes()[: offset + 100])
-    with pytest.raises(GgufError, match="cut off"):
+    with pytest.raises(GgufError, match="is truncated"):
         Gguf.open(start)
     with Gguf.open(start, metadata_only=True) as gguf:
         assert list(gguf.tensors) == names

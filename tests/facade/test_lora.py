@@ -182,7 +182,7 @@ def test_bad_arguments(path, tmp_path, out):
     with pytest.raises(ModelNotFoundError):
         merge_lora(path, {tmp_path / "none.gguf": 1}, out)
     for target in (path, adapter):
-        with pytest.raises(ArgumentError, match="both read and written"):
+        with pytest.raises(ArgumentError, match="both input and output"):
             merge_lora(path, {adapter: 1}, target)
     with pytest.raises(ArgumentError, match=r"scale must be .* not nan"):
         merge_lora(path, {adapter: float("nan")}, out)

@@ -1,4 +1,4 @@
-"""Models in several files."""
+"""Splitting models into several files, and merging them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def files(demo_path, tmp_path):
 
 
 def same(one, other):
-    """Compare two files, but for how they are split."""
+    """Compare two files, except for the keys of the split."""
     with Gguf.open(one) as one, Gguf.open(other) as other:
         assert [key for key in one if not key.startswith("split.")] == list(other)
         assert one.hash() == other.hash()
@@ -48,7 +48,7 @@ def test_a_model_in_three_files(files, tmp_path):
         assert context.logits() == close_to(logits_after([5])[0])
 
 
-def test_what_is_in_each(files, demo_path):
+def test_the_content_of_each_file(files, demo_path):
     with Gguf.open(demo_path) as whole:
         names = list(whole.tensors)
         for i, path in enumerate(files):
@@ -88,7 +88,7 @@ def test_a_first_file_without_tensors(demo_path, tmp_path):
 
 
 def test_the_reference_reads_them(files):
-    """The number of tensors and the types of the keys are what its own writer gives."""
+    """The number of tensors and the types of the keys are those of its own writer."""
     import gguf
 
     fields = gguf.GGUFReader(files[1]).fields
@@ -158,7 +158,7 @@ def test_what_cannot_be_split_or_merged(files, demo_path, tmp_path):
         shards.merge(files[1], tmp_path / "x")
     with pytest.raises(GgufError, match="not one of several"):
         shards.merge(demo_path, tmp_path / "x")
-    with pytest.raises(ArgumentError, match="both read and written"):
+    with pytest.raises(ArgumentError, match="both input and output"):
         shards.merge(files[0], files[2])
     with pytest.raises(OSError, match="no/x"):
         shards.merge(files[0], tmp_path / "no" / "x")
@@ -167,7 +167,7 @@ def test_what_cannot_be_split_or_merged(files, demo_path, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_files_that_are_not_there_or_not_right(files, tmp_path):
+def test_files_that_are_missing_or_wrong(files, tmp_path):
     away = tmp_path / "away.gguf"
     files[1].rename(away)
     with pytest.raises(ModelNotFoundError, match="00002-of-00003"):
@@ -183,20 +183,20 @@ def test_files_that_are_not_there_or_not_right(files, tmp_path):
     with Gguf.open(away) as wrong:
         wrong.remove_tensor(next(iter(wrong.tensors)))
         wrong.write(files[1])
-    with pytest.raises(GgufError, match="has 12 tensors; 11 are there"):
+    with pytest.raises(GgufError, match="has 12 tensors, but its files have 11"):
         shards.merge(files[0], tmp_path / "x")
     files[0].rename(tmp_path / "first.gguf")
-    with pytest.raises(GgufError, match="not named as the first of 3"):
+    with pytest.raises(GgufError, match=r"the first of 3 files, so its name must be like"):
         shards.merge(tmp_path / "first.gguf", tmp_path / "x")
 
 
 @pytest.mark.parametrize("count", [2**32 - 1, 2**16, -2])
-def test_a_count_that_no_model_has(demo_path, tmp_path, count):
+def test_an_impossible_count(demo_path, tmp_path, count):
     path = shards.split(demo_path, tmp_path / "x", max_tensors=8)[0]
     with Gguf.open(path) as gguf:
         gguf.set("split.count", count, type="i64")
         gguf.write(path)
-    with pytest.raises(GgufError, match=f"'split.count'.*is {count}"):
+    with pytest.raises(GgufError, match=f"'split.count'.*, not {count}"):
         shards.merge(path, tmp_path / "y")
 
 

@@ -68,7 +68,7 @@ def cpus():
         ({"cpus": [0, 511]}, r"cpus=\[511\] cannot be used"),
         ({"priority": "urgent"}, r"priority must be one of LOW, NORMAL.*, not 'urgent'"),
         ({"priority": 7}, r"priority must be one of .* not 7"),
-        ({"n_threads": 1, "strict_cpu": True}, r"each of 1 threads a processor, but cpus has 0"),
+        ({"n_threads": 1, "strict_cpu": True}, "1 threads its own processor, but cpus has 0"),
         ({"n_threads": 2, "cpus": [0], "strict_cpu": True}, r"each of 2 threads"),
     ],
 )

@@ -75,8 +75,6 @@ PRIVATE: dict[tuple[str, str], str] = {
     ("generation.step", "_token_range"): "the inlined step of one token",
     ("generation.step", "_value"): "the inlined step of one token",
     ("generation.step", "_vocab"): "the inlined step of one token",
-    ("model.making", "_origin"): "its owner has no function for it yet",
-    ("model.making", "_pieces"): "its owner has no function for it yet",
 }
 
 

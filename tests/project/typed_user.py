@@ -438,7 +438,7 @@ def edit(path: Path) -> GgufTensor:
     gguf.dequantize_array(gguf.quantize_array(np.ones((2, 32)), "q8_0"), "q8_0")
     assert_type(shards.split(path, "part", max_bytes=10**9), list[Path])
     shards.merge("part-00001-of-00002.gguf", path)
-    return tensor.renamed("c")
+    return tensor
 
 
 def shrink(path: Path, model: Model) -> QuantizeResult:
@@ -484,7 +484,6 @@ def machine() -> None:
     pool = Threadpool(2, cpus=[0, 1], priority="low", poll=0, strict_cpu=True, paused=True)
     pool.pause()
     pool.resume()
-    pool.attached_to(None)
     assert_type((pool.n_threads, pool.cpus), tuple[int, frozenset[int] | None])
     print(pool.ptr, pool.closed)
     pool.close()

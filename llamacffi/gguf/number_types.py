@@ -1,4 +1,4 @@
-"""The types of numbers in GGUF metadata: which one a number gets, and which numbers one holds."""
+"""The number types of GGUF metadata: choose one for a value, and check whether it can hold it."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ NUMBERS: dict[GgufType, np.dtype[Any]] = {
     GgufType.FLOAT64: np.dtype(np.float64),
 }
 TYPES = {dtype: type_ for type_, dtype in NUMBERS.items()}
-# "u8", "str", ...: the ends of gguf_get_val_* and gguf_set_val_*.
+# "u8", "str", ...: the suffixes of gguf_get_val_* and gguf_set_val_*.
 SHORT: dict[GgufType, str] = {
     type_: c_text(lib.gguf_type_name(type_)) for type_ in GgufType if type_ != GgufType.COUNT
 }
 
-# What llama.cpp looks for: a key of unsigned 32 bits, and arrays of signed 32 bits.
+# upstream: src/llama-model-loader.cpp get_key, get_arr: most keys are read as uint32, and most
+# arrays as int32, so these come first
 SCALARS = (GgufType.UINT32, GgufType.INT32, GgufType.UINT64, GgufType.INT64)
 ELEMENTS = (GgufType.INT32, GgufType.UINT32, GgufType.INT64, GgufType.UINT64)
 
-EXEMPT = (float("inf"), float("-inf"))  # numbers that any float type has, as it has nan
+EXEMPT = (float("inf"), float("-inf"))  # every float type has these, as well as NaN
 
 
 def scalar_type(key: str, value: Any) -> GgufType:
-    """Return the type in which a single value of Python or numpy is stored."""
+    """Return the type in which to store a single Python or numpy value."""
     if isinstance(value, (str, bytes)):
         return GgufType.STRING
     if isinstance(value, np.generic) and not is_default(value.dtype):
@@ -52,47 +53,47 @@ def scalar_type(key: str, value: Any) -> GgufType:
         return GgufType.BOOL
     if isinstance(value, (int, np.integer)):
         fitting = (one for one in SCALARS if holds(one, int(value), int(value)))
-        return next(fitting, GgufType.INT64)  # the last says that it is out of range
+        return next(fitting, GgufType.INT64)  # if none fits, checking INT64 raises the error
     return float_type(np.array([value]))
 
 
 def is_default(dtype: np.dtype[Any]) -> bool:
-    """Return whether numpy computes in a type by default, so that nobody need have chosen it."""
+    """Return whether a type is numpy's default, so that the caller may not have chosen it."""
     return dtype.kind in "iuf" and dtype.itemsize == 8
 
 
 def float_type(array: Array) -> GgufType:
-    """Return the type for floats: what llama.cpp reads, unless it has not such large or small."""
+    """Return the type for floats: float32, which llama.cpp reads, unless its range is too small."""
     dtype = NUMBERS[GgufType.FLOAT32]
     large = np.abs(array[np.isfinite(array)]) > float(np.finfo(dtype).max)
-    return GgufType.FLOAT64 if large.any() or loses(array, dtype) else GgufType.FLOAT32
+    return GgufType.FLOAT64 if large.any() or changes_any(array, dtype) else GgufType.FLOAT32
 
 
-def loses_one(number: Any, dtype: np.dtype[Any]) -> bool:
-    """Return whether a float type makes another integer of one, or zero of what is none.
+def changes_number(number: Any, dtype: np.dtype[Any]) -> bool:
+    """Return whether a float type would change an integer, or turn a nonzero number into zero.
 
-    Fractions are rounded, as everywhere.  The number must be in the range of the type.
+    Rounding of fractions does not count.  The number must be in the range of the type.
     """
     if isinstance(number, (int, np.integer)):
         return int(dtype.type(int(number))) != int(number)
     return bool(number != 0 and dtype.type(number) == 0)
 
 
-def loses(array: Array, dtype: np.dtype[Any]) -> bool:
-    """Return whether that is so for any number of an array."""
+def changes_any(array: Array, dtype: np.dtype[Any]) -> bool:
+    """Return whether `changes_number` holds for any number in an array."""
     if array.dtype.kind == "f":
         return bool(((array.astype(dtype) == 0) & (array != 0)).any())
     exact = 2 ** (np.finfo(dtype).nmant + 1)
-    return any(loses_one(one, dtype) for one in array[(array > exact) | (array < -exact)])
+    return any(changes_number(one, dtype) for one in array[(array > exact) | (array < -exact)])
 
 
 def dtype_type(key: str, dtype: np.dtype[Any]) -> GgufType:
-    """Return the type of GGUF that stores the numbers of a numpy type."""
+    """Return the GGUF type that stores the numbers of a numpy type."""
     if dtype == np.float16:
-        return GgufType.FLOAT32  # which holds each of them
+        return GgufType.FLOAT32  # holds every float16 exactly
     found = TYPES.get(dtype.newbyteorder("="))
     if found is None:
-        raise TypeError(f"{key!r} cannot be of numpy's type {dtype}: GGUF has none like it")
+        raise TypeError(f"{key!r} has the numpy type {dtype}, which GGUF cannot store: convert it")
     return found
 
 
@@ -106,7 +107,7 @@ def holds(type_: GgufType, lowest: int, highest: int) -> bool:
 
 
 def usual_type(array: Array) -> GgufType:
-    """Return the type that llama.cpp reads for numbers in an array, if it holds them."""
+    """Return the type for an array of numbers: the one that llama.cpp reads, if it holds them."""
     if array.dtype.kind == "f":
         return float_type(array)
     lowest, highest = (int(array.min()), int(array.max())) if array.size else (0, 0)
@@ -125,13 +126,11 @@ def check_range(key: str, lowest: Any, highest: Any, type_: GgufType) -> None:
         limits = f"from {np.iinfo(dtype).min} to {np.iinfo(dtype).max}"
     if not fits:
         raise GgufError(
-            f"{key!r} does not fit {SHORT[type_]}, which goes {limits}: it goes from {lowest} "
-            f"to {highest}"
+            f"{key!r} does not fit {SHORT[type_]}, which holds numbers {limits}: "
+            + (f"its value is {lowest}" if lowest == highest else f"it has {lowest} to {highest}")
         )
 
 
-def lost(key: str, type_: GgufType, what: object) -> GgufError:
+def inexact(key: str, type_: GgufType, what: object) -> GgufError:
     """Return the error for a value that the type would change."""
-    return GgufError(
-        f"{key!r} does not fit {SHORT[type_]}, which would make another number of {what}"
-    )
+    return GgufError(f"{key!r} does not fit {SHORT[type_]}, which cannot represent {what}")

@@ -1,4 +1,4 @@
-"""Files that are given by path or open, and what identifies them."""
+"""Open files for C, read the GGUF in one, and compute a digest that identifies it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from .._core import types as types
     from .gguf import Gguf
 
-# What `sample_digest` reads: a file of this size or less is read as a whole.
+# What `sample_digest` reads.  Files up to the product of these are read completely.
 N_SAMPLES, SAMPLE_BYTES = 64, 4096
 
 
 @contextlib.contextmanager
 def opened(source: str | os.PathLike[str] | types.FileSource) -> Iterator[OpenFile]:
-    """Open a path, or what `c_file` takes, for C.
+    """Open a path, or anything that `c_file` accepts, for C.
 
     Raises:
-        ModelNotFoundError: There is no such file.
+        ModelNotFoundError: The file does not exist.
         LoadError: It cannot be read.
-        ArgumentError: It is no regular file, or no file can be called so.
+        ArgumentError: It is not a regular file, or the path is invalid.
     """
     if not isinstance(source, (str, os.PathLike)):
         with c_file(source) as file:
@@ -49,32 +49,32 @@ def opened(source: str | os.PathLike[str] | types.FileSource) -> Iterator[OpenFi
 
 @contextlib.contextmanager
 def gguf_of(file: OpenFile) -> Iterator[Gguf]:
-    """Read the GGUF in an open file, and leave its position where C believes it to be.
+    """Read the GGUF in an open file without moving its position, which C relies on.
 
     Raises:
-        GgufError: It is none, or damaged.
+        GgufError: The file is not a GGUF, or is damaged.
         LoadError: It cannot be read.
     """
-    from .files import map_file  # takes numpy, which the rest need not
+    from .files import map_file  # imports numpy, which the other functions do not need
     from .gguf import Gguf
-    from .tensors import Source
+    from .tensors import GgufBuffer
 
     try:
         data = map_file(file.descriptor, file.offset, repr(file.name))
     except OSError as error:
         raise LoadError(error.errno, error.strerror, file.name) from None
-    with Gguf(Source(data, 0, repr(file.name))) as gguf:
+    with Gguf(GgufBuffer(data, 0, repr(file.name))) as gguf:
         yield gguf
 
 
 def sample_digest(descriptor: int, offset: int, size: int) -> str:
-    """Return what tells a file from others of its kind: a hash of its size and of samples.
+    """Return a digest that tells a model file from others: a hash of its size and of samples.
 
-    It takes well below a millisecond, whatever the size, and finds out other weights, but not every
-    change of a byte.
+    It takes well under a millisecond for any size.  It detects other weights, but not every change
+    of a single byte.
 
     Args:
-        descriptor: The open file; its position stays.
+        descriptor: The open file; its position does not move.
         offset: Where the contents begin.
         size: Where they end.
     """

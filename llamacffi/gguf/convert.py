@@ -1,6 +1,7 @@
-"""Values for keys of GGUF metadata that have a type already, which they keep.
+"""Convert values to the type that a key of GGUF metadata already has.
 
-llama.cpp looks for a key by its type too: one that is stored with another is not found.
+upstream: src/llama-model-loader.cpp get_key: llama.cpp expects keys to have certain types, so a new
+value must not change the type of its key.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ import numpy as np
 
 from .._generated.enums import GgufType
 from ..errors import GgufError
-from .numbers import NUMBERS, SHORT, holds, loses, loses_one
+from .number_types import NUMBERS, SHORT, changes_any, changes_number, holds
 from .values import Typed, plain, typed, typed_array
 
 
-def kept(key: str, value: Any, old: Typed) -> Typed:
+def convert_to_type(key: str, value: Any, old: Typed) -> Typed:
     """Return what to store for ``value`` under a key that has the type ``old``.
 
-    One value may take the place of an array, and an array that of one value.
+    A single value may replace an array, and an array a single value.
 
     Raises:
-        TypeError: GGUF has nothing like the value.
-        GgufError: The type does not hold it: it is of another kind, as text for a number, or out of
-            range.
+        TypeError: GGUF cannot store this kind of value.
+        GgufError: The type cannot hold the value, which is out of range or of another kind, such as
+            text for a number.
     """
     value = plain(value)
     if isinstance(value, (bool, int, float, str, bytes, np.generic)):
@@ -38,9 +39,9 @@ def kept(key: str, value: Any, old: Typed) -> Typed:
 def _scalar(key: str, value: Any, type_: GgufType) -> Typed:
     kind = _kind(type_)
     if kind == "f" and isinstance(value, int) and not isinstance(value, bool):
-        dtype = NUMBERS[type_]  # of more than 64 bits, too
-        if abs(value) > float(np.finfo(dtype).max) or loses_one(value, dtype):
-            raise _not_held(key, type_, repr(value))
+        dtype = NUMBERS[type_]  # the integer may have more than 64 bits
+        if abs(value) > float(np.finfo(dtype).max) or changes_number(value, dtype):
+            raise _does_not_fit(key, type_, repr(value))
         return Typed(type_, float(value))
     new = typed(key, value, None)
     number = new.value
@@ -49,13 +50,13 @@ def _scalar(key: str, value: Any, type_: GgufType) -> Typed:
     if kind in "Sb" and kind == _kind(new.type):
         return new
     if not _both_numbers(type_, new.type):
-        raise _not_held(key, type_, repr(value))
+        raise _does_not_fit(key, type_, repr(value))
     if isinstance(value, (float, np.floating)):
         number = float(value)  # not rounded
     if kind == "f":
         dtype = NUMBERS[type_]
         fits = not math.isfinite(number) or (
-            abs(number) <= float(np.finfo(dtype).max) and not loses_one(number, dtype)
+            abs(number) <= float(np.finfo(dtype).max) and not changes_number(number, dtype)
         )
         number = float(number) if fits else number
     else:
@@ -63,7 +64,7 @@ def _scalar(key: str, value: Any, type_: GgufType) -> Typed:
         fits = fits and holds(type_, int(number), int(number))
         number = int(number) if fits else number
     if not fits:
-        raise _not_held(key, type_, repr(number))
+        raise _does_not_fit(key, type_, repr(number))
     return Typed(type_, number)
 
 
@@ -75,23 +76,23 @@ def _array(key: str, value: Any, old: Typed) -> Typed:
     if _kind(type_) in "Sb" and _kind(type_) == _kind(new.type):
         return new
     if not _both_numbers(type_, new.type):
-        raise _not_held(key, type_, f"an array of {SHORT[new.type]}")
+        raise _does_not_fit(key, type_, f"an array of {SHORT[new.type]}")
     dtype, finite = NUMBERS[type_], array[np.isfinite(array)]
     if dtype.kind == "f":
         fits = not finite.size or np.abs(finite.astype(np.float64)).max() <= float(
             np.finfo(dtype).max
         )
-        fits = fits and not loses(finite, dtype)
+        fits = fits and not changes_any(finite, dtype)
     else:
         fits = len(finite) == len(array) and bool((np.trunc(array) == array).all())
         fits = fits and (not array.size or holds(type_, int(array.min()), int(array.max())))
     if not fits:
-        raise _not_held(key, type_, f"an array from {array.min()} to {array.max()}")
+        raise _does_not_fit(key, type_, f"an array from {array.min()} to {array.max()}")
     return Typed(type_, np.ascontiguousarray(array, dtype), True)
 
 
 def _kind(type_: GgufType) -> str:
-    """Return what numpy calls the kind of a type, and ``"S"`` for text."""
+    """Return numpy's letter for the kind of a type, and ``"S"`` for text."""
     return "S" if type_ == GgufType.STRING else NUMBERS[type_].kind
 
 
@@ -99,8 +100,8 @@ def _both_numbers(one: GgufType, other: GgufType) -> bool:
     return _kind(one) in "iuf" and _kind(other) in "iuf"
 
 
-def _not_held(key: str, type_: GgufType, what: str) -> GgufError:
+def _does_not_fit(key: str, type_: GgufType, what: str) -> GgufError:
     return GgufError(
-        f"{key!r} is of type {SHORT[type_]}, which cannot hold {what:.80}: to give it another "
-        "type, which llama.cpp may not read, use set(key, value, type=...)"
+        f"{key!r} has the type {SHORT[type_]}, which cannot hold {what:.80}; to change the type, "
+        "use set(key, value, type=...), but llama.cpp may not read the key then"
     )
