@@ -1,8 +1,9 @@
 """Check a model's hyperparameters in the metadata of its file before C computes with them.
 
-llama.cpp trusts most of them: it divides by zeros, allocates by negative numbers, and fails
-assertions on threads where nothing can catch them.  What only the compute graph shows is checked
-when a context is created; see `context.graph`.
+upstream: src/llama-model.cpp load_hparams: trusts most of them.  llama.cpp divides by zeros,
+allocates by negative numbers, and fails assertions on threads where nothing can catch them, and so
+we check them first.  What only the compute graph shows is checked when a context is created; see
+`context.graph`.
 """
 
 from __future__ import annotations

@@ -126,6 +126,8 @@ def _warn_without_gpu(struct: Any, params: Mapping[str, Any]) -> None:
 
 def used_devices(struct: Any) -> list[Any]:
     """Return the devices that the model may use besides the CPU."""
+    # upstream: src/llama.cpp ggml_backend_meta_device, GGML_BACKEND_DEVICE_TYPE_IGPU: how llama.cpp
+    # chooses devices by default, and so we choose the same, or more, to check parameters.
     if struct.devices != ffi.NULL:
         return list(ffi.unpack(struct.devices, _length(struct.devices)))
     backend.load()

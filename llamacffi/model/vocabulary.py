@@ -1,4 +1,8 @@
-"""Check the vocabulary in the metadata of a file before C reads it."""
+"""Check the vocabulary in the metadata of a file before C reads it.
+
+upstream: src/llama-vocab.cpp LLM_KV_TOKENIZER_MODEL: some vocabularies make llama.cpp hang or end
+the process while it reads them, and so we refuse them first.
+"""
 
 from __future__ import annotations
 

@@ -287,7 +287,7 @@ class Entries(Pointer):
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a C function that takes the vocabulary, and hold the model during the call."""
-        model = self._model.ptr  # noqa: F841  held meanwhile
+        model = self._model.ptr  # noqa: F841  held during the call
         return function(self._vocab, *args)
 
     def _special(self, function: Callable[..., int]) -> int | None:

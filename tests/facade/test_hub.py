@@ -1,4 +1,4 @@
-"""Which files of a repository are a model.  The hub itself is replaced: there is no network."""
+"""Which files of a repository form a model.  A fake replaces the hub: no network is needed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BF16 = FILES[8:11]
 
 
 class FakeHub:
-    """The two functions of the hub that are used, over a list of names."""
+    """The two functions of the hub that we use, over a list of names."""
 
     def __init__(self, root: Path, names: list[str], source: Path) -> None:
         self.root, self.names, self.source = root, names, source
@@ -99,7 +99,7 @@ def test_what_is_downloaded(fake, repo, filename, names):
     assert downloaded(fake) == names
     assert paths == [str(fake.root / name) for name in names]
     exact = filename in FILES
-    assert (fake.calls[0][0] == "list") is not exact  # what is named exactly needs no list
+    assert (fake.calls[0][0] == "list") is not exact  # an exact name needs no list
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_missing_file(fake):
 
 
 def http_error(kind):
-    """Make one of the hub's errors without a response, which some of its versions want."""
+    """Make an error of the hub without a response, which some versions require."""
     return kind.__new__(kind, "of the hub")
 
 

@@ -1,4 +1,4 @@
-"""A model loads, or says clearly why it does not."""
+"""A model loads, or an error says clearly why it cannot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llamacffi import (
 
 
 def notes(error: BaseException) -> str:
-    """Return what is attached to an exception; Python 3.10 has no notes, but the message."""
+    """Return the notes of an exception; on Python 3.10, which has none, its message."""
     return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
@@ -44,7 +44,7 @@ def test_a_directory(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"GGU", b"PK\3\4 a zip", b"ggml", bytes(100)])
-def test_what_is_no_gguf(tmp_path, content):
+def test_a_file_that_is_not_a_gguf(tmp_path, content):
     file = tmp_path / "other.gguf"
     file.write_bytes(content)
     with pytest.raises(LoadError, match="is not a GGUF file") as caught:
@@ -72,7 +72,7 @@ def test_a_damaged_header(tmp_path, demo_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
-def test_a_file_that_may_not_be_read(tmp_path, demo_path):
+def test_a_file_without_read_permission(tmp_path, demo_path):
     file = shutil.copy(demo_path, tmp_path / "secret.gguf")
     os.chmod(file, 0)
     with pytest.raises(LoadError, match="denied"):
@@ -80,7 +80,7 @@ def test_a_file_that_may_not_be_read(tmp_path, demo_path):
 
 
 @pytest.mark.parametrize("path", [3, None, 1.5, ["a"]])
-def test_what_is_no_path(path):
+def test_a_path_of_another_type(path):
     with pytest.raises(TypeError):
         Model(path)
 
@@ -96,7 +96,7 @@ def test_names_of_files(tmp_path, demo_path, name):
             assert len(model.vocab) == 514
 
 
-def test_what_is_known_of_a_model(model, demo_path):
+def test_properties_of_a_model(model, demo_path):
     n = demo.width()
     assert (model.n_embd, model.n_layer, model.n_ctx_train) == (n, 1, demo.N_CTX)
     assert model.n_params == sum(array.size for array in demo.weights().values())
@@ -110,7 +110,7 @@ def test_what_is_known_of_a_model(model, demo_path):
 def test_metadata_is_a_mapping(demo_path):
     with Model(demo_path, vocab_only=True) as model:
         metadata = model.metadata
-    # Read once: it is usable after the model.
+    # Read once, so it still works after the model is closed.
     assert metadata["general.architecture"] == "llama"
     assert metadata["llama.context_length"] == str(demo.N_CTX)
     assert len(metadata) == len(list(metadata)) == len(dict(metadata)) > 10
@@ -145,7 +145,7 @@ def test_progress_can_stop_the_load(demo_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), SystemExit(3)])
-def test_what_progress_raises_is_raised(demo_path, error):
+def test_exceptions_of_progress_propagate(demo_path, error):
     def fail(_part: float) -> None:
         raise error
 

@@ -1,4 +1,4 @@
-"""Models on several devices: those of two servers, each in a process of its own."""
+"""Models on several devices: two servers, each in its own process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def logits(model):
         return context.logits()
 
 def placed(**params):
-    # Return the devices, the part of the bytes that each has, and the model itself.
+    # Return the names of the devices and the fraction of the bytes that each holds.
     model = Model(sys.argv[1], **params)
     assert np.array_equal(logits(model), expected) or params.get("split_mode") == "tensor", params
     where = {name: 0 for name in names}
@@ -59,7 +59,7 @@ def client(run_python, random_path):
     return run
 
 
-def test_layers_go_where_they_are_sent(client):
+def test_layers_go_to_the_given_devices(client):
     client("""
         assert placed()[0] == [first, second]
         assert placed(devices=[]) == ([], [0, 0])
@@ -102,7 +102,7 @@ def test_one_device_of_several(client):
     """)
 
 
-def test_tensors_go_where_they_are_sent(client):
+def test_tensors_go_to_the_given_places(client):
     client("""
         _, whole = placed(devices=[first])
         _, (a, b) = placed(devices=[first], tensor_buft_overrides={"ffn_(up|down)": "CPU"})
@@ -116,14 +116,14 @@ def test_tensors_go_where_they_are_sent(client):
         refused(ArgumentError, "which is not one of the model's devices", devices=[first],
                 tensor_buft_overrides={"ffn": second})
         with Model(sys.argv[1]) as model:
-            model.save("saved.gguf")  # from the memory of others
+            model.save("saved.gguf")  # reads the memory of other processes
         assert np.array_equal(logits(Model("saved.gguf", devices=[])), expected)
         for server in servers:
             server.close()
     """)
 
 
-def test_a_mixture_of_experts_with_its_experts_at_home(client):
+def test_a_mixture_of_experts_with_its_experts_on_the_cpu(client):
     client("""
         with Gguf.new() as gguf:
             gguf["general.architecture"] = "qwen3moe"
@@ -144,7 +144,7 @@ def test_a_mixture_of_experts_with_its_experts_at_home(client):
                     array[...] = 1
                 seen[name] = array.nbytes
             def remote(**params):
-                # Return what is on the servers, in bytes.
+                # Return how many bytes are on the servers.
                 with Model.from_gguf(gguf, fill, **params) as model:
                     values.append(logits(model))
                     return sum(size for place, size in model.placement.items() if "RPC" in place)

@@ -1,4 +1,4 @@
-"""Models from open files, bytes and several files; and what is said of files that are none."""
+"""Models from open files, bytes and split files; and errors for files that are not models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALIGNMENT = lib.ggml_backend_buft_get_alignment(lib.ggml_backend_cpu_buffer_type
 
 
 def logits(model, tokens=(1, 5, 9, 70)):
-    """Return what a model computes, whose one thread computes always the same."""
+    """Return the logits of a model; with one thread they are always the same."""
     with Context(model, n_ctx=64, n_threads=1) as context:
         context.decode(Batch.from_tokens(tokens))
         return context.logits()
@@ -49,7 +49,7 @@ def data(demo_path):
 
 
 def notes(error):
-    """Return what is attached to an exception; Python 3.10 has no notes, but the message."""
+    """Return the notes of an exception; on Python 3.10, which has none, its message."""
     return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
@@ -64,7 +64,7 @@ def test_loads_from_one_open_file_do_not_disturb_each_other_nor_the_file(
         with Model.from_file(file, offset=0, load_mode="none", **params) as model:
             return logits(model)
 
-    def progress(_fraction):  # in the middle of a load, what others may do
+    def progress(_fraction):  # what other threads may do during a load
         if not moved:
             file.seek(1234)
             moved.append(load())
@@ -82,7 +82,7 @@ def test_loads_from_one_open_file_do_not_disturb_each_other_nor_the_file(
 
 
 def test_many_threads_read_one_open_file(model, demo_path, expected, tmp_path):
-    """Models, adapters and metadata, while another thread reads on."""
+    """Models, adapters and metadata, while another thread keeps reading."""
     lora = write_lora(
         tmp_path / "lora.gguf", {"blk.0.attn_output.weight": (model.n_embd,) * 2}, alpha=8.0
     )
@@ -126,7 +126,7 @@ def test_a_gguf_anywhere_in_a_file(tmp_path, data, expected, offset, buffering):
         file.seek(offset)
         with Model.from_file(file) as model:
             assert np.array_equal(logits(model), expected)
-            # What cannot be mapped is read.
+            # A file that cannot be mapped is read.
             assert list(model.placement) == ["CPU" if offset % ALIGNMENT else "CPU_Mapped"]
             assert model.path is None
             assert repr(path.name)[1:-1] in repr(model)
@@ -230,7 +230,7 @@ def test_progress_and_parameters_of_an_open_file(demo_path):
             assert model.without_weights == "vocab_only"
 
 
-def test_what_is_no_file_to_load_from(demo_path, tmp_path):
+def test_files_that_cannot_be_loaded_from(demo_path, tmp_path):
     with open(demo_path) as file, pytest.raises(TypeError, match="text file"):
         Model.from_file(file)
     with pytest.raises(ArgumentError, match="closed"):
@@ -436,7 +436,7 @@ def test_a_path_that_is_not_a_regular_file(tmp_path):
         Model(tmp_path / "file" / "below.gguf")
 
 
-def test_what_fails_leaves_no_noise(run_python, demo_path):
+def test_failures_print_nothing(run_python, demo_path):
     code = """
         import sys
         from llamacffi import Model, LoadError
@@ -453,7 +453,7 @@ def test_what_fails_leaves_no_noise(run_python, demo_path):
                 model = make()
             except (LoadError, TypeError):
                 n_failures += 1
-        print(n_failures)  # the last is not made, and does not fail
+        print(n_failures)  # the last one is not attempted
     """
     result = run_python(code, demo_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "5\n", "")
@@ -479,7 +479,7 @@ def test_one_model_for_many_threads(model, expected):
 
 @pytest.mark.no_asan
 def test_contexts_share_the_weights(run_python, tmp_path):
-    """A model of 64 MiB, read into memory: eight contexts of it cost a fraction of a second one."""
+    """Eight contexts of a model of 64 MiB need a fraction of the memory of a second model."""
     code = """
         import sys
         import numpy as np

@@ -1,4 +1,4 @@
-"""What is known of a model, compared with what was written into its file."""
+"""Properties of a model, compared with what was written to its file."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
-def test_what_is_known_is_what_was_written(kind, random_path):
+def test_properties_are_what_was_written(kind, random_path):
     path = random_path(kind)
     with Model(path) as model, Gguf.open(path) as gguf:
         for name, type_ in PROPERTIES.items():
@@ -110,7 +110,7 @@ def test_metadata_are_the_scalars_of_the_file(kind, random_path):
                 assert text == str(value)
 
 
-def test_layers_that_predict_further_tokens_are_loaded_on_demand(random_path):
+def test_mtp_layers_are_loaded_on_demand(random_path):
     with Model(random_path("mimo2")) as less, Model(random_path("mimo2"), load_mtp=True) as more:
         assert less.n_layer_nextn == more.n_layer_nextn == 1
         assert sum(less.placement.values()) < sum(more.placement.values()) == more.size
@@ -123,7 +123,7 @@ def test_every_property_is_tested():
     assert getters == set(PROPERTIES) | others | {"decoder_start_token"}
 
 
-def test_without_the_parameters_of_the_architecture(demo_path):
+def test_without_the_hyperparameters(demo_path):
     with Model(demo_path, vocab_only=True) as model:
         for name, type_ in PROPERTIES.items():
             if name in ALWAYS:
@@ -147,21 +147,21 @@ def test_where_the_weights_are(demo_path):
         assert model.devices == ()
         assert repr(model).endswith("all F32, 566.6 KiB on the CPU>")
     with Model(demo_path, no_alloc=True) as model:
-        assert model.placement == {"CPU": model.size}  # where they would be
+        assert model.placement == {"CPU": model.size}  # where they would go
         assert repr(model).endswith(": llama, no_alloc>")
 
 
-def test_a_vocabulary_alone_is_placed_nowhere(demo_path):
+def test_a_vocabulary_alone_has_no_placement(demo_path):
     with Model(demo_path, vocab_only=True) as model:
         assert model.placement == {}
 
 
-def test_after_the_end(demo_path):
+def test_after_close(demo_path):
     model = Model(demo_path)
     metadata = model.metadata
     model.close()
     for name in [*PROPERTIES, "chat_templates", "placement", "decoder_start_token"]:
-        if name not in ("architecture",):  # which is in the metadata, read before
+        if name not in ("architecture",):  # in the metadata, which were read before
             with pytest.raises(ClosedError):
                 getattr(model, name)
     assert model.metadata is metadata
@@ -170,7 +170,7 @@ def test_after_the_end(demo_path):
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory, demo_path):
-    """A model whose file recommends and explains."""
+    """A model whose file has chat templates and recommended sampling settings."""
     path = tmp_path_factory.mktemp("rich") / "rich.gguf"
     with Gguf.open(demo_path) as gguf:
         gguf["tokenizer.chat_template"] = "{{ messages }} ä"
@@ -239,7 +239,7 @@ def test_a_long_value(tmp_path, demo_path):
         assert model.metadata["general.name"] == "n" * 300
 
 
-def test_help_is_good_reading():
+def test_help_is_readable():
     text = Model.__doc__ or ""
     from llamacffi._generated.params import KINDS
 
@@ -249,7 +249,7 @@ def test_help_is_good_reading():
         assert name in text
 
 
-def test_sizes_for_people():
+def test_readable_sizes():
     from llamacffi.model.model import _bytes
 
     assert [_bytes(size) for size in (0, 1023, 1024, 1536, 4 << 30, 5 << 50)] == [
@@ -262,7 +262,7 @@ def test_sizes_for_people():
     ]
 
 
-def test_numpy_is_not_needed_to_know_a_model(run_python, demo_path):
+def test_properties_do_not_need_numpy(run_python, demo_path):
     code = """
         import sys
         from llamacffi import Model

@@ -1,4 +1,4 @@
-"""Models made in memory, and saved."""
+"""Models built in memory, and saved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = ["llama", "gpt2", "mamba", "bert", "bert+classifier", "mimo2", "qwen2vl"
 
 
 def outputs(model):
-    """Return what a model computes of a few tokens."""
+    """Return the logits of a model after a few tokens."""
     params = {"n_ctx": 64, "n_threads": 1, "embeddings": True, "pooling_type": "none"}
     with Context(model, **params) as context:
         batch = Batch(8)
@@ -43,14 +43,14 @@ def outputs(model):
 
 
 def numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return weights that depend on the name alone."""
+    """Return weights that depend only on the name."""
     random = np.random.default_rng(zlib.crc32(name.encode()))
     values = random.standard_normal(shape, np.float32) * np.float32(0.1)
     return -np.abs(values) if name.endswith("ssm_a") else values + (len(shape) == 1)
 
 
 class Fill:
-    """Fills float32 tensors with `numbers`, and notes what it was asked for."""
+    """Fills float32 tensors with `numbers` and records the calls."""
 
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -65,7 +65,7 @@ class Fill:
 
 
 def tensors_of(model):
-    """Return the tensors of a model, as C has them."""
+    """Return the C tensors of a model."""
     ptr = model.ptr
     found = [lib.llamacffi_model_tensor(ptr, i) for i in range(lib.llamacffi_model_n_tensors(ptr))]
     return {ffi.string(tensor.name).decode(): tensor for tensor in found}
@@ -88,8 +88,8 @@ def test_any_architecture_is_made_and_saved(kind, random_path, tmp_path):
         wanted = {name: tensor.shape for name, tensor in gguf.tensors.items()}
         params = {"load_mtp": True} if kind == "mimo2" else {}
         model = Model.from_gguf(gguf, fill, **params)
-    # All that the file has; and more, since the architecture can have it.
-    if kind != "mimo2":  # where it has three in one, there are three
+    # All tensors of the file, and more that the architecture can have.
+    if kind != "mimo2":  # its file has three tensors in one
         assert wanted.items() <= fill.shapes.items()
     for name, tensor in tensors_of(model).items():
         expected = numbers(name, fill.shapes[name])
@@ -107,7 +107,7 @@ def test_any_architecture_is_made_and_saved(kind, random_path, tmp_path):
         assert (saved.n_params, saved.size) == (n_params, 4 * n_params)
 
 
-def test_what_a_function_writes_is_what_a_file_has(demo_path):
+def test_a_function_gives_the_same_model_as_a_file(demo_path):
     with Model(demo_path) as model, Gguf.open(demo_path) as gguf:
         expected = outputs(model)
 
@@ -178,7 +178,7 @@ def test_arrays_outlive_the_model(demo_path):
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("after", [0, 5])
-def test_what_a_function_raises_is_raised(demo_path, kind, after):
+def test_exceptions_of_fill_propagate(demo_path, kind, after):
     calls, error = [], kind("mine")
 
     def fill(name, array):
@@ -207,7 +207,7 @@ def test_errors_leave_nothing_to_the_garbage_collector(demo_path):
                 lambda: Model(demo_path, progress=fail, kv_overrides={"llama.context_length": 3}),
                 lambda: Model(demo_path, kv_overrides={"general.architecture": "none"}),
             ):
-                try:  # which pytest.raises would keep
+                try:  # pytest.raises would keep the exception
                     make()
                 except (ValueError, LoadError):
                     n_failures += 1
@@ -226,7 +226,7 @@ def test_a_function_must_write(demo_path):
                 Model.from_gguf(gguf, value)
 
 
-def test_what_is_for_files_is_refused(demo_path):
+def test_parameters_for_files_are_refused(demo_path):
     with Gguf.open(demo_path) as gguf:
         for params in (
             {"load_mode": "mmap"},
@@ -243,7 +243,7 @@ def test_what_is_for_files_is_refused(demo_path):
         Model.from_gguf(gguf, Fill(), **kept).close()
 
 
-def test_without_weights_nothing_is_filled(demo_path):
+def test_vocab_only_does_not_call_fill(demo_path):
     with Gguf.open(demo_path) as gguf:
         for name in ("vocab_only", "no_alloc"):
             fill = Fill()
@@ -252,7 +252,7 @@ def test_without_weights_nothing_is_filled(demo_path):
                 assert not fill.shapes
 
 
-def test_overrides_of_what_is_made(demo_path):
+def test_overrides_of_a_model_built_in_memory(demo_path):
     with Gguf.open(demo_path) as gguf:
         overrides = {"llama.context_length": 77}
         with Model.from_gguf(gguf, Fill(), kv_overrides=overrides) as model:
@@ -261,7 +261,7 @@ def test_overrides_of_what_is_made(demo_path):
             Model.from_gguf(gguf, Fill(), kv_overrides={"llama.context_length": "x"})
 
 
-def test_metadata_that_make_no_model(demo_path):
+def test_metadata_that_describe_no_model(demo_path):
     with Gguf.new() as gguf:
         with pytest.raises(LoadError, match="unknown model architecture: ''"):
             Model.from_gguf(gguf, Fill())
@@ -342,7 +342,7 @@ def test_a_gguf_without_all_tensors(demo_path):
 # Saving
 
 
-def test_what_is_saved(demo_path, tmp_path):
+def test_contents_of_a_saved_file(demo_path, tmp_path):
     source, target = tmp_path / "rich.gguf", tmp_path / "saved.gguf"
     texts = {
         "tokenizer.chat_template": "{{ messages }}",
@@ -375,7 +375,7 @@ def test_what_is_saved(demo_path, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["rich.gguf", "saved.gguf"]
 
 
-def test_the_overridden_is_saved(demo_path, tmp_path):
+def test_overridden_metadata_are_saved(demo_path, tmp_path):
     with Model(demo_path, kv_overrides={"llama.context_length": 99}) as model:
         model.save(os.fsencode(tmp_path / "saved.gguf"))
     with Model(tmp_path / "saved.gguf", vocab_only=True) as saved:
@@ -383,7 +383,7 @@ def test_the_overridden_is_saved(demo_path, tmp_path):
 
 
 def with_vocabulary(gguf, vocabulary, path):
-    """Write a model that has the vocabulary of another."""
+    """Write a model with the vocabulary of another model."""
     for key in list(gguf):
         if key.startswith("tokenizer.") or key.endswith("vocab_size"):
             del gguf[key]
@@ -402,7 +402,7 @@ SAMPLE = "Été: A <mask> token\n\n<unused7> 1234</s> <|end|> b. <|fim_prefix|>"
 
 
 def described(vocab):
-    """Return all that a vocabulary says of its tokens, and of itself."""
+    """Return all properties of a vocabulary and its tokens."""
     n = len(vocab)
     names = [
         "bos",
@@ -431,7 +431,7 @@ def described(vocab):
 
 
 def check_saved_vocabulary(path, target):
-    """Return the attributes of the tokens, which the saved model has too."""
+    """Return the attributes of the tokens, and check that the saved model has them too."""
     with Model(path, use_extra_bufts=False) as model:
         model.save(target)
         with Model(target, vocab_only=True) as saved:
@@ -446,7 +446,7 @@ VOCABULARIES = ("bert-bge", "deepseek-llm", "falcon", "llama-spm", "phi-3", "sta
 
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_tokens_keep_their_types(name, random_path, llama_cpp, tmp_path):
-    """llama.cpp writes no type for a token with two attributes, as those of Gemma and Phi-3."""
+    """llama.cpp writes no type for a token with two attributes, as in Gemma and Phi-3."""
     vocabulary = Gguf.open(llama_cpp / "models" / f"ggml-vocab-{name}.gguf")
     with vocabulary, Gguf.open(random_path("llama")) as gguf:
         path = with_vocabulary(gguf, vocabulary, tmp_path / "model.gguf")
@@ -475,7 +475,7 @@ TEXTS = (
 @pytest.mark.parametrize("shift", range(5))
 @pytest.mark.parametrize("name", ["a model", "phi-3 mini"])
 def test_tokens_of_any_type_keep_it(random_path, tmp_path, shift, name):
-    """Each text, to some of which llama.cpp adds attributes, with each type."""
+    """Every text with every type; llama.cpp adds attributes to some texts."""
     types = [
         enums.TokenType[one] for one in ("NORMAL", "UNKNOWN", "CONTROL", "USER_DEFINED", "UNUSED")
     ]
@@ -494,7 +494,7 @@ def test_tokens_of_any_type_keep_it(random_path, tmp_path, shift, name):
     assert bool(of_two) == (name == "phi-3 mini"), of_two
 
 
-def test_what_llama_cpp_does_not_write_of_a_model(demo_path, tmp_path):
+def test_metadata_and_tensors_that_llama_cpp_does_not_write(demo_path, tmp_path):
     extra = {
         "llama.rope.scaling.alpha": 1.5,
         "llama.attention.shared_kv_layers": 1,
@@ -514,7 +514,7 @@ def test_what_llama_cpp_does_not_write_of_a_model(demo_path, tmp_path):
 
 @pytest.fixture
 def repacked(demo_path):
-    """A model with weights in a layout of this processor, if it has one."""
+    """A model with weights in a layout for this CPU, if there is one."""
     with Gguf.open(demo_path) as gguf:
         for name in ("output.weight", "blk.0.attn_q.weight"):
             values = gguf.tensors[name].data[:512]
@@ -528,7 +528,7 @@ def repacked(demo_path):
     return data
 
 
-def test_weights_in_a_layout_of_their_own_are_not_saved(repacked, tmp_path):
+def test_weights_in_a_cpu_layout_cannot_be_saved(repacked, tmp_path):
     path = tmp_path / "saved.gguf"
     with (
         Model.from_file(repacked) as model,
@@ -543,7 +543,7 @@ def test_weights_in_a_layout_of_their_own_are_not_saved(repacked, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["t5", "eagle3"])
-def test_what_llama_cpp_cannot_save(kind, random_path, tmp_path):
+def test_models_that_llama_cpp_cannot_save(kind, random_path, tmp_path):
     with (
         Model(random_path(kind)) as model,
         pytest.raises(UnsupportedError, match=r"can save only models|architecture 't5'"),
@@ -552,7 +552,7 @@ def test_what_llama_cpp_cannot_save(kind, random_path, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_without_weights_nothing_is_saved(demo_path, tmp_path):
+def test_a_model_without_weights_cannot_be_saved(demo_path, tmp_path):
     for params in ({"vocab_only": True}, {"no_alloc": True}):
         with (
             Model(demo_path, **params) as model,
@@ -564,7 +564,7 @@ def test_without_weights_nothing_is_saved(demo_path, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_where_nothing_can_be_saved(model, tmp_path):
+def test_paths_that_cannot_be_written(model, tmp_path):
     with pytest.raises(FileNotFoundError):
         model.save(tmp_path / "none" / "saved.gguf")
     (tmp_path / "directory").mkdir()

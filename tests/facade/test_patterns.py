@@ -1,4 +1,4 @@
-"""Regular expressions that std::regex would search for too long never reach it."""
+"""Regular expressions that are too slow for std::regex never reach it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USUAL = (
 
 
 @pytest.mark.parametrize("pattern", ENDLESS)
-def test_what_takes_too_long_is_refused(demo_path, tmp_path, pattern):
+def test_slow_patterns_are_refused(demo_path, tmp_path, pattern):
     message = "can match a name in more than 1000000 ways"
     with pytest.raises(ArgumentError, match=message):
         Model(demo_path, tensor_buft_overrides={pattern: "CPU"})
@@ -35,12 +35,12 @@ def test_what_takes_too_long_is_refused(demo_path, tmp_path, pattern):
 
 
 @pytest.mark.parametrize("pattern", USUAL)
-def test_what_people_write_is_taken(demo_path, pattern):
+def test_common_patterns_are_accepted(demo_path, pattern):
     Model(demo_path, tensor_buft_overrides={pattern: "CPU"}).close()
 
 
 @pytest.mark.parametrize("pattern", ["a" + "*" * 900, "a" + "{1}" * 300, "(?:a?)" + "+" * 900])
-def test_repetitions_without_end(demo_path, pattern):
+def test_too_many_repetitions(demo_path, pattern):
     with pytest.raises(ArgumentError, match="over 3 repetitions follow each other"):
         Model(demo_path, tensor_buft_overrides={pattern: "CPU"})
     with pytest.raises(ArgumentError, match="over 3 repetitions follow each other"):
@@ -91,13 +91,13 @@ NOT_IN_TRIGGERS = {
 
 
 def reasons(pattern):
-    """Return why a pattern that C++ takes is refused, if it is."""
+    """Return why we refuse a pattern that C++ accepts, or None if we do not."""
     one = r"\\[^1]|\[(?:\\.|[^\]\\])*\]"  # one character, or one of some
     plain = re.sub(r"([*+?}])\?", r"\1", re.sub(one, "x", pattern))
     return [text for where, text in NOT_IN_TRIGGERS.items() if re.search(where, plain)]
 
 
-def test_what_is_a_pattern():
+def test_the_same_patterns_as_in_cpp():
     """The same as for C++, but for what takes a trigger too long."""
     outcomes = Counter()
 

@@ -1,4 +1,4 @@
-"""Stop strings and UTF-8 do not depend on how a text is cut into pieces."""
+"""Stop strings and UTF-8 do not depend on how a text is split into pieces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ few = st.text("abé", max_size=12)
 
 
 def stopped(text: str, stops: list[str]) -> tuple[str, str | None]:
-    """Say what a text with stop strings becomes: the definition, with the whole text at hand."""
+    """Return the text before the first stop string: the definition, on the whole text."""
     for end in range(len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:
@@ -47,7 +47,7 @@ def test_stop_strings_at_every_split(text, stops):
 
 
 @given(st.lists(few, max_size=5), st.lists(st.text("abé", min_size=1, max_size=4), min_size=1))
-def test_no_more_is_held_back_than_needed(pieces, stops):
+def test_no_more_text_is_held_back_than_needed(pieces, stops):
     finder, given_out, fed = StopFinder(stops), "", ""
     for piece in pieces:
         given_out += finder.feed(piece)
@@ -59,7 +59,7 @@ def test_no_more_is_held_back_than_needed(pieces, stops):
         assert not held or any(stop.startswith(held) for stop in stops)
 
 
-def test_what_is_held_back_comes_once():
+def test_held_back_text_is_returned_once():
     finder = StopFinder(["stop"])
     assert finder.feed("a sto") == "a "
     assert finder.finish() == "sto"
@@ -78,7 +78,7 @@ STOPS = {
 
 @pytest.mark.parametrize("kind", STOPS)
 def test_each_character_is_looked_at_once(kind):
-    """A hundred thousand tokens take the same time whatever the strings are."""
+    """A hundred thousand tokens take the same time with any stop strings."""
     stops, piece = STOPS[kind]
     finder, n = StopFinder(stops), 0
     with limited(4):
@@ -100,7 +100,7 @@ def test_utf8_at_every_split(data, draw):
         assert text == expected
 
 
-def test_a_character_waits_until_it_is_whole():
+def test_a_character_is_returned_when_it_is_complete():
     stream = Utf8Stream()
     assert [stream.feed(bytes([byte])) for byte in "🦙é".encode()] == [*["", "", "", "🦙"], "", "é"]
     assert stream.finish() == ""
@@ -108,7 +108,7 @@ def test_a_character_waits_until_it_is_whole():
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100])
 def test_read_bytes_asks_again_if_the_buffer_was_small(length):
-    """Like snprintf, C needs one byte more than the text, for its zero."""
+    """Like snprintf, C needs one byte more than the text, for the NUL."""
     text, sizes = b"x" * length, []
 
     def write(buffer, size):

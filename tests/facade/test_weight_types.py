@@ -1,4 +1,4 @@
-"""The types of weights that no kernel of the processor reads are refused when a model is loaded."""
+"""Types of weights that no CPU kernel reads are refused when a model is loaded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_each_type_is_refused_or_computes(tmp_path, name, type_):
         ("t5", "dec.blk.0.cross_attn_norm.weight"),
     ],
 )
-def test_what_must_be_f32_is_refused_as_f16(tmp_path, kind, name):
+def test_tensors_that_must_be_f32_are_refused_as_f16(tmp_path, kind, name):
     path = random_models.write(tmp_path / "model.gguf", kind)
     with pytest.raises(LoadError, match=f"'{name}' is F16"):
         Model.from_file(changed(path, name, "f16"), n_gpu_layers=0)
@@ -80,7 +80,7 @@ def test_each_way_to_load(tmp_path):
 
 
 @pytest.mark.parametrize("type_", ["f16", "q8_0", "i32", "f64"])
-def test_factors_of_positions_are_named(type_):
+def test_rope_factors_are_named(type_):
     with Gguf.open(demo.path()) as gguf:
         gguf.add_tensor("rope_freqs.weight", np.ones(32, INTEGERS.get(type_, "f4")), type=type_)
         for load in (
@@ -91,7 +91,7 @@ def test_factors_of_positions_are_named(type_):
                 load()
 
 
-def test_float64_is_stored_with_a_warning_only_where_it_is_not_asked_for(tmp_path):
+def test_float64_warns_unless_it_is_asked_for(tmp_path):
     numbers = np.ones((2, 4))
     with Gguf.new() as gguf:
         with pytest.warns(RuntimeWarning, match="float64 .* type='f32'") as warned:
@@ -106,7 +106,7 @@ def test_float64_is_stored_with_a_warning_only_where_it_is_not_asked_for(tmp_pat
 
 
 @pytest.mark.parametrize(("kind", "part"), [("t5", "enc"), ("t5", "dec"), ("t5encoder", "enc")])
-def test_what_llama_cpp_takes_for_optional_and_uses(tmp_path, kind, part):
+def test_a_missing_tensor_that_llama_cpp_loads_as_optional_but_uses(tmp_path, kind, part):
     name = f"{part}.blk.0.attn_rel_b.weight"
     with Gguf.open(random_models.write(tmp_path / "whole.gguf", kind)) as gguf:
         gguf.remove_tensor(name)
