@@ -164,7 +164,7 @@ def test_parameters_reach_the_loader(demo_path):
     for mode in (enums.LoadMode.NONE, 0, "none", "mmap"):
         with Model(demo_path, load_mode=mode, n_gpu_layers=0, check_tensors=True) as model:
             assert model.n_layer == 1
-    with pytest.raises(ArgumentError, match="LoadMode: AUTO, NONE, MMAP"):
+    with pytest.raises(ArgumentError, match="load_mode must be one of AUTO, NONE, MMAP"):
         Model(demo_path, load_mode="paper")
 
 
