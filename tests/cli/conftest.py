@@ -1,4 +1,4 @@
-"""The command line in processes of its own."""
+"""The command line, run in separate processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ StartCli = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment with a cache of its own, for the file of the built-in model."""
+    """An environment with its own cache directory for the built-in model."""
     return {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
 
 

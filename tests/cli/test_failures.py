@@ -1,4 +1,4 @@
-"""What goes wrong is one line on stderr and an exit code."""
+"""A failure is one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def test_wrong_usage(cli: Cli, args: list[str], words: list[str]) -> None:
     assert_one_line(cli(*args), 2, *words)
 
 
-def test_a_model_of_any_name_is_no_prompt(cli: Cli, demo_path: Path, tmp_path: Path) -> None:
+def test_a_model_with_any_name_is_not_a_prompt(cli: Cli, demo_path: Path, tmp_path: Path) -> None:
     shutil.copy(demo_path, tmp_path / "model")
     assert_one_line(cli("run", "model"), 2, "'model' is a model", "did you mean -m model?")
-    done = cli("run", "-q", "-n", 1, "-m", "model", "model")  # then it is what was meant
+    done = cli("run", "-q", "-n", 1, "-m", "model", "model")  # then it is really meant as text
     assert (done.returncode, done.stderr) == (0, "")
     (tmp_path / "text").write_text("no model")
     assert cli("run", "-q", "-n", 1, "text").stdout.startswith("text")
@@ -103,7 +103,7 @@ def test_a_model_of_any_name_is_no_prompt(cli: Cli, demo_path: Path, tmp_path: P
     assert cli("run", "-q", "-n", 1, stdin="x.gguf").stdout.startswith("x.gguf")
 
 
-def test_warnings_are_lines_of_the_command(cli: Cli) -> None:
+def test_warnings_look_like_messages_of_the_command(cli: Cli) -> None:
     done = cli("run", "--ngl", 3, "-n", 1, "--temp", 0, "The llama")
     assert done.returncode == 0
     warning, *_ = done.stderr.splitlines()
@@ -154,7 +154,7 @@ def test_a_full_disk(start_cli: StartCli) -> None:
     assert_one_line(done, 1, "No space left")
 
 
-def test_the_traceback_is_for_those_who_ask(cli: Cli, tmp_path: Path) -> None:
+def test_a_traceback_on_request(cli: Cli, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     env = {"XDG_CACHE_HOME": str(blocked)}
@@ -165,7 +165,7 @@ def test_the_traceback_is_for_those_who_ask(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [100, 1000, 300_000])
-def test_a_file_that_is_cut_off_says_so_once(cli: Cli, demo_path: Path, left: int) -> None:
+def test_a_truncated_file_is_reported_once(cli: Cli, demo_path: Path, left: int) -> None:
     path = demo_path.with_name("cut.gguf")
     path.write_bytes(demo_path.read_bytes()[:left])
     done = cli("run", "-m", str(path), "hi")
@@ -188,14 +188,14 @@ def test_the_cause_is_the_first_error_of_the_log(failures: Failures) -> None:
     log.error("the cause")
     log.error("what came of it")
     note = "llama.cpp's log:\n  a warning\n  the cause\n  what came of it"
-    # The second is what `with_log` does where exceptions have no notes.
+    # The second is what `with_log` does before Python 3.11, without notes.
     noted, older = ContextError("cannot create it"), ContextError(f"cannot create it\n{note}")
     noted.__notes__ = [note]
     assert failures.line(noted) == failures.line(older) == "cannot create it: the cause"
     assert failures.line(ContextError("alone")) == "alone"
 
 
-def test_other_exceptions_are_called_bugs(failures: Failures) -> None:
+def test_other_exceptions_are_internal_errors(failures: Failures) -> None:
     assert failures.line(KeyError("a")).startswith("internal error: KeyError: 'a'")
     assert "\n" not in failures.line(RuntimeError("a\nb"))
     assert failures.code(RuntimeError()) == 1

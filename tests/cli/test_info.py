@@ -36,7 +36,7 @@ def test_json_agrees_with_the_package(cli: Cli, environment: dict[str, str], roo
     assert info["api"]["functions"] == len(functions) > 900
 
 
-def test_text_has_all_that_json_has(cli: Cli) -> None:
+def test_text_and_json_have_the_same_content(cli: Cli) -> None:
     text = cli("info").stdout
     info = json.loads(cli("info", "--json").stdout)
     for section in info:

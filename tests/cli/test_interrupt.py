@@ -1,4 +1,4 @@
-"""Ctrl-C and a reader who goes away."""
+"""Ctrl-C, and readers that close the output."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_ctrl_c_while_waiting_for_stdin(start_cli: StartCli) -> None:
         assert process.stderr.read() == b"llamacffi: interrupted\n"
 
 
-def test_ctrl_c_reaches_a_computation_at_once() -> None:
+def test_ctrl_c_reaches_a_computation_immediately() -> None:
     from llamacffi.cli.interrupt import ctrl_c_cancels
 
     class Computation:
@@ -93,7 +93,7 @@ def test_ctrl_c_reaches_a_computation_at_once() -> None:
 
     computation, n_threads = Computation(), threading.active_count()
     before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, lambda *_: None)  # as if Python's handler could not run yet
+    signal.signal(signal.SIGINT, lambda *_: None)  # as if Python could not run its handler yet
     try:
         with ctrl_c_cancels(computation):  # type: ignore[arg-type]
             signal.raise_signal(signal.SIGINT)
@@ -107,7 +107,9 @@ def test_ctrl_c_reaches_a_computation_at_once() -> None:
 @pytest.mark.parametrize(
     "args", [ENDLESS, ("info",), ("tokenize", 20_000 * " llama"), ("run", "--help")]
 )
-def test_a_reader_who_goes_away_is_no_error(start_cli: StartCli, args: tuple[object, ...]) -> None:
+def test_a_reader_that_closes_the_output_is_not_an_error(
+    start_cli: StartCli, args: tuple[object, ...]
+) -> None:
     with start_cli(*args) as process:
         assert process.stdout is not None
         if args is ENDLESS:

@@ -1,4 +1,4 @@
-"""The progress bar: on a terminal only, in place, and gone at the end."""
+"""The progress bar: only on a terminal, redrawn in place, and erased at the end."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ IMPATIENT = """if True:
 
 
 def all_of(terminal: int) -> str:
-    """Return what is written to a terminal until nobody writes to it any more; close it."""
+    """Return what is written to a terminal until its writers close it; then close it."""
     written = b""
     try:
-        while part := os.read(terminal, 4096):  # it comes in pieces, some of them late
+        while part := os.read(terminal, 4096):  # it arrives in pieces, some of them late
             written += part
-    except OSError:  # Linux says so at the end
+    except OSError:  # Linux reports the end like this
         pass
     os.close(terminal)
     return written.decode()
@@ -51,7 +51,7 @@ def test_it_is_drawn_in_place_and_erased(start_cli: StartCli) -> None:
     percents = [int(percent) for _bar, percent in drawn]
     assert percents == sorted(percents)
     assert (drawn[-1][0].strip("#"), percents[-1]) == ("", 100)
-    # Then blanks over it, and the lines that come next.
+    # Then spaces over it, and the following lines.
     assert re.search(r"%\r +\rllamacffi: using the small.*\r\nprompt: .*\r\n$", written) is not None
 
 
@@ -60,11 +60,11 @@ def test_it_does_not_flicker_for_a_small_model(start_cli: StartCli) -> None:
     assert "loading" not in on_terminal(start_cli, code=code)
 
 
-def test_quiet_has_none(start_cli: StartCli) -> None:
+def test_quiet_hides_it(start_cli: StartCli) -> None:
     assert on_terminal(start_cli, "-q", code=IMPATIENT) == ""
 
 
-def test_a_file_gets_none(cli: Cli) -> None:
+def test_a_file_does_not_get_it(cli: Cli) -> None:
     assert "loading" not in cli("run", "-n", 1).stderr
 
 
@@ -75,7 +75,7 @@ def test_it_is_erased_if_loading_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         with ProgressBar("loading x", stream) as bar:
             bar(0.5)
             raise KeyError
-    # The terminal keeps what was written until it is read, even with the other end closed.
+    # The terminal keeps unread output, even after the other end is closed.
     written = all_of(ours)
     line = written.split("\r")[1]
     assert written == f"\r{line}\r{' ' * len(line)}\r"

@@ -90,7 +90,7 @@ def test_without_a_limit_it_goes_on_until_the_context_is_full(cli: Cli) -> None:
     match = SUMMARY.fullmatch(done.stderr.splitlines()[-1])
     assert match is not None
     assert match[3] == "context"
-    assert int(match[1]) + int(match[2]) == 256 + 1  # the last one need not be remembered
+    assert int(match[1]) + int(match[2]) == 256 + 1  # the last one need not be in memory
 
 
 def test_every_option_about_sampling_has_an_effect(cli: Cli) -> None:
@@ -122,7 +122,7 @@ def test_machine_options_do_not_change_the_text(cli: Cli) -> None:
         {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
     ],
 )
-def test_a_terminal_without_unicode_is_no_reason_to_fail(cli: Cli, env: dict[str, str]) -> None:
+def test_a_terminal_without_unicode_works(cli: Cli, env: dict[str, str]) -> None:
     done = cli("run", "-q", "Llamá", "-n", 3, "--temp", 0, env=env)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(r"Llam\xe1")
@@ -148,7 +148,7 @@ def test_it_samples_as_the_file_recommends(cli: Cli, demo_path: Path, tmp_path: 
     assert lively.stdout == cli(*args, "-m", demo_path, "--temp", 1.5, "--seed", 3).stdout
 
 
-# Any computation lacks processors by this measure; tests/facade/test_contention.py tries the real.
+# By this measure every computation lacks CPU time; test_contention.py tests the real one.
 STRICT = """if True:
     import sys
     from llamacffi.context import contention
@@ -159,7 +159,7 @@ STRICT = """if True:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nobody tells")
-def test_why_it_is_slow(start_cli: StartCli) -> None:
+def test_the_reason_for_slowness(start_cli: StartCli) -> None:
     args = ("run", "-t", 2, "-n", 20, "-c", 256, "--temp", 0, "The")
     with start_cli(*args, code=STRICT, stderr=subprocess.PIPE) as process:
         _, stderr = process.communicate(timeout=HANGS)

@@ -1,4 +1,4 @@
-"""What a file or a model says never reaches a terminal as what it would obey."""
+"""Control sequences in files or model output never reach a terminal."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ HARMLESS = "tab\tnewline\nblank é 漢字 🦙 \N{ZERO WIDTH JOINER}"
 
 
 def obeyed(data: bytes) -> list[str]:
-    """Return the characters that a terminal obeys, but for tab and newline."""
+    """Return the control characters that a terminal interprets, except tab and newline."""
     text = data.decode(errors="replace").replace("\r\n", "\n")  # a terminal's own line ends
     return [char for char in text if char not in "\t\n" and visible(char) != char]
 
 
-def test_what_is_spelled_out() -> None:
+def test_what_is_escaped() -> None:
     assert visible(HARMLESS) == HARMLESS
     assert visible("a\x1b[0mb") == r"a\x1b[0mb"
     assert visible("\u202ex\u2069") == r"\u202ex\u2069"
@@ -39,7 +39,7 @@ def test_what_is_spelled_out() -> None:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Callable[..., Path]:
-    """Make the built-in model with other metadata, and a word that is made of escapes."""
+    """Make the built-in model with changed metadata and a word made of escape sequences."""
 
     def make(**changes: str) -> Path:
         path = tmp_path / "hostile.gguf"
@@ -54,7 +54,7 @@ def hostile(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def on_terminal(start_cli: StartCli) -> Callable[..., bytes]:
-    """Run a command with a terminal for its output and its errors; return what that got."""
+    """Run a command with a terminal for output and errors; return what the terminal received."""
     pty = pytest.importorskip("pty")
 
     def run(*args: object) -> bytes:
@@ -62,7 +62,7 @@ def on_terminal(start_cli: StartCli) -> Callable[..., bytes]:
         with start_cli(*args, stdout=slave, stderr=slave) as process:
             os.close(slave)
             output = b""
-            with contextlib.suppress(OSError):  # so Linux says that nobody is there any more
+            with contextlib.suppress(OSError):  # Linux reports closed writers like this
                 while data := os.read(master, 4096):
                     output += data
             process.wait(HANGS)
@@ -83,7 +83,7 @@ def on_terminal(start_cli: StartCli) -> Callable[..., bytes]:
     ],
     ids=lambda args: " ".join(map(str, args[:2])),
 )
-def test_a_terminal_obeys_nothing(
+def test_a_terminal_gets_no_control_sequences(
     on_terminal: Callable[..., bytes], hostile: Callable[..., Path], args: tuple[object, ...]
 ) -> None:
     output = on_terminal(args[0], "-m", hostile(), *args[1:])
@@ -101,7 +101,7 @@ def test_a_terminal_obeys_nothing(
     ids=lambda changes: next(iter(changes)),
 )
 @pytest.mark.parametrize("options", [(), ("-v", "--traceback")])
-def test_errors_have_nothing_to_obey(
+def test_errors_have_no_control_sequences(
     cli: Cli, hostile: Callable[..., Path], changes: dict[str, str], options: tuple[str, ...]
 ) -> None:
     for command in ("run", "tokenize"):
@@ -110,20 +110,20 @@ def test_errors_have_nothing_to_obey(
         assert obeyed(done.stderr.encode()) == []
 
 
-def test_a_name_of_a_file_has_nothing_to_obey(cli: Cli) -> None:
+def test_file_names_have_no_control_sequences(cli: Cli) -> None:
     for args in (("run", "-m", ESCAPES, "x"), ("run", f"--{ESCAPES}", "x"), ("run", "a", ESCAPES)):
         done = cli(*args)
         assert done.returncode in (1, 2)
         assert obeyed(done.stderr.encode()) == []
 
 
-def test_info_has_nothing_to_obey(cli: Cli) -> None:
+def test_info_has_no_control_sequences(cli: Cli) -> None:
     done = cli("info", env={"XDG_CACHE_HOME": f"/tmp/{ESCAPES}"})
     assert done.returncode == 0
     assert obeyed(done.stdout.encode()) == []
 
 
-def test_a_pipe_gets_what_the_model_says(cli: Cli, hostile: Callable[..., Path]) -> None:
+def test_a_pipe_gets_the_output_unchanged(cli: Cli, hostile: Callable[..., Path]) -> None:
     done: subprocess.CompletedProcess[str] = cli(
         "run", "-m", hostile(), "-q", "-n", 1, "--temp", 0, "The"
     )

@@ -19,7 +19,7 @@ TEXT = "The llama's Größe: 5 </s>"
     ("options", "special", "parse"),
     [((), True, False), (("--no-special",), False, False), (("--parse-special",), True, True)],
 )
-def test_ids_are_those_of_the_vocabulary(
+def test_ids_match_the_vocabulary(
     cli: Cli, demo_path: Path, options: tuple[str, ...], special: bool, parse: bool
 ) -> None:
     with Model(demo_path) as model:
@@ -44,7 +44,7 @@ def test_lines_have_the_id_and_the_piece(cli: Cli, demo_path: Path, encoding: st
 
 
 @pytest.mark.parametrize("args", [(), ("-",)])
-def test_stdin_is_taken_to_the_last_byte(cli: Cli, args: tuple[str, ...]) -> None:
+def test_stdin_is_read_to_the_last_byte(cli: Cli, args: tuple[str, ...]) -> None:
     given, piped = cli("tokenize", "a\n"), cli("tokenize", *args, stdin="a\n")
     assert given.stdout == piped.stdout
     assert cli("tokenize", "--no-special", "--count", *args).stdout == "0\n"

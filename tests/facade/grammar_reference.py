@@ -1,4 +1,4 @@
-"""Random grammars, and a reader of them that tries everything."""
+"""Random grammars, and a parser that tries everything."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, TypeAlias
 
 from hypothesis import strategies as st
 
-# A symbol is characters, the name of a rule, or a group; an item is one with how often it comes.
+# A symbol is characters, a rule name or a group; an item is a symbol and its repetition.
 Item: TypeAlias = "tuple[tuple[str, Any], str]"
 Alternatives: TypeAlias = list[list[Item]]
 Rules: TypeAlias = dict[str, Alternatives]
 
 NAMES = ("root", "x", "y")
-# How often at least and at most; nine times are without end for the short texts here.
+# Minimum and maximum; nine counts as unlimited for the short texts here.
 BOUNDS = {"": (1, 1), "*": (0, 9), "+": (1, 9), "?": (0, 1), "{2}": (2, 2), "{0,2}": (0, 2)}
 BOUNDS["{1,}"] = BOUNDS["+"]
 
@@ -52,12 +52,12 @@ def _item_text(item: Item) -> str:
 
 
 def accepts(grammar: Rules, text: str) -> bool:
-    """Whether a text is one of the grammar's."""
+    """Return whether the grammar matches a text."""
     return len(text) in _ends(grammar, text)["root", 0]
 
 
 def _ends(grammar: Rules, text: str) -> dict[tuple[str, int], set[int]]:
-    """Return where each rule can end from each place: what is known grows until nothing is new."""
+    """Return where each rule can end, for each start; repeat until nothing new is found."""
     known: dict[tuple[str, int], set[int]]
     known = {(name, i): set() for name in NAMES for i in range(len(text) + 1)}
 
@@ -91,7 +91,7 @@ def _ends(grammar: Rules, text: str) -> dict[tuple[str, int], set[int]]:
 
 
 def left_recursive(grammar: Rules) -> bool:
-    """Whether a rule can begin with itself and go on after that."""
+    """Return whether a rule can start with itself and then continue."""
     empty = {name for (name, _), ends in _ends(grammar, "").items() if ends}
     edges = {name: set(_first(grammar[name], empty, followed=False)) for name in NAMES}
     reached = {name: {name} for name in NAMES}
@@ -106,7 +106,7 @@ def left_recursive(grammar: Rules) -> bool:
 def _first(
     alternatives: Alternatives, empty: set[str], *, followed: bool
 ) -> Iterator[tuple[str, bool]]:
-    """Yield the rules that these can begin with, and whether something follows."""
+    """Yield the rules that these can start with, and whether anything follows."""
     for one in alternatives:
         for i, item in enumerate(one):
             (kind, content), repeat = item
@@ -129,7 +129,7 @@ def _can_be_empty(item: Item, empty: set[str]) -> bool:
 
 
 def _without_left_recursion(grammar: Rules) -> Rules:
-    """Return the grammar, or one where no rule begins with itself or one before it."""
+    """Return the grammar, changed so that no rule starts with itself or an earlier rule."""
     if not left_recursive(grammar):
         return grammar
     return {name: _behind(grammar[name], NAMES[i + 1 :]) for i, name in enumerate(NAMES)}

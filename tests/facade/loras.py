@@ -16,7 +16,7 @@ RANK = 4
 
 
 def random_pair(n_out: int, n_in: int, seed: int = 0, rank: int = RANK) -> Pair:
-    """Return two matrices whose product changes a weight much: ``lora_a`` and ``lora_b``."""
+    """Return ``lora_a`` and ``lora_b``, whose product changes a weight strongly."""
     random = np.random.default_rng(seed)
     a = random.standard_normal((rank, n_in)).astype(np.float32)
     b = random.standard_normal((n_out, rank)).astype(np.float32)
@@ -62,7 +62,7 @@ def write_lora(
 
 
 def merge(source: Path, target: Path, changes: Mapping[str, np.ndarray]) -> Path:
-    """Write a model whose weights are changed by what is added to each."""
+    """Write a model with something added to each weight."""
     with Gguf.open(source) as model:
         for name, change in changes.items():
             model.replace_tensor(name, model.tensors[name].dequantize() + change)

@@ -1,4 +1,4 @@
-"""What the samplers compute, by their formulas, in numpy and double precision."""
+"""The formulas of the samplers, in numpy with double precision."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class UnclearError(Exception):
-    """Rounding decides what a sampler keeps: no case for a comparison."""
+    """Rounding decides what a sampler keeps, so the results cannot be compared."""
 
 
 class Reference:
@@ -52,7 +52,7 @@ class Reference:
         self.logits, self.ids = self.logits[which], self.ids[which]
 
     def scores(self) -> dict[int, float]:
-        """Return the scores of those that are not ruled out."""
+        """Return the logits of the candidates that are not ruled out."""
         pairs = zip(self.ids.tolist(), self.logits.tolist(), strict=True)
         return {token: logit for token, logit in pairs if logit > -math.inf}
 
@@ -73,7 +73,7 @@ def softmax(logits: Floats) -> Floats:
 
 
 def clear(values: npt.ArrayLike, limit: float, tolerance: float = 1e-4) -> None:
-    """Raise `UnclearError` where a value is so near its limit that rounding decides."""
+    """Raise `UnclearError` if a value is so close to its limit that rounding decides."""
     values = np.asarray(values)
     if (np.abs(values[np.isfinite(values)] - limit) < tolerance).any():
         raise UnclearError
@@ -185,7 +185,7 @@ def penalties(one: Reference, sampler: Penalties) -> None:
 
 
 def dry(one: Reference, sampler: DRY) -> None:
-    """For each place where the last tokens stand, the token that followed there."""
+    """For each earlier occurrence of the last tokens, the token that followed."""
     assert not sampler.seq_breakers, "no case for a comparison"
     seen = one.accepted[-sampler.last_n :] if sampler.last_n else []
     if not sampler.multiplier or len(seen) <= sampler.allowed_length:

@@ -1,4 +1,4 @@
-"""Candidates are C's own array, seen by numpy."""
+"""Candidates are numpy views of C's array."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llamacffi import (
 from tests.facade.oracle import close_to, logits_after, token
 
 
-def test_the_array_is_that_of_c():
+def test_the_array_is_the_one_in_c():
     candidates = Candidates([0.5, -1.0, 2.0], ids=[7, 8, 9])
     data = candidates.data
     assert data.dtype.itemsize == ffi.sizeof("llama_token_data")
@@ -43,7 +43,7 @@ def test_the_array_is_that_of_c():
     assert repr(candidates) == "<3 Candidates, selected=None>"
 
 
-def test_what_a_chain_has_done_is_seen(chain):
+def test_changes_of_a_chain_are_visible(chain):
     candidates = Candidates([0.5, -1.0, 2.0, 1.0])
     before = candidates.data
     chain(TopK(2), Greedy()).apply(candidates)
@@ -56,7 +56,7 @@ def test_what_a_chain_has_done_is_seen(chain):
     assert candidates.token == 3
 
 
-def test_scores_of_a_context(context):
+def test_logits_of_a_context(context):
     words = [token(" llama"), token(" old")]
     batch = Batch(2)
     batch.add(words, logits="all")
@@ -128,7 +128,7 @@ def test_removing():
     assert candidates.id.tolist() == [7, 4]
 
 
-def test_what_is_no_score():
+def test_invalid_logits():
     for logits in ([], [[1.0]], 1.0, [np.nan, 1.0], [np.inf]):
         with pytest.raises(ArgumentError, match="logits"):
             Candidates(logits)
@@ -145,13 +145,13 @@ def test_what_is_no_score():
         Candidates("many")
 
 
-def test_a_chain_looks_at_them_first(chain, model):
+def test_a_chain_checks_them_first(chain, model):
     candidates = Candidates([1.0, 2.0])
     candidates.logit[1] = np.nan
     with pytest.raises(ContextError, match="a logit is NaN or inf"):
         chain(TopK(1)).apply(candidates)
     beyond = Candidates([1.0], ids=[len(model.vocab)])
-    chain(Greedy(), vocab=model.vocab).apply(beyond)  # does not matter to it
+    chain(Greedy(), vocab=model.vocab).apply(beyond)  # it ignores the ids
     with pytest.raises(ArgumentError, match="outside the vocabulary"):
         chain(Penalties(repeat=2.0), vocab=model.vocab).apply(beyond)
     with pytest.raises(TypeError, match="must be Candidates"):

@@ -1,4 +1,4 @@
-"""Samplers in Python: what they see, what they may do, and what becomes of their mistakes."""
+"""Samplers in Python: what they see, what they may do, and how their errors are handled."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_it_sees_what_samplers_before_it_left(context, chain):
     assert chosen == ids[1]
 
 
-def test_it_removes_and_its_followers_see_that(context, chain):
+def test_later_samplers_see_what_it_removed(context, chain):
     def odd(candidates):
         candidates.keep(candidates.id % 2 == 1)
 
@@ -82,7 +82,7 @@ def test_it_removes_and_its_followers_see_that(context, chain):
     assert all(one.sample(context) % 2 == 1 for _ in range(20))
 
 
-def test_order_is_forgotten_unless_told(chain):
+def test_candidates_become_unsorted_unless_declared(chain):
     told = []
 
     def turn(candidates):
@@ -105,7 +105,7 @@ def test_order_is_forgotten_unless_told(chain):
 
 
 class Counting:
-    """A sampler with state: it takes the token that it was told last."""
+    """A sampler with state: it chooses the last accepted token."""
 
     def __init__(self, tokens=()):
         self.tokens = list(tokens)
@@ -176,7 +176,7 @@ def test_copying_the_state(context, chain):
     counting.tokens.append(6)
     assert (first.sample(context), second.sample(context)) == (6, 5)
     with pytest.raises(ArgumentError, match="other samplers"):
-        second.copy_from(first)  # by now it has one with a state of its own
+        second.copy_from(first)  # by now it has its own state
 
 
 def test_what_cannot_be_cloned(chain, context):
@@ -205,7 +205,7 @@ def failing(*_args):
     raise OwnError("on purpose")
 
 
-def test_exceptions_come_out(context, chain):
+def test_exceptions_reach_the_caller(context, chain):
     after(context, THE)
     one = chain(
         Penalties(freq=1.0),
@@ -222,7 +222,7 @@ def test_exceptions_come_out(context, chain):
         one.apply(Candidates([1.0, 2.0]))
     one.accept(1)
     one.reset()
-    assert one.perf().n_sample == 1  # what failed was not accepted
+    assert one.perf().n_sample == 1  # the failed token was not accepted
     for call, options in (
         (lambda chain: chain.accept(1), {"accept": failing}),
         (lambda chain: chain.accept_prompt([1, 2]), {"accept": failing}),
@@ -250,7 +250,7 @@ def test_exceptions_come_out(context, chain):
     assert one.sample(context) == logits_after([token(" llama")])[0].argmax()
 
 
-def test_an_interrupt_comes_out(context, chain):
+def test_an_interrupt_reaches_the_caller(context, chain):
     def interrupt(_candidates):
         raise KeyboardInterrupt
 
@@ -259,7 +259,7 @@ def test_an_interrupt_comes_out(context, chain):
         chain(CustomSampler(interrupt), Greedy()).sample(context)
 
 
-def test_nonsense_is_found(context, chain):
+def test_invalid_changes_are_rejected(context, chain):
     after(context, THE)
 
     def spoil(field, value):
@@ -314,8 +314,8 @@ def test_candidates_that_are_kept(context, chain):
     assert np.isfinite(kept[0][2]).all()
 
 
-def test_arrays_of_memory_that_is_c_s_own(run_python):
-    """Called around the facade, it works on a copy, which may be kept."""
+def test_arrays_over_memory_of_c(run_python):
+    """Called through the raw layer, it works on a copy, which it may keep."""
     done = run_python(
         """
         import gc
@@ -378,7 +378,7 @@ def test_exit_with_everything_alive(run_python):
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
 
-def test_nothing_is_kept_after_the_chain(context):
+def test_nothing_outlives_the_chain(context):
     class State:
         def apply(self, candidates):
             take_best(candidates)
@@ -391,7 +391,7 @@ def test_nothing_is_kept_after_the_chain(context):
     del state
     one.close()
     del one
-    assert alive() is None  # at once: there are no cycles
+    assert alive() is None  # immediately: there are no reference cycles
 
 
 def test_a_chain_used_within_itself(context, chain):
@@ -405,7 +405,7 @@ def test_a_chain_used_within_itself(context, chain):
 
 
 def test_many_threads(new_context):
-    """Chains of their own, with one description."""
+    """Each has its own chain; all share one description."""
     results = []
     sampler = CustomSampler(take_best, selects=True)
 
@@ -460,7 +460,7 @@ def test_logits_processor(context, chain):
     assert one.sample(context) == chosen[0]
 
 
-def test_a_logits_processor_does_not_bring_back_what_is_gone(context, chain):
+def test_a_logits_processor_cannot_restore_removed_tokens(context, chain):
     allowed = token(" tree")
 
     def everything(_tokens, scores):

@@ -1,4 +1,4 @@
-"""The built-in model is what it says it is."""
+"""The built-in model is the bigram model that it claims to be."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_path_is_in_the_users_cache(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_write_leaves_nothing(run_python, tmp_path):
-    """The disk is full after 100 kB."""
+    """The disk fills up after 100 kB."""
     code = """
         import resource
         from pathlib import Path
@@ -97,7 +97,7 @@ def test_generated_words_are_from_the_text(context, chain):
     assert set(spaced) <= words
 
 
-def test_a_damaged_file_in_the_cache_is_written_anew(tmp_path, monkeypatch):
+def test_a_damaged_file_in_the_cache_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     good = demo.path()
     content = good.read_bytes()
@@ -105,7 +105,7 @@ def test_a_damaged_file_in_the_cache_is_written_anew(tmp_path, monkeypatch):
     assert demo.path().read_bytes() == content
 
 
-def test_another_file_of_the_same_size_is_not_taken(tmp_path, monkeypatch):
+def test_another_file_of_the_same_size_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     good = demo.path()
     content = good.read_bytes()
@@ -115,14 +115,14 @@ def test_another_file_of_the_same_size_is_not_taken(tmp_path, monkeypatch):
     with open(good, "rb") as reader:
         assert demo.path() == good
         assert good.read_bytes() == content
-        assert reader.read() == other  # who had it open keeps what was there
+        assert reader.read() == other  # a reader that had it open keeps the old content
     good.write_bytes(bytes(len(content)))
     assert demo.path().read_bytes() == content
     assert [file.name for file in good.parent.iterdir()] == [good.name]
 
 
 def test_a_link_in_the_cache_is_replaced(tmp_path, monkeypatch):
-    """And not what it leads to."""
+    """But not its target."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     good = demo.path()
     content = good.read_bytes()
@@ -138,12 +138,12 @@ def test_a_link_in_the_cache_is_replaced(tmp_path, monkeypatch):
     assert demo.path().read_bytes() == content
 
 
-def test_the_hash_is_that_of_the_model(demo_path):
+def test_the_hash_matches_the_model(demo_path):
     assert hashlib.sha256(demo_path.read_bytes()).hexdigest() == demo.SHA256
 
 
 def test_a_model_with_another_hash_is_compared(tmp_path, monkeypatch):
-    """Where logarithms are rounded otherwise."""
+    """As on a machine that rounds logarithms differently."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(demo, "SHA256", "of another machine")
     good = demo.path()
@@ -154,7 +154,7 @@ def test_a_model_with_another_hash_is_compared(tmp_path, monkeypatch):
     assert demo.path().read_bytes() == content
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+def test_a_read_only_cache_is_named(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))

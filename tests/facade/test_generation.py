@@ -50,11 +50,11 @@ def test_greedy_text_is_the_path_of_best_bigrams(context, chain):
     assert generation.seconds > 0
     assert generation.prompt_seconds > 0
     assert all(one.logprob is None for one in tokens)
-    # Memory has the prompt and all tokens but the last.
+    # Memory contains the prompt and all tokens but the last.
     assert context.memory.pos_max() == 3 + 20 - 2
 
 
-def test_text_of_a_stream_is_that_of_its_tokens(context, chain):
+def test_streamed_text_equals_the_text_of_the_tokens(context, chain):
     sampler = chain(Dist(seed=11))
     tokens = list(generate(context, PROMPT, sampler=sampler, max_tokens=100))
     ids = [one.id for one in tokens]
@@ -76,7 +76,7 @@ def test_stop_strings_at_every_place(context, chain, width):
         assert (generation.finish_reason, generation.stop_match) == ("stop", stop)
 
 
-def test_of_several_stop_strings_the_first_complete_and_then_the_longest(context, chain):
+def test_the_first_complete_stop_string_wins_then_the_longest(context, chain):
     text = pieces(context.model, PATH[:16])
     stops = [text[8:12], text[6:10], text[4:10], text[20:22]]
     generation = run(context, chain, stop=stops, max_tokens=16)
@@ -85,14 +85,14 @@ def test_of_several_stop_strings_the_first_complete_and_then_the_longest(context
     assert generation.stop_match == expected
 
 
-def test_the_beginning_of_a_stop_string_is_not_lost_at_the_end(context, chain):
+def test_a_partial_stop_string_at_the_end_is_not_lost(context, chain):
     text = pieces(context.model, PATH[:5])
     generation = run(context, chain, stop=[text[-3:] + "never there"], max_tokens=5)
     assert generation.text() == text
     assert generation.finish_reason == "length"
 
 
-def test_one_stop_string_may_be_given_plainly(context, chain):
+def test_a_single_stop_string_needs_no_list(context, chain):
     text = pieces(context.model, PATH[:10])
     assert run(context, chain, stop=text[9:12]).text() == text[: text.index(text[9:12])]
 
@@ -108,7 +108,7 @@ def to_the_end(context, chain, **options):
     raise AssertionError("no end in 50 runs")
 
 
-def test_the_models_own_end(context, chain):
+def test_the_model_ends(context, chain):
     generation, tokens = to_the_end(context, chain)
     assert tokens[-1].id == END
     assert tokens[-1].text == ""
@@ -117,7 +117,7 @@ def test_the_models_own_end(context, chain):
 
 
 def test_special_tokens_in_a_prompt(context):
-    """Their texts are those tokens, unless the text comes from users."""
+    """Their text becomes those tokens, unless parse_special is off."""
     vocab = context.model.vocab
     text = f"The {vocab.text(vocab.eos)}"
     for parse_special in (True, False):
@@ -129,7 +129,7 @@ def test_special_tokens_in_a_prompt(context):
         assert (vocab.eos in tokens) is parse_special
 
 
-def test_what_was_held_back_comes_with_the_models_own_end(context, chain):
+def test_text_held_back_comes_when_the_model_ends(context, chain):
     _, tokens = to_the_end(context, chain)
     text = "".join(one.text for one in tokens)
     _, again = to_the_end(context, chain, stop=[text[-1] + "never there"])
@@ -140,7 +140,7 @@ def test_what_was_held_back_comes_with_the_models_own_end(context, chain):
 def test_a_full_context(context, chain):
     tokens = list(generation := run(context, chain))
     assert generation.finish_reason == "context"
-    # Memory is full, and one more token could be chosen.
+    # Memory is full, but one more token can be chosen.
     assert len(tokens) == 256 - 3 + 1
     assert context.memory.pos_max() == 255
     assert [one.id for one in tokens[:60]] == PATH
@@ -154,7 +154,7 @@ def test_logprobs_are_the_closed_form(context, chain):
         assert one.logprob == pytest.approx(expected, abs=2e-3)
 
 
-def test_leaving_early_and_going_on(context, chain):
+def test_stopping_early_and_continuing(context, chain):
     for one in run(context, chain):
         if one.id == PATH[6]:
             break
@@ -170,7 +170,7 @@ def test_a_generation_left_early_frees_its_context(model):
     for _ in generate(context, PROMPT, sampler=SamplerChain(Greedy())):
         break
     del context, _
-    assert live_objects() == before  # at once: no cycle waits for the garbage collector
+    assert live_objects() == before  # immediately: no cycle waits for the garbage collector
 
 
 def test_closing_a_generation(context, chain):
@@ -230,13 +230,13 @@ def test_what_cannot_be_generated(context, chain, prompt, options, message):
     assert context.memory.pos_max() is None
 
 
-def test_an_empty_text_after_a_text(context, chain):
+def test_an_empty_prompt_after_a_text(context, chain):
     list(run(context, chain, max_tokens=2))
     with pytest.raises(ArgumentError, match="prompt is empty"):
         run(context, chain, prompt="")
 
 
-def test_a_chain_that_chooses_nothing_is_not_replaced(context, chain):
+def test_a_chain_that_chooses_nothing_is_an_error(context, chain):
     with pytest.raises(ArgumentError, match="chooses no token"):
         next(generate(context, PROMPT, sampler=chain()))
 
@@ -254,7 +254,7 @@ def test_cancel_midway(context, chain):
     assert [one.id for one in run(context, chain, prompt=[got[-1]], max_tokens=5)] == PATH[5:10]
 
 
-def test_the_sampler_begins_anew_each_time(context, chain):
+def test_the_sampler_is_reset_each_time(context, chain):
     one = chain(Penalties(last_n=64, present=3.0), Dist(seed=2))
     runs = []
     for _ in range(2):
@@ -263,7 +263,7 @@ def test_the_sampler_begins_anew_each_time(context, chain):
     assert runs[0] == runs[1]
 
 
-def test_the_prompt_counts_for_penalties(context, chain):
+def test_penalties_count_the_prompt(context, chain):
     """As in llama.cpp's own programs."""
     prompt = [PATH[0], *PATH[1:4], LAST]
     sampler = chain(Penalties(last_n=64, present=50.0), Greedy())
@@ -285,7 +285,7 @@ def test_a_character_of_several_tokens_comes_whole(tmp_path, run_python):
         demo.TEXT = "x y"
         entries = list(demo.vocabulary())
         ids = {entry.text: i for i, entry in enumerate(entries)}
-        # A state for each byte, and a table in which each is followed by the next.
+        # One state for each byte, and a table in which each leads to the next.
         first = max(entry.state for entry in entries) + 1
         x = ids["\\N{LOWER ONE EIGHTH BLOCK}x"]
         steps = [x, *(ids[f"<0x{byte:02X}>"] for byte in llama), 2]
@@ -315,7 +315,7 @@ def test_a_character_of_several_tokens_comes_whole(tmp_path, run_python):
 
 
 def test_any_stop_strings(context, chain):
-    """The text ends as the definition says, wherever the tokens are cut."""
+    """The text ends as defined, wherever the token boundaries are."""
     text, greediest = pieces(context.model, PATH[:16]), chain(Greedy())
     part = st.tuples(st.integers(0, len(text) - 1), st.integers(1, 6))
     strings = st.one_of(
@@ -344,7 +344,7 @@ def test_a_condition_stops(context, chain):
 
     text = pieces(context.model, PATH[:4])
     generation = run(context, chain, stop_when=stop_when, stop=text[-1] + "never there")
-    assert generation.text() == text  # with what was held back
+    assert generation.text() == text  # includes what was held back
     assert seen == [PATH[:n] for n in range(1, 5)]
     assert (generation.finish_reason, generation.stop_match) == ("stop", None)
     assert generation.tokens == tuple(PATH[:4])
@@ -374,7 +374,7 @@ def test_the_most_likely_tokens(context, chain, n):
 
 
 def test_two_generations_take_turns(new_context, chain):
-    """Each chooses from its own scores, though the other has used the context since."""
+    """Each chooses from its own logits, although the other has used the context since."""
     context = new_context(n_seq_max=2, kv_unified=True)
     texts = [[5] * 3 + [LAST], [7, token(" the")]]
     options = {"max_tokens": 30, "logprobs": True}
@@ -394,7 +394,7 @@ def test_two_generations_take_turns(new_context, chain):
         assert [one.logprob for one in found] == pytest.approx(expected, abs=2e-3)
 
 
-def test_a_prompt_that_is_cancelled_leaves_the_sequence_as_it_was(model, chain):
+def test_a_cancelled_prompt_restores_the_sequence(model, chain):
     count = []
 
     def stop(_node, asked):
@@ -411,7 +411,7 @@ def test_a_prompt_that_is_cancelled_leaves_the_sequence_as_it_was(model, chain):
         assert next(generation, None) is None
 
 
-def test_a_prompt_that_is_interrupted_leaves_the_sequence_as_it_was(model, chain):
+def test_an_interrupted_prompt_restores_the_sequence(model, chain):
     count = []
 
     def interrupt(_node, asked):
@@ -427,7 +427,7 @@ def test_a_prompt_that_is_interrupted_leaves_the_sequence_as_it_was(model, chain
         assert context.memory.pos_max() == 2
 
 
-def test_a_state_that_cannot_go_back_is_forgotten(random_context, chain):
+def test_a_state_that_cannot_be_restored_is_emptied(random_context, chain):
     count = []
 
     def stop(_node, asked):
@@ -441,7 +441,7 @@ def test_a_state_that_cannot_go_back_is_forgotten(random_context, chain):
     assert context.memory.pos_max() is None
 
 
-def test_the_context_is_closed_meanwhile(new_context, chain):
+def test_closing_the_context_between_tokens(new_context, chain):
     context = new_context()
     generation = run(context, chain)
     next(generation)
@@ -450,7 +450,7 @@ def test_the_context_is_closed_meanwhile(new_context, chain):
         next(generation)
 
 
-def test_a_view_of_the_scores_is_alive(context, chain):
+def test_a_live_view_of_the_logits(context, chain):
     generation = run(context, chain)
     next(generation)
     view = context.logits_view()
@@ -459,7 +459,7 @@ def test_a_view_of_the_scores_is_alive(context, chain):
     assert view.argmax() == PATH[0]
 
 
-def test_the_chain_is_closed_meanwhile(context, chain):
+def test_closing_the_chain_between_tokens(context, chain):
     sampler = chain(Greedy())
     generation = generate(context, PROMPT, sampler=sampler)
     next(generation)
@@ -468,7 +468,7 @@ def test_the_chain_is_closed_meanwhile(context, chain):
         next(generation)
 
 
-def test_the_context_is_used_meanwhile(context, chain):
+def test_using_the_context_between_tokens(context, chain):
     generation = run(context, chain)
     next(generation)
     with (
@@ -480,7 +480,7 @@ def test_the_context_is_used_meanwhile(context, chain):
 
 @pytest.mark.parametrize("change", ["pool", "embeddings", "batch", "shift"])
 def test_what_may_change_between_two_tokens(new_context, chain, change):
-    """The short way from token to token is left where there is more to it."""
+    """The fast path from token to token is left when more has to be done."""
     context = new_context(n_seq_max=2, kv_unified=True)
     generation = run(context, chain, logprobs=True, seq_id=0)
     found = [next(generation).id for _ in range(5)]
@@ -498,13 +498,13 @@ def test_what_may_change_between_two_tokens(new_context, chain, change):
             assert context.embeddings().any()
             context.set_embeddings(False)
         if change == "pool":
-            with pool.lock, pytest.raises(BusyError):  # another context computes with it
+            with pool.lock, pytest.raises(BusyError):  # another context uses it to compute
                 next(generation)
     assert found == PATH[:10]
 
 
-def test_a_generation_that_is_asked_twice_at_once(model, chain):
-    """As another thread would: here from within its own computation."""
+def test_two_requests_for_a_token_at_once(model, chain):
+    """As another thread would, but from within its own computation."""
     asked = []
 
     def again(_node, _asked):
@@ -520,7 +520,7 @@ def test_a_generation_that_is_asked_twice_at_once(model, chain):
             next(generation)
 
 
-def test_the_seed_is_told(context, chain):
+def test_the_seed_is_reported(context, chain):
     for sampler, seed in ((chain(Dist(5)), 5), (chain(Greedy()), None)):
         context.memory.clear(data=False)
         generation = generate(context, PROMPT, sampler=sampler, max_tokens=3)
@@ -551,7 +551,7 @@ def test_an_encoder_decoder_model_encodes_the_prompt(random_context, chain):
 
 
 def test_answers_to_two_prompts_do_not_mix(random_context, chain):
-    """The encoder's output is one for the context: the last prompt's."""
+    """A context has one encoder output, that of the last prompt."""
     context = random_context("t5", n_seq_max=2, kv_unified=True)
     one = run(context, chain, prompt=[5, 17, 40], max_tokens=6)
     next(one)

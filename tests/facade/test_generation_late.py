@@ -34,8 +34,8 @@ def ids(generation):
 @pytest.mark.parametrize(
     "after", [None, "Something else.", "Something else, which is somewhat longer than that."]
 )
-def test_a_generation_begins_where_the_sequence_ends_then(random_context, chain, before, after):
-    """Whatever was in memory when it was made, the prompt comes after what is there now."""
+def test_a_generation_starts_where_the_sequence_ends_by_then(random_context, chain, before, after):
+    """The prompt is appended to what is in memory now, not to what was there at the call."""
     context = random_context("llama", n_seq_max=2)
 
     def remember(tokens):
@@ -54,7 +54,7 @@ def test_a_generation_begins_where_the_sequence_ends_then(random_context, chain,
     assert (context.memory.pos_min(), context.memory.pos_max()) == (0, end)
 
 
-def test_the_text_is_tokenized_as_it_must_be_then(context, chain):
+def test_the_text_is_tokenized_for_the_position_by_then(context, chain):
     first, second = (
         generate(context, PROMPT, sampler=chain(Greedy()), max_tokens=3) for _ in range(2)
     )
@@ -131,7 +131,7 @@ def test_memory_that_is_loaded_between_two_tokens(new_context, chain, form):
 
 
 def test_two_generations_of_one_sequence(context, chain):
-    """The second continues the first; then the first cannot go on, and says so."""
+    """The second continues the first; the first can then no longer continue, and raises."""
     first = generate(context, PROMPT, sampler=chain(Greedy()))
     second = generate(context, PROMPT, sampler=chain(Greedy()), max_tokens=6)
     assert next(first).id == PATH[0]
@@ -150,7 +150,7 @@ def test_generations_that_take_turns(new_context, chain):
     assert [tuple(one.id for one in row) for row in found] == [(one,) * 3 for one in PATH[:30]]
 
 
-def test_what_happens_to_other_sequences_does_not_count(new_context, chain):
+def test_changes_to_other_sequences_do_not_matter(new_context, chain):
     context = new_context(n_seq_max=3, kv_unified=True)
     generation = generate(context, PROMPT, sampler=chain(Greedy()), max_tokens=8)
     found = [next(generation).id]
@@ -165,7 +165,7 @@ def test_what_happens_to_other_sequences_does_not_count(new_context, chain):
 
 
 def test_a_prompt_that_is_stopped_after_a_shift(random_context, chain):
-    """What was forgotten to make room stays so; nothing of the prompt is left."""
+    """Discarded tokens stay discarded; nothing of the prompt remains."""
     stop, n_nodes = [], 0
     context = random_context("llama", n_batch=32, n_ubatch=32, cb_eval=lambda node, ask: see(node))
 
@@ -190,7 +190,7 @@ def test_a_prompt_that_is_stopped_after_a_shift(random_context, chain):
     assert len(ids(generate(context, [6], sampler=chain(Greedy()), max_tokens=4))) == 4
 
 
-def test_it_is_closed_by_another_thread(model, chain):
+def test_closing_from_another_thread(model, chain):
     inside, go_on = threading.Event(), threading.Event()
 
     def wait(_node, _ask):
@@ -222,7 +222,7 @@ def test_it_is_closed_by_another_thread(model, chain):
         assert list(generation) == []
 
 
-def test_it_is_used_by_what_it_calls(context, chain):
+def test_use_from_within_its_callbacks(context, chain):
     generation = generate(
         context, PROMPT, sampler=chain(Greedy()), stop_when=lambda tokens: generation.close()
     )

@@ -1,4 +1,4 @@
-"""A sequence that is full: generation ends, or goes on by a policy; nothing is cut in silence."""
+"""A full sequence: generation ends, or continues by a policy; nothing is truncated silently."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_three_times_the_context(context, chain, policy):
 
 
 @pytest.mark.parametrize("policy", [ContextShift(3, 10), ContextShift(0), ContextShift(100)])
-def test_the_scores_are_those_of_the_tokens_that_are_left(random_context, chain, policy):
-    """With one layer the cache has only what the tokens and their positions say."""
+def test_the_logits_are_those_of_the_remaining_tokens(random_context, chain, policy):
+    """With one layer, the KV cache depends only on the tokens and their positions."""
     context = random_context("llama+shallow", **EXACT)
     fresh = random_context("llama+shallow", **EXACT)
     left = [5, 17, 40] * 80
@@ -63,12 +63,12 @@ def test_without_a_policy_it_ends(context, chain):
 
 
 def test_a_prompt_makes_room_too(context, chain):
-    """No more than the policy says is kept of what was there."""
+    """Only as much of the old text is kept as the policy says."""
     options = {"sampler": chain(Greedy()), "max_tokens": 5, "overflow": ContextShift(4, 16)}
     list(generate(context, [7] * 250, **options))
     generation = generate(context, [5] * 99 + [LAST], **options)
     assert [one.id for one in generation] == greedy(LAST, 5)
-    # 98 were forgotten for the prompt, as many as needed, and 16 for the second token after it.
+    # 98 were discarded for the prompt, as many as needed, and 16 for the second token after it.
     assert context.memory.next_pos() == 254 - 98 + 100 - 16 + 4
     with pytest.raises(ArgumentError, match="prompt of 253 tokens does not fit: 4 of n_ctx=256"):
         generate(context, [5] * 253, **options)
@@ -100,7 +100,7 @@ def test_models_that_cannot(random_context, chain, kind, params, message):
         ((0, -5), "n_discard must be at least 1, not -5"),
     ],
 )
-def test_policies_that_are_none(arguments, message):
+def test_invalid_policies(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         ContextShift(*arguments)
 
@@ -115,8 +115,8 @@ def fill(context, seq_id, n):
     context.decode(Batch.from_tokens([5] * n, seq_ids=(seq_id,)))
 
 
-def test_a_prompt_that_finds_no_room_leaves_nothing(new_context, chain):
-    """Others have the rest of the buffer; its first tokens fit, in ever smaller batches."""
+def test_a_prompt_without_room_leaves_nothing_behind(new_context, chain):
+    """Other sequences fill the KV cache; the first tokens still fit, in ever smaller batches."""
     context = new_context(n_seq_max=2, kv_unified=True)
     fill(context, 0, 10)
     fill(context, 1, 200)
@@ -127,7 +127,7 @@ def test_a_prompt_that_finds_no_room_leaves_nothing(new_context, chain):
     assert next(generate(context, [LAST] * 46, sampler=chain(Greedy()))).id == greedy(LAST, 1)[0]
 
 
-def test_when_others_have_the_rest(new_context, chain):
+def test_when_other_sequences_fill_the_rest(new_context, chain):
     context = new_context(n_seq_max=2, kv_unified=True)
     fill(context, 1, 200)
     generation = generate(context, [LAST], sampler=chain(Greedy()))
@@ -138,7 +138,7 @@ def test_when_others_have_the_rest(new_context, chain):
     assert (context.memory.pos_max(0), context.memory.pos_max(1)) == (55, 199)
 
 
-def test_the_policy_helps_when_others_have_the_rest(new_context, chain):
+def test_the_policy_helps_when_other_sequences_fill_the_rest(new_context, chain):
     context = new_context(n_seq_max=2, kv_unified=True)
     fill(context, 1, 200)
     policy = ContextShift(1, 20)
@@ -148,8 +148,8 @@ def test_the_policy_helps_when_others_have_the_rest(new_context, chain):
     assert context.memory.pos_max(0) < 56
 
 
-def test_a_shared_beginning_that_is_kept(new_context, chain):
-    """What comes after it is the sequence's own, and may be moved."""
+def test_a_shared_prefix_that_is_kept(new_context, chain):
+    """The tokens after it belong to one sequence, and may be moved."""
     context = new_context(n_seq_max=2, kv_unified=True)
     fill(context, 0, 20)
     context.memory.fork(0, 1)

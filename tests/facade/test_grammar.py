@@ -1,4 +1,4 @@
-"""Grammars: what is one, only text that it allows, and nothing that goes through by mistake."""
+"""Grammars: which are valid, that only allowed text is generated, and that mistakes fail closed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_mistakes():
     with pytest.raises(GrammarError, match="does not define its root rule 'start', only root"):
         Grammar('root ::= "a"', "start")
     with pytest.raises(GrammarError, match="does not define its root rule 'root_1'"):
-        Grammar('root ::= ("a")', "root_1")  # a name that llama.cpp makes itself
+        Grammar('root ::= ("a")', "root_1")  # a name that llama.cpp generates
     for grammar in (b'root ::= "a"', None):
         with pytest.raises(TypeError):
             Grammar(grammar)
@@ -108,7 +108,7 @@ PIECES = st.sampled_from(
         *("<[5]>", "!<[5]>", "<[", "_", "\\", "é", '"é"', "[é-ê]", 'root ::= "a"\n', "a ::= a2 | "),
     ]
 )
-# What llama.cpp takes, and should not; or what it never comes to an end with.
+# What llama.cpp accepts but should not, or never finishes.
 STRICTER = re.compile("already defined|left recursive|larger than the maximum|is empty|character")
 
 
@@ -126,7 +126,7 @@ EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 2), PIECES), max_size
 
 @st.composite
 def almost_grammars(draw):
-    """Three rules, of which up to two places are changed."""
+    """Three rules, with up to two edits."""
     text = "\n".join(f"{name} ::= {draw(RULES)}" for name in ("root", "a", "b-1"))
     for where, n, piece in draw(EDITS):
         start = int(where * len(text))
@@ -134,8 +134,8 @@ def almost_grammars(draw):
     return text
 
 
-def test_what_is_a_grammar(model):
-    """The same as for llama.cpp, which says why not on stderr alone."""
+def test_which_grammars_are_valid(model):
+    """The same as for llama.cpp, which explains itself only on stderr."""
     outcomes = Counter()
 
     @given(almost_grammars() | st.lists(PIECES, max_size=14).map("".join))
@@ -146,7 +146,7 @@ def test_what_is_a_grammar(model):
             reason = ""
         except GrammarError as error:
             reason = str(error)
-        # Tokens by their text are looked up when the vocabulary is known.
+        # Tokens given by text are looked up later, when the vocabulary is known.
         if STRICTER.search(reason) or re.search(r"<(?!\[)", text):
             outcomes["stricter"] += 1
             return
@@ -154,7 +154,7 @@ def test_what_is_a_grammar(model):
             sampler = lib.llama_sampler_init_grammar(model.vocab.ptr, text.encode(), b"root")
         made = sampler != ffi.NULL and bool(text)
         lib.llama_sampler_free(sampler)
-        # It takes a rule that may be nothing but itself for left recursion.
+        # It reports a rule that may consist of only itself as left recursion.
         taken = made or "left recursion" in lines.text
         assert taken == (not reason), (text, reason)
         outcomes["taken" if taken else "refused"] += 1
@@ -217,7 +217,7 @@ def test_json(llama_cpp, context, chain):
 
 @pytest.mark.parametrize("grammar_first", [True, False])
 def test_probabilities(context, chain, grammar_first):
-    """The model's own, of what is allowed."""
+    """Those of the model, restricted to what is allowed."""
     allowed = [*(token(word) for word in (" llama", " tree", " river", " moon")), END]
     p = softmax(logits_after([THE])[0].astype(np.float64)[allowed])
     alternatives = " | ".join(f"<[{one}]>" for one in allowed[:-1])
@@ -253,7 +253,7 @@ def test_the_end_may_be_optional(context, chain):
 
 
 def test_without_an_end(demo_path, chain):
-    """Of a vocabulary that has none, nothing is allowed after a grammar is complete."""
+    """Without an end token, nothing is allowed after a complete grammar."""
     from llamacffi import Context
 
     overrides = {"tokenizer.ggml.eos_token_id": IDS["<unk>"]}
@@ -274,14 +274,14 @@ def test_truncation_before_the_grammar(context, chain):
     for _ in range(3):
         with pytest.raises(GrammarError, match=r"put Grammar before Penalties"):
             one.sample(context)
-    one.accept(IDS["<0x5A>"])  # Z: where the grammar is has not changed
+    one.accept(IDS["<0x5A>"])  # Z: the grammar is still at the same place
     assert one.perf().n_sample == 1
     wide = chain(TopK(0), Grammar('root ::= "Z"'), Dist(seed=1))
     assert wide.sample(context) == IDS["<0x5A>"]
 
 
-def test_the_best_is_ruled_out_among_ordered_candidates(context, chain):
-    """llama.cpp goes on as if the first were still the best, and then takes the last."""
+def test_the_best_of_sorted_candidates_is_ruled_out(context, chain):
+    """llama.cpp would treat the first as still the best, and then choose the last."""
     after(context, THE)
     best, second = np.argsort(-context.logits(), kind="stable")[[0, 40]].tolist()
     grammar = Grammar(f"root ::= <[{second}]>")
@@ -290,7 +290,7 @@ def test_the_best_is_ruled_out_among_ordered_candidates(context, chain):
 
 
 def allowed(candidates, vocab):
-    """Return the texts that a grammar has left."""
+    """Return the texts that a grammar leaves."""
     return {vocab.piece(k) for k in candidates.id[candidates.logit > -math.inf].tolist()}
 
 
@@ -312,13 +312,13 @@ def test_a_token_that_is_not_allowed(context, chain):
             candidates = Candidates(np.zeros(len(context.model.vocab)))
             chain_of_two.apply(candidates)
             assert allowed(candidates, context.model.vocab) == {b"."}
-            # Accepted once: what failed was not counted.
+            # Accepted once: the failed token was not counted.
             assert candidates.logit.max() == 0
     one.accept(token("."))
     one.accept(END)
 
 
-def test_state_goes_along(context, chain):
+def test_state_is_cloned(context, chain):
     vocab = context.model.vocab
     one, other = (chain(Grammar(WORDS), Greedy(), vocab=vocab) for _ in range(2))
     one.accept(THE)
@@ -353,7 +353,7 @@ def test_tokens_of_the_vocabulary(context, chain):
 
 
 def test_lazily_by_pattern(context, chain):
-    """Anything, until the trigger; from there on the grammar."""
+    """Anything until the trigger; from there on, the grammar."""
     grammar = Grammar('root ::= " tree" " sings" "."', trigger_patterns=[" tree"])
     assert grammar.lazy
     one = chain(grammar, Greedy(), vocab=context.model.vocab)
@@ -369,7 +369,7 @@ def test_lazily_by_pattern(context, chain):
 
 
 def test_lazily_from_the_middle_of_a_token(context, chain):
-    """The grammar begins with the group, wherever in a token that is."""
+    """The grammar starts at the group, even in the middle of a token."""
     grammar = Grammar('root ::= "ree" "."', trigger_patterns=["the.*t(ree)"])
     one = chain(grammar, Greedy(), vocab=context.model.vocab)
     one.accept(THE)
@@ -397,7 +397,7 @@ def test_lazily_by_token(context, chain):
     one.accept(tree)
 
 
-def test_a_trigger_that_the_grammar_does_not_begin_with(context, chain):
+def test_a_trigger_that_does_not_match_the_start(context, chain):
     moon = token(" moon")
     one = chain(
         Penalties(freq=1.0),
@@ -450,7 +450,7 @@ def test_triggers(model, chain):
 
 
 def test_two_grammars(context, chain):
-    """Only what both allow."""
+    """Only what both grammars allow."""
     one = chain(
         Grammar('root ::= "a" | "b"'),
         Grammar('root ::= "b" | "c"'),
@@ -467,7 +467,7 @@ def test_two_grammars(context, chain):
 
 
 def test_grammar_first_or_not(context, chain):
-    """The same texts; without it, random numbers are drawn twice where the first try fails."""
+    """The texts are the same; without it, a failed first choice also draws random numbers."""
     grammar = Grammar(WORDS)
     for samplers in ([Temp(2.0), Dist(seed=1)], [TopK(3), Dist(seed=1)]):
         for first in (True, False):
@@ -483,7 +483,7 @@ def test_grammar_first_or_not(context, chain):
 
 
 def test_an_early_end_and_a_grammar(context, chain):
-    """The grammar is complete, and the end not allowed yet: nothing is left."""
+    """The grammar is complete, but the end is not allowed yet: no token remains."""
     one = chain(Grammar("root ::= <[300]>"), MinTokens(3), Greedy())
     after(context, THE)
     assert one.sample(context) == 300
@@ -492,7 +492,7 @@ def test_an_early_end_and_a_grammar(context, chain):
 
 
 def test_many_steps_are_the_same_as_one(context, chain):
-    """What is sampled can be accepted by another chain, and nothing else can."""
+    """Another chain accepts the sampled token, and rejects every other."""
     vocab = context.model.vocab
     one = chain(Grammar(WORDS), Temp(4.0), Dist(seed=8))
     other = chain(Grammar(WORDS), Greedy(), vocab=vocab)

@@ -1,4 +1,4 @@
-"""Grammars and their triggers take a time that is bounded, and read as they should."""
+"""Grammars and triggers take bounded time, and parse text correctly."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ BOMBS = {
     "long repetitions": 'root ::= ("a"{0,40} "b"?){0,40}',
     "many alternatives": "root ::= " + " | ".join(f'"a{i}"' for i in range(20_000)),
 }
-# After how many "a" these allow no more of them.
+# The number of "a" after which each allows no more.
 ENDS = {"2^30 ways to begin": 1, "options in a row": 64, "many alternatives": 1}
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_token_takes_a_bounded_time(model, chain, kind):
-    """Each call at most a second or two, whatever the grammar; then it is an error."""
+def test_a_token_takes_bounded_time(model, chain, kind):
+    """Each call takes at most a second or two with any grammar, then fails."""
     one = chain(Grammar(BOMBS[kind]), Greedy(), vocab=model.vocab)
     candidates = Candidates(np.zeros(len(model.vocab)))
     seconds, refusal = [], ""
@@ -121,7 +121,7 @@ LARGE = {
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_the_limit_of_a_token_holds_for_a_large_vocabulary(vocabularies, chain, kind):
-    """Whatever the steps are, so many take about a second: a step costs more in a larger table."""
+    """The limit takes about a second here too, although a step costs more in a larger table."""
     vocab = vocabularies["gpt-2"]
     one = chain(Grammar(LARGE[kind]), Greedy(), vocab=vocab)
     candidates = Candidates(np.zeros(len(vocab)))
@@ -142,7 +142,7 @@ def test_the_limit_of_a_token_holds_for_a_large_vocabulary(vocabularies, chain, 
         ("root ::= " + "[a-z]" * 200_000, "1000009"),
     ],
 )
-def test_what_is_too_large_is_refused_at_once(text, message):
+def test_a_grammar_that_is_too_large_is_rejected_quickly(text, message):
     refused = pytest.raises(GrammarError, match=message) if message else contextlib.nullcontext()
     with limited(5), refused:
         Grammar(text)
@@ -163,7 +163,7 @@ TEDIOUS = {
 
 
 @pytest.mark.parametrize("kind", TEDIOUS)
-def test_what_is_large_is_read_quickly(kind):
+def test_a_large_grammar_is_parsed_quickly(kind):
     with limited(3):
         Grammar(TEDIOUS[kind])
 
@@ -181,7 +181,7 @@ space ::= | " " | "\n"{1,2} [ \t]{0,20}""",
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)
-def test_what_is_made_of_schemas_works(model, chain, kind):
+def test_grammars_made_from_schemas_work(model, chain, kind):
     with limited(2):
         one = chain(Grammar(SCHEMAS[kind]), Greedy(), vocab=model.vocab)
         candidates = Candidates(np.zeros(len(model.vocab)))
@@ -190,7 +190,7 @@ def test_what_is_made_of_schemas_works(model, chain, kind):
 
 
 def whole_characters(piece):
-    """Whether the bytes of a token are characters, the last too."""
+    """Return whether the bytes of a token are complete characters."""
     try:
         return bool(piece.decode())
     except UnicodeDecodeError:
@@ -227,8 +227,8 @@ def test_upstream_s_grammars_allow_what_upstream_allows(llama_cpp, large_vocab):
                 one.apply(ours)
                 lib.llama_sampler_apply(upstream, theirs.ptr)
                 ours, theirs = set(ours.id[ours.logit == 0]), set(theirs.id[theirs.logit == 0])
-                # It takes bytes for characters that Unicode does not have, and where `[^...]` is
-                # to come, it refuses the beginnings of those that are allowed.
+                # It accepts bytes that are not Unicode characters, and where `[^...]` comes next,
+                # it rejects the first bytes of allowed characters.
                 assert all(vocab.piece(int(k))[0] >= 0xF5 for k in theirs - ours)
                 assert not any(whole_characters(vocab.piece(int(k))) for k in ours - theirs)
                 assert token in ours, (name, vocab.piece(token))
@@ -237,12 +237,12 @@ def test_upstream_s_grammars_allow_what_upstream_allows(llama_cpp, large_vocab):
             lib.llama_sampler_free(upstream)
 
 
-# --- Against a reader that tries everything ---
+# --- Compared with a parser that tries everything ---
 
 
 @given(loose_grammars)
 @settings(max_examples=300, deadline=None)
-def test_left_recursion_is_refused_and_nothing_else(grammar):
+def test_only_left_recursion_is_rejected(grammar):
     refused = contextlib.nullcontext()
     if left_recursive(grammar):
         refused = pytest.raises(GrammarError, match="left recursive")
@@ -252,7 +252,7 @@ def test_left_recursion_is_refused_and_nothing_else(grammar):
 
 @given(grammars)
 @WITHOUT_LOAD
-def test_the_same_texts_as_by_trying_everything(model, grammar):
+def test_the_same_texts_as_an_exhaustive_parser(model, grammar):
     text = written(grammar)
     with SamplerChain(Grammar(text), Greedy(), vocab=model.vocab) as one:
         for n in range(6):
@@ -270,8 +270,8 @@ def test_the_same_texts_as_by_trying_everything(model, grammar):
 
 @given(grammars, st.text("ab", max_size=12))
 @WITHOUT_LOAD
-def test_what_is_among_the_candidates_can_be_accepted(model, grammar, chars):
-    """Whether all are looked at at once, or few, or one that is accepted."""
+def test_candidates_that_remain_can_be_accepted(model, grammar, chars):
+    """The same result for all candidates at once, for a few, and for an accepted token."""
     vocab = model.vocab
     sample = range(0, len(vocab), 7)
     with SamplerChain(Grammar(written(grammar)), Greedy(), vocab=vocab) as one:
@@ -279,7 +279,7 @@ def test_what_is_among_the_candidates_can_be_accepted(model, grammar, chars):
             every = Candidates(np.zeros(len(vocab)))
             try:
                 one.apply(every)
-            except GrammarError:  # such as `root ::= () root`, which no text is
+            except GrammarError:  # such as `root ::= () root`, which matches no text
                 with pytest.raises(GrammarError):
                     one.accept(END)
                 return
@@ -296,7 +296,7 @@ def test_what_is_among_the_candidates_can_be_accepted(model, grammar, chars):
                         continue
                     with pytest.raises(GrammarError):
                         other.accept(token)
-            # The character, or else the other one: as far as the grammar goes.
+            # One character or the other, for as long as the grammar allows.
             wanted = (A, B) if char == "a" else (B, A)
             token = next((token for token in wanted if token in allowed), END)
             one.accept(token)
@@ -327,7 +327,7 @@ anchored = st.tuples(
 
 
 def found(pattern, text):
-    """Where Python finds it: the first group that is not empty, or the whole."""
+    """Return where Python finds it: the first group that is not empty, or the whole match."""
     match = re.search(pattern, text, re.ASCII)
     if match is None:
         return None
@@ -347,7 +347,7 @@ def test_triggers_are_found_where_python_finds_them(model, pattern, text):
     with SamplerChain(lazy, Greedy(), vocab=model.vocab) as one:
         for token in tokens[:n]:
             one.accept(token)
-        if n is not None:  # else it still waits
+        if n is not None:  # otherwise it is still waiting
             with pytest.raises(GrammarError):
                 one.accept(A)
             one.accept(BANG)
@@ -365,7 +365,7 @@ CATASTROPHES = {
 
 
 @pytest.mark.parametrize("pattern", CATASTROPHES)
-def test_no_trigger_takes_long(model, chain, pattern):
+def test_every_trigger_is_fast(model, chain, pattern):
     lazy = Grammar('root ::= "x"', trigger_patterns=[pattern])
     one = chain(lazy, Greedy(), vocab=model.vocab)
     tokens = [IDS[f"<0x{ord(char):02X}>"] for char in CATASTROPHES[pattern]]
@@ -374,8 +374,8 @@ def test_no_trigger_takes_long(model, chain, pattern):
             one.accept(token)
 
 
-def test_the_search_for_a_trigger_costs_the_same_anywhere(model, chain):
-    """After 100,000 tokens as at the beginning; nothing is searched a second time."""
+def test_searching_for_a_trigger_costs_the_same_everywhere(model, chain):
+    """The same after 100,000 tokens as at the start: no text is searched twice."""
     lazy = Grammar('root ::= "x"', trigger_patterns=["<go>[^>]*(>)", "a.*b.*c"])
     one = chain(lazy, Greedy(), vocab=model.vocab)
     parts = []
@@ -392,11 +392,11 @@ def test_the_search_for_a_trigger_costs_the_same_anywhere(model, chain):
 
 
 def test_a_trigger_of_several_bytes(model, chain):
-    """Patterns are of characters, and may end in the middle of a token."""
+    """Patterns match characters, and may end in the middle of a token."""
     lazy = Grammar('root ::= "é" "!"', trigger_patterns=["[ß-ê]"])
     one = chain(lazy, Greedy(), vocab=model.vocab)
     one.accept(A)
-    one.accept(IDS["<0xFF>"])  # no character
+    one.accept(IDS["<0xFF>"])  # not a character
     one.accept(IDS["<0xC3>"])
     one.accept(IDS["<0xA9>"])
     with pytest.raises(GrammarError):
@@ -408,15 +408,15 @@ def test_a_trigger_of_several_bytes(model, chain):
     "pattern",
     ["(", ")", "a{", "a{2", "*", "a{3,2}", "[", "[b-a]", "\\", "[[:no:]]", "(?<a>b)", "(a)[\\1]"],
 )
-def test_what_is_no_pattern(pattern):
+def test_invalid_patterns(pattern):
     with pytest.raises(ArgumentError, match=r"the trigger pattern .* cannot be used"):
         Grammar('root ::= "a"', trigger_patterns=[pattern])
-    with pytest.raises(NativeError):  # as C++ says
+    with pytest.raises(NativeError):  # C++ says the same
         lib.llamacffi_check_regex(pattern.encode())
 
 
 def test_a_chain_with_a_grammar_ends_with_its_model(demo_path):
-    """It points into the vocabulary."""
+    """It points into the vocabulary of the model."""
     with Model(demo_path) as model:
         chain = SamplerChain(Grammar('root ::= "a"'), Greedy(), vocab=model.vocab)
         chain.accept(A)

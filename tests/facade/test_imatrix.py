@@ -1,4 +1,4 @@
-"""Importance matrices, against the same model computed with numpy."""
+"""Importance matrices, compared with the same model computed in numpy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mixture(tmp_path_factory):
 
 
 def collect(path, tokens, *, n_batch=None, **options):
-    """Decode tokens, and return what was collected."""
+    """Decode tokens, and return the collected matrix."""
     collector = ImatrixCollector(**options)
     with (
         Model(path) as model,
@@ -70,7 +70,7 @@ def rotated(x):
 
 
 def inputs_of(path, tokens):
-    """Compute a llama, and return what each of its matrices is multiplied with."""
+    """Compute a llama model, and return the inputs of each matrix."""
     with Gguf.open(path) as gguf:
         w = {name: t.data.astype(np.float64) for name, t in gguf.tensors.items()}
     inputs = {}
@@ -114,7 +114,7 @@ def test_the_sums_are_those_of_numpy(path, n_batch):
     assert np.allclose(found["blk.0.attn_q.weight"], (first**2).mean(0), rtol=1e-4)
 
 
-def test_the_output_is_left_out_unless_asked_for(path):
+def test_the_output_is_skipped_by_default(path):
     found = collect(path, TOKENS)
     assert "output.weight" not in found
     assert len(found) == 14
@@ -124,7 +124,7 @@ def test_the_output_is_left_out_unless_asked_for(path):
 
 @pytest.mark.parametrize("n_batch", [None, 5])
 def test_experts(mixture, n_batch):
-    """Each token goes to two experts, with the inputs that the router gets too."""
+    """Each token is routed to two experts, whose inputs are those of the router."""
     found = collect(mixture, TOKENS, n_batch=n_batch)
     for i in range(2):
         router = found.squares[f"blk.{i}.ffn_gate_inp.weight"]
@@ -136,13 +136,13 @@ def test_experts(mixture, n_batch):
             assert (entry.counts > 0).sum() > 2
             if one != "down":
                 assert np.allclose(entry.sums.sum(0), 2 * router.sums[0], rtol=1e-5)
-    # Which expert is taken depends on the router alone: computed for the first layer of one token.
+    # The router alone chooses the experts: compute it for the first layer of one token.
     with Gguf.open(mixture) as gguf:
         weights = {name: one.data for name, one in gguf.tensors.items()}
     one = collect(mixture, TOKENS[:1]).squares
     h = np.sqrt(one["blk.0.ffn_gate_inp.weight"].sums[0])
     x = weights["token_embd.weight"][TOKENS[:1]].astype(np.float64)
-    v = norm(x) @ weights["blk.0.attn_v.weight"].T  # a token alone attends to itself
+    v = norm(x) @ weights["blk.0.attn_v.weight"].T  # a single token attends only to itself
     x = norm(x + v @ weights["blk.0.attn_output.weight"].T)
     assert np.allclose(np.abs(x[0]), h, rtol=0.02, atol=1e-3)
     chosen = np.argsort(x[0] @ weights["blk.0.ffn_gate_inp.weight"].T)[-2:]
@@ -171,8 +171,8 @@ def test_saved_and_opened(mixture, tmp_path):
         assert opened[name].shape == found[name].shape
 
 
-def test_two_together(path):
-    """Two halves, each begun anew."""
+def test_merging_two(path):
+    """Two halves, each collected on its own."""
     halves = [collect(path, TOKENS[i : i + 32]) for i in (0, 32)]
     both = halves[0].merge(halves[1])
     name = "blk.1.ffn_down.weight"
@@ -187,7 +187,7 @@ def test_two_together(path):
 
 
 def test_computed_from_tokens(path):
-    """Each chunk begins anew; the rest is left out."""
+    """Each chunk is decoded on its own; an incomplete one is ignored."""
     parts = []
     with Model(path) as model:
         found = compute_imatrix(
@@ -208,7 +208,7 @@ def test_computed_from_tokens(path):
 
 
 def test_computed_from_text(model):
-    """With the built-in model, which has a vocabulary, and a token that begins a text."""
+    """With the built-in model, which has a vocabulary and a BOS token."""
     text = "The llama walks over the hill and looks at the river. " * 4
     found = compute_imatrix(model, text, chunk_size=16)
     assert found.chunk_count == len(model.vocab.tokenize(text)) // 16
@@ -217,7 +217,7 @@ def test_computed_from_text(model):
 
 
 def test_used(path, mixture, tmp_path):
-    """By object and by file, it is the same; and types that need one can be made."""
+    """The object and the file give the same result; types that need a matrix work."""
     for source, ftype in ((path, "Q4_0"), (mixture, "Q4_K_M")):
         found = collect(source, TOKENS)
         found.save(tmp_path / "x.gguf")
@@ -236,7 +236,7 @@ def test_used(path, mixture, tmp_path):
             assert two["quantize.imatrix.file"] == str(tmp_path / "x.gguf")[:127]
 
 
-def test_sums_that_cannot_be_added():
+def test_sums_that_overflow():
     one = Imatrix({"a": Squares(np.full((1, 2), 3e38, np.float32), np.array([1]))})
     with pytest.raises(ArgumentError, match="sums of 'a' exceed float32"):
         one.merge(one)

@@ -1,4 +1,4 @@
-"""LoRA adapters merged into the weights, against llama.cpp's own use of them."""
+"""LoRA adapters merged into the weights, compared with llama.cpp applying them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEIGHTS = ("blk.0.attn_q.weight", "blk.0.ffn_down.weight", "blk.1.attn_v.weight"
 
 
 def write_adapter(path, model, weights=WEIGHTS, *, rank=4, alpha=8.0, seed=1, dtype="f32", **keys):
-    """Write an adapter that changes ``weights`` of a model a lot."""
+    """Write an adapter that changes ``weights`` of a model strongly."""
     random = np.random.default_rng(seed)
     with Gguf.open(model) as base, Gguf.new() as gguf:
         gguf["general.type"] = "adapter"
@@ -99,7 +99,7 @@ def test_experts(tmp_path, out):
     assert np.allclose(logits(out), expected, atol=0.02)
 
 
-def test_two_with_other_weights(path, tmp_path, out):
+def test_two_adapters_for_different_weights(path, tmp_path, out):
     first = write_adapter(tmp_path / "a.gguf", path)
     second = write_adapter(tmp_path / "b.gguf", path, ["blk.0.attn_q.weight"], rank=2, seed=2)
     scales = {first: 0.7, second: 1.5}
@@ -109,7 +109,7 @@ def test_two_with_other_weights(path, tmp_path, out):
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0"])
-def test_the_type_stays_or_is_chosen(tmp_path, out, dtype):
+def test_the_type_is_kept_or_chosen(tmp_path, out, dtype):
     path = write_llama(tmp_path / "base.gguf", n_embd=N_EMBD, dtype=dtype)
     adapter = write_adapter(tmp_path / "a.gguf", path)
     merge_lora(path, {adapter: 1}, out)
@@ -192,11 +192,11 @@ def test_bad_arguments(path, tmp_path, out):
         with pytest.raises(error):
             merge_lora(path, {adapter: 1}, out, type=type_)
     assert not out.exists()
-    assert N_VOCAB > 60  # of the tokens that are decoded here
+    assert N_VOCAB > 60  # among the tokens decoded here
 
 
 def test_changed_weights_are_not_kept_in_memory(run_python, path, tmp_path):
-    """All of them together would not fit."""
+    """All of them together would exceed the limit."""
     code = """
         import sys
         import tracemalloc

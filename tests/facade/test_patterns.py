@@ -83,7 +83,7 @@ PIECES = st.sampled_from(
 )
 
 
-# What C++ takes, and a trigger must not have: where that is, and what the error says.
+# What C++ accepts but a trigger may not contain, with the error message for each.
 NOT_IN_TRIGGERS = {
     r"(?:[*+?]|\{[0-9,]+\}){4}": "over 3 repetitions follow each other",
     r"\(\?[=!]|\\1": "would read the text more than once",

@@ -30,13 +30,13 @@ from tests.facade.gguf_models import write_llama
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A llama of F32 with rows of 256."""
+    """A llama model in F32 with rows of 256."""
     return write_llama(tmp_path_factory.mktemp("quantize") / "f32.gguf")
 
 
 @pytest.fixture(scope="module")
 def imatrix(path):
-    """All columns of each weight matter in another way."""
+    """Each weight has columns of different importance."""
     random = np.random.default_rng(5)
     with Gguf.open(path) as gguf:
         return {
@@ -73,7 +73,7 @@ def likeness(one, other):
 
 @pytest.mark.parametrize("ftype", ftypes(), ids=lambda one: one.name)
 def test_every_file_type(path, imatrix, out, ftype):
-    """Each is written, planned exactly, and its matrices are those of the source."""
+    """Each is written, planned exactly, and its matrices are close to the source."""
     result = quantize(path, out, ftype, imatrix=imatrix, nthread=1)
     assert result.paths == (out,)
     assert (result.ftype, dict(result.types)) == (ftype, types(out))
@@ -137,10 +137,10 @@ def test_the_result_is_the_same_with_threads(path, out, tmp_path):
     assert out.read_bytes() == (tmp_path / "other.gguf").read_bytes()
 
 
-# Parameters: each changes something; test_every_parameter.py sees that none is forgotten
+# Parameters: each changes something; test_every_parameter.py checks that all are covered
 
 
-def test_types_of_the_ends(path, out):
+def test_types_of_embedding_and_output(path, out):
     quantize(path, out, "Q4_0", output_tensor_type="q5_0", token_embedding_type=GgmlType.F16)
     found = types(out)
     assert found["output.weight"] == GgmlType.Q5_0
@@ -153,7 +153,7 @@ def test_types_by_pattern(path, out):
     quantize(path, out, "Q4_0", tt_overrides={r"blk\.1\.ffn_.*": "q8_0", "ffn_down": "q5_1"})
     found = types(out)
     assert found["blk.0.ffn_down.weight"] == GgmlType.Q5_1
-    assert found["blk.1.ffn_down.weight"] == GgmlType.Q8_0  # the first that is found
+    assert found["blk.1.ffn_down.weight"] == GgmlType.Q8_0  # the first match wins
     assert found["blk.0.ffn_up.weight"] == GgmlType.Q4_0
     pairs = [("ffn_down", "q5_1"), (r"blk\.1\.ffn_.*", 8)]
     quantize(path, out, "Q4_0", tt_overrides=pairs)
@@ -183,13 +183,13 @@ def test_quantized_again(path, out, tmp_path):
     assert not (tmp_path / "again.gguf").exists()
     quantize(out, tmp_path / "again.gguf", "Q4_0", allow_requantize=True)
     assert types(tmp_path / "again.gguf")["output.weight"] == GgmlType.Q6_K
-    # What does not change is only copied.
+    # Unchanged tensors are only copied.
     quantize(out, tmp_path / "same.gguf", "Q8_0")
     assert types(tmp_path / "same.gguf") == types(out)
 
 
 def test_imatrix(path, out, tmp_path):
-    """Where columns matter, errors are smaller."""
+    """Errors are smaller in columns that matter."""
     with Gguf.open(path) as gguf:
         weights = {name: np.full(256, 1e-4) for name in gguf.tensors}
     for name in weights:
@@ -226,11 +226,11 @@ def test_what_an_imatrix_must_be(path, out, imatrix):
         quantize(path, out, "Q4_0", imatrix=3)
     with pytest.raises(QuantizeError, match="needs its importance matrix"):
         quantize(path, out, "IQ2_XS")
-    # One that lacks the tensor that needs it.
+    # A matrix that lacks the tensor that needs it.
     without = {key: value for key, value in imatrix.items() if key != "output.weight"}
     with pytest.raises(QuantizeError, match=r"'output\.weight' to IQ2_XS needs"):
         quantize(path, out, "Q4_0", imatrix=without, output_tensor_type="iq2_xs")
-    # Types that llama.cpp itself insists on.
+    # Types for which llama.cpp itself requires one.
     with pytest.raises(QuantizeError, match="cannot quantize") as caught:
         quantize(path, out, "IQ3_XXS")
     assert "importance matrix" in str([*getattr(caught.value, "__notes__", []), caught.value])
@@ -238,7 +238,7 @@ def test_what_an_imatrix_must_be(path, out, imatrix):
 
 
 def test_an_imatrix_of_zeros_or_far_apart(path, out, imatrix):
-    """Both would bring C's quantizers to assertions, on threads of their own."""
+    """Both would fail assertions in C, on worker threads."""
     weights = dict(imatrix)
     weights["blk.0.ffn_up.weight"] = np.zeros(256)
     weights["blk.0.ffn_down.weight"] = np.full(256, 1e38)
@@ -257,7 +257,7 @@ def test_numbers_that_are_too_large(path, out, tmp_path, imatrix):
         gguf.write(tmp_path / "big.gguf")
     with pytest.raises(QuantizeError, match=r"'blk\.1\.ffn_up\.weight' cannot become IQ2_XS"):
         quantize(tmp_path / "big.gguf", out, "IQ2_S", imatrix=imatrix)
-    with pytest.raises(QuantizeError):  # llama.cpp finds it in what it has made
+    with pytest.raises(QuantizeError):  # llama.cpp finds it in its result
         quantize(tmp_path / "big.gguf", out, "Q4_0")
     assert [one.name for one in tmp_path.iterdir()] == ["big.gguf"]
 
@@ -285,7 +285,7 @@ def test_metadata(path, out):
 
 
 def test_another_alignment(path, out, tmp_path):
-    """C copies the key, but aligns as always; the file would be broken."""
+    """C copies the key, but uses its own alignment: the file would be broken."""
     with Gguf.open(path) as gguf:
         gguf["general.alignment"] = 4096
         gguf.write(tmp_path / "aligned.gguf")
@@ -374,7 +374,7 @@ def test_to_several_files(path, tmp_path):
 
 
 def test_a_file_that_pruning_leaves_empty(tmp_path):
-    """C would use the description of a file that it did not make."""
+    """C would use the metadata of a file that it has not created."""
     path = write_llama(tmp_path / "deep.gguf", n_embd=32, n_layer=3)
     with Gguf.open(path) as gguf:
         names = sorted(gguf.tensors, key=lambda name: "blk.1." not in name)
@@ -435,7 +435,7 @@ def test_an_exception_in_progress(path, out):
 
 
 def test_interrupted(run_python, path):
-    """By a signal, as Ctrl-C sends it, while C is at work."""
+    """By a signal like that of Ctrl-C, while C is working."""
     code = """
         import os, signal, sys
         from llamacffi import quantize
@@ -452,7 +452,7 @@ def test_interrupted(run_python, path):
     assert run_python(code, path).stdout == "3 []\n"
 
 
-def test_within_progress(path, out, tmp_path):
+def test_calls_from_within_progress(path, out, tmp_path):
     """llama.cpp may be used there, even to quantize."""
     inner = []
 
@@ -496,7 +496,7 @@ def test_a_model_that_llama_cpp_does_not_know(out, tmp_path):
 
 
 def test_a_tensor_without_elements(path, out, tmp_path):
-    """C would divide by their number."""
+    """C would divide by the number of elements."""
     with Gguf.open(path) as gguf:
         gguf.add_tensor("last.weight", np.zeros((2, 32), np.float32))
         raw = bytearray(gguf.to_bytes())
@@ -533,7 +533,7 @@ def test_a_tensor_without_elements(path, out, tmp_path):
         ({"only_copy": True, "imatrix": {"output.weight": np.ones(256)}}, ArgumentError, "only_"),
     ],
 )
-def test_parameters_that_are_refused(path, out, params, error, message):
+def test_invalid_parameters(path, out, params, error, message):
     with pytest.raises(error, match=message):
         quantize(path, out, **params)
     assert not out.exists()
@@ -543,7 +543,7 @@ def test_rows_that_end_with_a_partial_block(tmp_path, out):
     path = write_llama(tmp_path / "narrow.gguf", n_embd=64)
     with pytest.raises(ArgumentError, match=r"output\.weight.*rows of 64.*multiple of 256"):
         quantize(path, out, "Q4_0", output_tensor_type="q4_k")
-    result = quantize(path, out, "Q4_K_M")  # llama.cpp has other types for those
+    result = quantize(path, out, "Q4_K_M")  # llama.cpp falls back to other types
     assert GgmlType.Q5_0 in result.types.values()
     assert likeness(logits(path), logits(out)) > 0.9
 
@@ -563,5 +563,5 @@ def test_a_full_disk(path, run_python):
     assert result.stdout == "[] [Errno 27] File too large: 'out.gguf'\n", result.stderr
 
 
-def test_names_are_public():
+def test_the_public_name():
     assert llamacffi.quantize is quantize

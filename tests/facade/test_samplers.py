@@ -1,4 +1,4 @@
-"""Each sampler does what its formula says, on candidates made by hand, and takes no nonsense."""
+"""Each sampler follows its formula on hand-made candidates, and rejects invalid arguments."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_formulas(model):
 
 
 def test_formulas_on_many_candidates(model):
-    """Above 128 and 1024 candidates llama.cpp sorts in other ways."""
+    """llama.cpp switches its sorting algorithm above 128 and above 1024 candidates."""
     shuffled = np.random.default_rng(1).permutation(np.linspace(-9.0, 5.0, 5000)) * 1.01
     unclear = 0
     for sampler in CASES:
@@ -151,7 +151,7 @@ def test_greedy_takes_the_first_of_several(model):
     assert apply(model, [Greedy()], [1.0, 2.0, 2.0]).token == 1
 
 
-def test_xtc_now_and_then(chain):
+def test_xtc_applies_with_its_probability(chain):
     for probability in (0.0, 0.3, 1.0):
         one, n = chain(XTC(probability, 0.1, seed=3)), 0
         for _ in range(400):
@@ -163,7 +163,7 @@ def test_xtc_now_and_then(chain):
 
 
 def test_mirostat_v2(model, chain):
-    """It keeps what is less surprising than mu, which follows what is chosen."""
+    """It keeps candidates whose surprise is below mu, and adjusts mu after each choice."""
     tau, eta, mu = 1.0, 0.5, 2.0
     one = chain(MirostatV2(tau, eta, seed=1))
     for _ in range(20):
@@ -177,7 +177,7 @@ def test_mirostat_v2(model, chain):
 
 
 def test_mirostat(model, chain):
-    """It estimates how fast probabilities fall, and keeps so many as fit the surprise."""
+    """It estimates how fast probabilities fall, and from that how many candidates to keep."""
     logits = -1.2 * np.log(np.arange(1, 501))
     p = softmax(logits)
     tau, eta, mu, m = 3.0, 0.2, 6.0, 50
@@ -197,7 +197,7 @@ def test_mirostat(model, chain):
 
 
 def test_adaptive_p(chain):
-    """Scores fall with the distance from a target, which follows what was accepted."""
+    """Logits fall with the distance from a target, which adapts to the accepted tokens."""
     target, decay = 0.3, 0.8
     one = chain(AdaptiveP(target, decay, seed=2))
     p = softmax(np.array(LOGITS))
@@ -236,8 +236,8 @@ def infill(model, probabilities):
     return candidates
 
 
-def test_infill_counts_beginnings_as_one(model):
-    """The example of llama.h, with words that the built-in model has."""
+def test_infill_merges_prefixes(model):
+    """The example in llama.h, with words of the built-in model."""
     found = infill(model, {" s": 0.5, " sl": 0.2, " sle": 0.1, " tree": 0.1})
     assert found.id.tolist() == [token(" s")]
     assert infill(model, {" s": 0.4, " sl": 0.15, " tree": 0.45}).size == 2
@@ -258,13 +258,13 @@ def test_dry_stops_at_a_breaker(model):
     for breakers, lost in (((), 1.0), (("old",), 0.0)):
         sampler = DRY(1.0, 2.0, 2, seq_breakers=breakers)
         found = apply(model, [sampler], logits, accepted)
-        # "llama old llama" stands there before: "old" would go on with that.
+        # "llama old llama" occurred before: "old" would continue the repetition.
         assert (-found.logit[found.id == old][0] > 0) == bool(lost)
     found = apply(model, [DRY(1.0, 2.0, 1)], logits, [dot, dot, dot])
     assert (found.logit == 0).sum() >= len(model.vocab) - 1
 
 
-def test_rules_for_the_end(model):
+def test_end_tokens(model):
     logits = np.zeros(len(model.vocab))
     assert LogitBias.eog(model.vocab) == LogitBias({END: -math.inf})
     assert LogitBias.suppress(model.vocab).bias == {}
@@ -286,8 +286,8 @@ def test_rules_for_the_end(model):
                 assert candidates.token == 0
 
 
-def test_scores_that_change_after_sorting(model):
-    """llama.cpp would go on as if the candidates were still in order."""
+def test_logits_that_change_after_sorting(model):
+    """llama.cpp would treat the candidates as still sorted."""
     for changing in (LogitBias({0: 5.0}), LogitBias({1: -math.inf})):
         for last in (TopK(2), TopP(0.5), MinP(0.4), XTC(1.0, 0.1), Temp(0)):
             samplers = [TopK(9), changing, last]
@@ -296,8 +296,8 @@ def test_scores_that_change_after_sorting(model):
             assert scores(found) == pytest.approx(expected.scores(), rel=1e-4), samplers
 
 
-def test_typical_after_what_is_ruled_out(model):
-    """llama.cpp would keep any candidates, for the entropy is not a number."""
+def test_typical_after_tokens_are_ruled_out(model):
+    """llama.cpp would keep arbitrary candidates, because the entropy would be NaN."""
     samplers = [LogitBias({1: -math.inf, 3: -math.inf}), Typical(0.6)]
     expected = Reference(LOGITS).run(*samplers)
     found = apply(model, samplers)
@@ -435,7 +435,7 @@ def test_tokens_of_another_vocabulary(model, chain):
         _ = one.ptr
 
 
-def test_infill_without_an_end(llama_cpp, chain):
+def test_infill_needs_an_end_token(llama_cpp, chain):
     with Model(llama_cpp / "models/ggml-vocab-bert-bge.gguf", vocab_only=True) as bert:
         one = chain(TopK(4), Infill(), vocab=bert.vocab)
         with pytest.raises(UnsupportedError, match="needs an EOT or EOS token"):

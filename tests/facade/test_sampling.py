@@ -47,7 +47,7 @@ def softmax(logits):
 
 
 def keep(p, kept):
-    """Return probabilities of the kept tokens only."""
+    """Return the probabilities of only the kept tokens."""
     p = np.where(kept, p, 0)
     return p / p.sum()
 
@@ -69,7 +69,7 @@ def min_p(logits, p):
 
 
 LOGITS = logits_after([THE])[0].astype(np.float64)
-# Many words are equally likely: cut where there is no tie.
+# Many words are equally likely: cut where no two are tied.
 BEST = int((LOGITS.max() - 0.01 < LOGITS).sum())
 P_BEST = float(np.sort(softmax(LOGITS))[-BEST:].sum())
 REFERENCE = {
@@ -133,7 +133,7 @@ def test_sampling_of_any_output(context, chain):
     ],
 )
 def test_penalties(context, chain, penalties, change):
-    """The best token, accepted three times, against the formula."""
+    """The best token, accepted three times, compared with the formula."""
     logits = LOGITS.copy()
     best = int(logits.argmax())
     logits[best] = change(logits[best], 3)
@@ -163,7 +163,7 @@ def test_the_same_seed_gives_the_same_tokens(context, chain):
     assert draw(context, chain(Dist())) != draw(context, chain(Dist()))
 
 
-def test_reset_begins_anew(context, chain):
+def test_reset_starts_over(context, chain):
     after(context, THE)
     one = chain(TopK(40), Dist(seed=5))
     one.reset()  # before the first use: nothing to do
@@ -175,7 +175,7 @@ def test_reset_begins_anew(context, chain):
 
 @pytest.mark.parametrize("seed", [5, None])
 @pytest.mark.parametrize("used", [0, 10])
-def test_a_clone_goes_on_alike(context, chain, seed, used):
+def test_a_clone_continues_the_same_way(context, chain, seed, used):
     after(context, THE)
     one = chain(TopK(40), Temp(1.5), Dist(seed))
     draw(context, one, used)
@@ -211,7 +211,7 @@ def test_a_chain_that_needs_the_vocabulary(context, chain, demo_path):
     with Model(demo_path) as other:
         with pytest.raises(ArgumentError, match="another model"):
             chain(Penalties(), Greedy(), vocab=other.vocab).sample(context)
-        assert chain(Greedy(), vocab=other.vocab).sample(context)  # does not matter to it
+        assert chain(Greedy(), vocab=other.vocab).sample(context)  # it ignores the vocabulary
 
 
 INVALID = {

@@ -1,4 +1,4 @@
-"""Chains: what can be one, what they remember, and what a model recommends."""
+"""Chains: which are valid, what state they have, and what a model recommends."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def draw(context, chain, n=20):
     return [chain.sample(context) for _ in range(n)]
 
 
-def test_what_can_be_a_chain():
+def test_which_chains_are_valid():
     chooses = (Greedy(), Dist(), Mirostat(), MirostatV2(), AdaptiveP(0.5))
     for one in chooses:
         assert one.selects
@@ -91,7 +91,7 @@ def test_the_same_sampler_several_times(context, chain):
     assert candidates.logit == pytest.approx(best / 0.25, abs=1e-1)
 
 
-def test_what_c_makes_of_it(model, chain):
+def test_the_chain_in_c(model, chain):
     one = chain(TopK(0), TopP(1.0), Temp(1.0), TopK(3), LogitBias({1: 1.0}), Typical(0.5), Dist())
     with pytest.raises(ArgumentError, match="must know the vocabulary"):
         _ = one.names
@@ -134,7 +134,7 @@ def test_all_in_one(context, chain, last):
     assert one.perf().n_sample == 80
 
 
-def test_copies_go_their_own_ways(context, chain):
+def test_copies_are_independent(context, chain):
     after(context)
     one, other = (chain(Temp(2.0), Dist(seed=3)) for _ in range(2))
     draw(context, one, 5)
@@ -154,7 +154,7 @@ def test_copies_go_their_own_ways(context, chain):
 
 
 def test_an_adaptive_p_that_waits_is_cloned_safely(run_python):
-    """llama.cpp copies the choice, but not the probability that it then looks up."""
+    """llama.cpp copies the pending choice, but not the probability that it looks up for it."""
     done = run_python(
         """
         import numpy as np
@@ -193,7 +193,7 @@ def test_seeds(context, chain):
     with random.with_seed(random.seed) as same:
         assert draw(context, same) == tokens
     random.reset()
-    assert draw(context, random) != tokens  # another one each time
+    assert draw(context, random) != tokens  # a new random seed each time
     assert chain(Mirostat(seed=3), vocab=context.model.vocab).seed == 3
     assert chain(MirostatV2(seed=4)).seed == 4
     assert chain(AdaptiveP(0.5, seed=5)).seed is None
@@ -212,7 +212,7 @@ def test_performance(context, chain):
 
 
 def test_the_prompt(context, chain):
-    """It counts for repetition, and not for grammars and the least number of tokens."""
+    """It counts for penalties, but not for grammars or `MinTokens`."""
     vocab = context.model.vocab
     seen = []
     one = chain(
@@ -244,7 +244,7 @@ def test_the_prompt(context, chain):
     assert candidates.logit.tolist() == [0, 0, 0, -2, 0]
 
 
-def test_everything_is_ruled_out(context, chain):
+def test_all_tokens_ruled_out(context, chain):
     after(context)
     n = len(context.model.vocab)
     nothing = chain(LogitBias(dict.fromkeys(range(n), -math.inf)), Dist(seed=1))
@@ -261,7 +261,7 @@ def test_everything_is_ruled_out(context, chain):
 
 @pytest.fixture
 def altered(tmp_path):
-    """Write the built-in model with other metadata, or other weights."""
+    """Write the built-in model with changed metadata or weights."""
 
     def write(**changes):
         return write_altered(tmp_path / f"{len(list(tmp_path.iterdir()))}.gguf", **changes)
@@ -269,7 +269,7 @@ def altered(tmp_path):
     return write
 
 
-def test_scores_that_are_no_numbers(altered, chain):
+def test_invalid_logits(altered, chain):
     with (
         Model(altered(spoil=math.nan)) as model,
         Context(model, n_ctx=64, n_threads=1) as context,
@@ -369,7 +369,7 @@ def test_wrong_arguments(context, chain):
 
 
 def test_a_chain_for_several_models(altered, chain, context):
-    """One that does not care for the vocabulary can go from one to the other."""
+    """A chain that ignores the vocabulary works with any model."""
     one = chain(TopK(3), Greedy())
     needy = chain(Penalties(), Greedy())
     expected = one.sample(after(context))
@@ -392,11 +392,11 @@ def test_a_failed_chain_can_be_tried_again(model, context, chain):
         with pytest.raises(GrammarError, match="outside the vocabulary"):
             late.sample(context)
     with pytest.raises(ArgumentError, match="must know the vocabulary"):
-        _ = late.ptr  # it has not taken the vocabulary
+        _ = late.ptr  # it has not kept the vocabulary
 
 
 def test_a_chain_as_a_context_manager():
-    with SamplerChain(Penalties(), Greedy()) as one:  # which may still lack a vocabulary
+    with SamplerChain(Penalties(), Greedy()) as one:  # even without a vocabulary yet
         assert not one.closed
     with pytest.raises(ClosedError), one:
         pass
@@ -459,7 +459,7 @@ def test_raw_calls_work_on_its_pointer(context, chain):
     assert lib.llama_sampler_chain_n(one.ptr) == 2
 
 
-def test_a_sampler_of_ones_own_without_clone_stays(context, chain):
+def test_a_custom_sampler_without_clone_can_still_be_used(context, chain):
     one = chain(CustomSampler(print, accept=print, clone=None), Greedy())
     assert one.ptr
     with pytest.raises(UnsupportedError):

@@ -1,4 +1,4 @@
-"""A generation stops at tokens too: those that stop strings name, and those given by id."""
+"""A generation also stops at tokens: those that stop strings contain, and those given by id."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_the_text_of_a_control_token_stops_at_the_token(write, stop):
     assert generation.tokens == (A, START)
 
 
-def test_and_at_the_same_text_in_ordinary_tokens(write):
+def test_the_same_text_in_ordinary_tokens_stops_too(write):
     ids = [A, *(BYTE[byte] for byte in b"x<s>y")]
     generation = write(ids, stop="<s>")
     assert generation.text() == " ax"
     assert (generation.finish_reason, generation.stop_match) == ("stop", "<s>")
 
 
-def test_an_end_of_generation_that_was_asked_for_is_a_stop(write):
+def test_an_end_of_generation_token_given_as_stop_is_a_stop(write):
     generation = write([A, END], stop="</s>")
     assert (generation.text(), generation.finish_reason) == (" a", "stop")
     assert generation.stop_match == "</s>"
@@ -64,7 +64,7 @@ def test_an_end_of_generation_that_was_asked_for_is_a_stop(write):
 
 
 def test_special_tokens_amid_text(write):
-    """They are matched where they stand, and are nowhere in the text."""
+    """They match at their position, and never appear in the text."""
     before = [BYTE[ord("u")], START]
     for stop in ("u<s> llama", "<s> llama", "<s><s>", "<s> "):
         tail = [START] if stop == "<s><s>" else [LLAMA]
@@ -74,7 +74,7 @@ def test_special_tokens_amid_text(write):
     generation = write([A, *before, A, A, END], stop="<s> llama")
     assert generation.text() == " au a a"
     assert generation.finish_reason == "eog"
-    generation = write([A, START], stop="<s> llama")  # what is held back at the end
+    generation = write([A, START], stop="<s> llama")  # held back until the end
     assert (generation.text(), generation.finish_reason) == (" a", "length")
 
 
@@ -110,7 +110,7 @@ def test_each_token_has_its_own_text_without_marks(write):
     assert [one.text for one in generation] == [" a", "", " llama", "", " a", ""]
 
 
-def test_stop_tokens_that_are_none(write):
+def test_invalid_stop_tokens(write):
     for wrong, error, message in (
         ([514], ArgumentError, "stop_tokens: token 514 is not in the vocabulary: 0 to 513"),
         ([-1], ArgumentError, "stop_tokens: token -1 is not in the vocabulary"),
@@ -129,7 +129,7 @@ def test_no_stop_tokens(write):
 
 @pytest.fixture(scope="module")
 def chat_model(demo_path, tmp_path_factory):
-    """The built-in model, with some of its words made control tokens of a chat."""
+    """The built-in model, with some words turned into control tokens of a chat."""
     gguf = Gguf.open(demo_path)
     texts, types = list(gguf["tokenizer.ggml.tokens"]), list(gguf["tokenizer.ggml.token_type"])
     for i, text in NAMED.items():
@@ -145,14 +145,14 @@ def chat_model(demo_path, tmp_path_factory):
     ("stop", "tokens", "text"),
     [
         (["<|im_end|>"], [A, 400, A], " a"),
-        (["<|im_end|>"], [A, 402, 400, A], " a"),  # another token, though it begins so
-        (["<|im_end|>\n"], [A, 402, A], " a"),  # the longer one is that token
+        (["<|im_end|>"], [A, 402, 400, A], " a"),  # a different token with the same prefix
+        (["<|im_end|>\n"], [A, 402, A], " a"),  # the longer text is that token
         (["<|im_start|>user", "<|mid|>"], [A, 401, *(BYTE[one] for one in b"user")], " a"),
         (["<|im_start|>user", "<|mid|>"], [A, 401, A, 403], " a a"),
         ("\n<|im_start|>", [A, BYTE[10], 401, A], " a"),
     ],
 )
-def test_markers_of_a_chat(chat_model, chain, stop, tokens, text):
+def test_chat_markers(chat_model, chain, stop, tokens, text):
     with Context(chat_model, n_ctx=64) as context:
         generation = generate(
             context, [START], sampler=script(chain, tokens), stop=stop, max_tokens=len(tokens)
