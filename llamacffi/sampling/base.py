@@ -20,9 +20,9 @@ class Sampler:
 
     # Whether it can be made only for a particular vocabulary.
     _needs_vocab: ClassVar[bool] = False
-    # Whether it leaves the candidates sorted by score, and marks them as sorted.
+    # Whether it leaves the candidates sorted by logit, and marks them as sorted.
     _sorts: ClassVar[bool] = False
-    # Whether it changes scores, but leaves candidates marked as sorted that no longer are.
+    # Whether it changes logits, but leaves candidates marked as sorted that no longer are.
     _disorders: ClassVar[bool] = False
 
     @property
@@ -61,7 +61,7 @@ def needs_vocab(sampler: Sampler) -> bool:
 
 
 def sorts(sampler: Sampler) -> bool:
-    """Return whether a sampler leaves the candidates sorted by score, and marks them as sorted."""
+    """Return whether a sampler leaves the candidates sorted by logit, and marks them as sorted."""
     return sampler._sorts
 
 

@@ -1,4 +1,4 @@
-"""Samplers that work on the scores alone; `token_samplers` has those that know the tokens too."""
+"""Samplers that use only the logits; `token_samplers` has those that also know the tokens."""
 
 from __future__ import annotations
 

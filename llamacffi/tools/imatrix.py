@@ -238,7 +238,7 @@ class ImatrixCollector:
         n_2, n_3 = int(weight.ptr.ne[2]), int(weight.ptr.ne[3])
         entry = self._entry(name, n_2 * n_3, 1, x.shape[-1])
         for i, j in np.ndindex(x.shape[:2]):
-            # The matrix of the stack that this slice is multiplied with; index 0 if there is only
+            # The matrix of the stack that this slice is multiplied with; 0 if the stack has only
             # one.
             matrix = (i % n_3) * n_2 + j % n_2
             entry.sums[matrix] += _sum_of_squares(name, x[i, j])

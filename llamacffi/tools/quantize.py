@@ -190,7 +190,7 @@ def _targets(target: Any, struct: Any, files: Mapping[Path, Gguf]) -> list[Path]
             raise ArgumentError(f"the target {os.fspath(path)!r} is a directory: name a file")
         check_target(path if struct.keep_split else target)
         if not path.parent.is_dir():
-            raise FileNotFoundError(2, "there is no such directory", os.fspath(path.parent))
+            raise FileNotFoundError(2, "no such directory", os.fspath(path.parent))
     return targets
 
 
