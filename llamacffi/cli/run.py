@@ -80,12 +80,12 @@ def add_parser(
         help="stop where TEXT appears; may be repeated",
     )
     add("-q", "--quiet", action="store_true", help="print only errors on stderr")
-    _add_samplers(parser.add_argument_group("sampling"))
-    _add_params(parser.add_argument_group("computing"))
+    _add_sampling_options(parser.add_argument_group("sampling"))
+    _add_computing_options(parser.add_argument_group("computing"))
     return parser
 
 
-def _add_samplers(group: argparse._ArgumentGroup) -> None:
+def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
     """Add the options that become samplers, with their defaults in Python."""
     for flag, value, number, sampler, field, text in (
         (
@@ -118,7 +118,7 @@ def _setting(sampler: Callable[..., Sampler], field: str, value: float) -> float
     return value
 
 
-def _add_params(group: argparse._ArgumentGroup) -> None:
+def _add_computing_options(group: argparse._ArgumentGroup) -> None:
     """Add the options that become parameters of the model and the context."""
     group.add_argument(
         *("-c", "--ctx", "--ctx-size"),

@@ -98,7 +98,7 @@ class _Sequence:
 class _Parser:
     """Parses a grammar and numbers its rules in the same order as llama.cpp.
 
-    upstream: src/llama-grammar.cpp llama_grammar_parser: we accept what it accepts.
+    upstream: src/llama-grammar.cpp llama_grammar_parser: we parse the same notation.
     """
 
     def __init__(self, text: str) -> None:

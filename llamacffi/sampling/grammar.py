@@ -66,6 +66,7 @@ class Grammar(TokenSampler):
     _tokens: tuple[TokenReference, ...] = field(init=False, repr=False, compare=False)
     _triggers: tuple[Pattern, ...] = field(init=False, repr=False, compare=False)
 
+    # upstream: src/llama-grammar.cpp llama_grammar_apply_impl: it does not reset ``sorted``.
     _disorders: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ def check_order(samplers: Sequence[Sampler]) -> None:
                 f"{sampler!r:.80} chooses the token, so it must come last: move "
                 f"{samplers[i + 1]!r:.80} before it"
             )
+        # upstream: src/llama-sampler.cpp llama_sampler_infill_apply: quadratic in the candidates.
         reduced = reduced or (isinstance(sampler, TopK) and sampler.k > 0)
         if isinstance(sampler, Infill) and not reduced:
             raise ArgumentError("Infill() compares every pair of candidates: put TopK before it")

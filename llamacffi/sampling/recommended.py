@@ -31,7 +31,8 @@ DEFAULTS: Mapping[str, int | float | str] = {
     "mirostat_tau": 5.0,
     "mirostat_eta": 0.1,
 }
-# Other names that a sequence may use, without "_" and "-".
+# upstream: common/sampling.cpp common_sampler_types_from_names: the other names that a sequence may
+# use, without "_" and "-".
 ALIASES = {"nucleus": "topp", "temp": "temperature", "typ": "typp"}
 # At temperature 0 they change nothing, since they never remove the best token, but one that sorts
 # may put another token with an equal logit first.

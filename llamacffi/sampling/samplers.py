@@ -271,6 +271,7 @@ class MirostatV2(Selecting, Sampler):
         return lib.llama_sampler_init_mirostat_v2(c_seed(self.seed), self.tau, self.eta)
 
 
+# upstream: src/llama-sampler.cpp llama_sampler_adaptive_p_clone: it does not copy random numbers.
 @dataclass(frozen=True, slots=True)
 class AdaptiveP(Selecting, Sampler):
     """Choose at random, so that the average probability of the chosen tokens approaches ``target``.

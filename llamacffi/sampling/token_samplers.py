@@ -170,6 +170,7 @@ class LogitBias(TokenSampler):
 
     bias: Mapping[int, float]
 
+    # upstream: src/llama-sampler.cpp llama_sampler_logit_bias_apply: it does not reset ``sorted``.
     _disorders: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

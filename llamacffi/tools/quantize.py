@@ -238,6 +238,7 @@ def _kept(struct: Any, files: Mapping[Path, Gguf]) -> Iterator[tuple[str, GgufTe
     for i, gguf in enumerate(files.values()):
         empty = True
         for name, tensor in gguf.tensors.items():
+            # upstream: src/llama-quant.cpp n_per_row: it divides by the length of a row.
             if not tensor.nbytes:
                 raise QuantizeError(f"cannot quantize the empty tensor {name!r}")
             match = BLOCK.search(name)
@@ -249,6 +250,7 @@ def _kept(struct: Any, files: Mapping[Path, Gguf]) -> Iterator[tuple[str, GgufTe
                 name = f"{name[: match.start(1)]}{new}{name[match.end(1) :]}"
             empty = False
             yield name, tensor
+        # upstream: src/llama-quant.cpp ctx_outs: it creates a file only for tensors that are left.
         if empty and i > 0 and struct.keep_split:
             raise ArgumentError(
                 "prune_layers leaves one of the model's files empty: omit keep_split=True"

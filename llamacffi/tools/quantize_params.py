@@ -123,6 +123,7 @@ def _check_together(struct: Any, fields: Mapping[str, Any]) -> None:
     chosen = [name for name in names if fields.get(name) not in (None, False)]
     if struct.only_copy and chosen:
         raise ArgumentError(f"only_copy=True would ignore {chosen[0]}: give one or the other")
+    # upstream: src/llama-quant.cpp tensor_type_patterns: used only if the default is quantized.
     if "tt_overrides" in chosen and not lib.ggml_is_quantized(default):
         raise ArgumentError(
             f"llama.cpp ignores tt_overrides for {Ftype(struct.ftype).name}, which is not "
@@ -185,6 +186,7 @@ def _prune_layers(value: Any, files: list[Gguf]) -> tuple[Any, object]:
         raise ArgumentError(f"prune_layers={layers}: the model has layers 0 to {n - 1}")
     if layers and len(layers) == n:
         raise ArgumentError(f"prune_layers={layers} would remove every layer")
+    # upstream: src/llama-quant.cpp prune_list: arrays with one value per layer keep their length.
     for key in files[0]:
         if layers and key.startswith(f"{architecture}.") and files[0].is_array(key):
             array = files[0][key]
@@ -268,6 +270,7 @@ def _set_kv_overrides(struct: Any, overrides: dict[str, Any], gguf: Gguf) -> obj
             f"kv_overrides cannot change {ALIGNMENT!r}, which llama.cpp does not apply when it "
             "writes; set it with Gguf"
         )
+    # upstream: src/llama-quant.cpp gguf_set_val_u32, gguf_set_val_f32: it sets numbers only so.
     for key, value in overrides.items():
         known = gguf.type(key) if key in gguf else None
         number = isinstance(value, int) and not isinstance(value, bool)
