@@ -274,7 +274,7 @@ def test_metadata(path, out):
         ({"n": -1}, "UINT32"),
         ({"n": 2**32}, "UINT32"),
         ({"general.alignment": 64}, "Gguf"),
-        ({"llama.block_count": "x"}, "another type"),
+        ({"llama.block_count": "x"}, "has the wrong type"),
         ({"general.name": "x" * 128}, "127"),
     ):
         with pytest.raises(ArgumentError, match=message):
