@@ -68,8 +68,7 @@ def add_parser(
         metavar="N",
         type=checked(int, max_tokens),
         default=128,
-        help="stop after N tokens; -1: only when the model ends or the context is full (default: "
-        "128)",
+        help="stop after N tokens; -1: when the model ends or the context is full (default: 128)",
     )
     add(
         "--stop",
@@ -88,14 +87,7 @@ def add_parser(
 def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
     """Add the options that become samplers, with their defaults in Python."""
     for flag, value, number, sampler, field, text in (
-        (
-            "--temp",
-            "T",
-            float,
-            Temp,
-            "t",
-            "temperature: 0 takes the best token, above 1 is more random",
-        ),
+        ("--temp", "T", float, Temp, "t", "temperature: 0 is greedy, above 1 is more random"),
         ("--top-k", "K", int, TopK, "k", "keep the K best; 0 keeps all"),
         ("--top-p", "P", float, TopP, "p", "keep the best whose probabilities add up to P"),
         ("--min-p", "P", float, MinP, "p", "keep those at least P times as likely as the best"),
@@ -189,8 +181,7 @@ def run(args: argparse.Namespace) -> int:
         if len(tokens) > context.n_ctx_seq:
             raise UsageError(
                 f"the prompt has {len(tokens)} tokens, but the context is {context.n_ctx_seq}: "
-                "raise "
-                "--ctx"
+                "raise --ctx"
             )
         if args.model is None and not args.quiet:
             print(

@@ -13,16 +13,14 @@ _FILE = "pipe the file in: `llamacffi run < FILE`"
 _MODEL = "download the file and give it with -m; in Python, Model.from_pretrained() does both"
 _CHAT = (
     "these commands only continue a text; in Python, render Model.chat_template() and give the "
-    "text "
-    "to generate()"
+    "text to generate()"
 )
 _SAMPLER = "in Python, SamplerChain accepts every sampler"
 _PARAMETER = "in Python, Model and Context accept every parameter of llama.cpp"
 
 NO_MODEL = (
     "`llamacffi info` describes this machine; in Python, Model(path) and Gguf.open(path) describe "
-    "a "
-    "model"
+    "a model"
 )
 
 # upstream: common/arg.cpp common_params_parser_init: options that we lack or name differently.

@@ -69,8 +69,7 @@ class ContextShift:
         if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
             raise UnsupportedError(
                 "a recurrent model cannot discard part of a sequence: raise n_ctx instead, which "
-                "does "
-                "not enlarge its state"
+                "does not enlarge its state"
             )
         with context.lock:
             reason = LockedMemory(context).why_not_shift()
@@ -98,8 +97,7 @@ class ContextShift:
         if n_discard > movable:
             raise ArgumentError(
                 f"{n} more tokens fit only if {n_discard} of the {pos} in memory are discarded, "
-                "but "
-                f"n_keep={self.n_keep} allows {max(movable, 0)}: raise n_ctx, or lower n_keep"
+                f"but n_keep={self.n_keep} allows {max(movable, 0)}: raise n_ctx, or lower n_keep"
             )
         context.memory.cut(seq_id, self.n_keep, self.n_keep + n_discard)
         return pos - n_discard
@@ -198,8 +196,7 @@ class Generation(Unique, Iterator[Token]):
         if is_inside(self._tokens.gi_frame):  # type: ignore[attr-defined]  # generators have it
             return BusyError(
                 "this Generation is computing a token: callbacks that run meanwhile, such as "
-                "stop_when "
-                "or cb_eval, cannot use it"
+                "stop_when or cb_eval, cannot use it"
             )
         return BusyError(
             "another thread is computing a token of this Generation; Context.cancel() stops it"

@@ -324,8 +324,7 @@ def compute_imatrix(
     if not n_chunks:
         raise ArgumentError(
             f"the text has {len(tokens)} tokens, less than one chunk of {chunk_size}: give a "
-            "longer "
-            "text or a smaller chunk_size"
+            "longer text or a smaller chunk_size"
         )
     batch = Batch(chunk_size)
     bos = model.vocab.bos if model.vocab.add_bos else None
