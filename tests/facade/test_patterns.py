@@ -92,13 +92,13 @@ NOT_IN_TRIGGERS = {
 
 def reasons(pattern):
     """Return why we refuse a pattern that C++ accepts, or None if we do not."""
-    one = r"\\[^1]|\[(?:\\.|[^\]\\])*\]"  # one character, or one of some
+    one = r"\\[^1]|\[(?:\\.|[^\]\\])*\]"  # one character, or a class of them
     plain = re.sub(r"([*+?}])\?", r"\1", re.sub(one, "x", pattern))
     return [text for where, text in NOT_IN_TRIGGERS.items() if re.search(where, plain)]
 
 
 def test_the_same_patterns_as_in_cpp():
-    """The same as for C++, but for what takes a trigger too long."""
+    """The same as for C++, except what would be slow in a trigger."""
     outcomes = Counter()
 
     @given(st.lists(PIECES, min_size=1, max_size=7).map("".join))
