@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 
@@ -29,6 +30,7 @@ from llamacffi import (
 from llamacffi._core.ownership import live_objects
 from tests.facade import loras
 from tests.facade.gguf_models import edited
+from tests.facade.helpers import raised_in_thread
 from tests.facade.random_models import N_EMBD, N_FF, N_VOCAB
 
 TOKENS = [(7 * i) % 90 + 3 for i in range(12)]
@@ -414,19 +416,10 @@ def test_a_refused_assignment_changes_nothing(llama, context, random_path, write
 
 def test_use_from_two_threads_is_refused(llama, context, write):
     adapter = Adapter(llama, write({QUERY: (64, 64)}))
-    caught = []
-
-    def set_it():
-        for name, value in (("adapters", {adapter: 1.0}), ("control_vector", None)):
-            with pytest.raises(BusyError) as info:
-                setattr(context, name, value)
-            caught.append(info.value)
-
     with context.lock:
-        thread = threading.Thread(target=set_it)
-        thread.start()
-        thread.join()
-    assert len(caught) == 2
+        for name, value in (("adapters", {adapter: 1.0}), ("control_vector", None)):
+            error = raised_in_thread(functools.partial(setattr, context, name, value))
+            assert isinstance(error, BusyError)
     assert context.adapters == {}
 
 

@@ -18,6 +18,7 @@ from llamacffi import (
     NativeError,
     lib,
 )
+from tests.facade.helpers import raised_in_thread
 from tests.facade.random_models import N_VOCAB
 from tests.facade.test_context import batch_of
 
@@ -239,20 +240,8 @@ def test_every_method_is_for_one_thread(random_context):
         lambda: context.set_embeddings(False),
         lambda: context.set_causal_attn(False),
     ]
-    errors = []
-
-    def use(call):
-        try:
-            call()
-        except BaseException as error:
-            errors.append(error)
-
     with context.lock, pooled.lock:
-        for call in calls:
-            thread = threading.Thread(target=use, args=(call,))
-            thread.start()
-            thread.join()
-    assert len(errors) == len(calls)
+        errors = [raised_in_thread(call) for call in calls]
     assert all(isinstance(error, BusyError) for error in errors), errors
     assert context.causal_attn
     assert context.embeddings_enabled

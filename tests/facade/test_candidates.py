@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from llamacffi import (
     ffi,
     lib,
 )
+from tests.facade.helpers import raised_in_thread
 from tests.facade.oracle import close_to, logits_after, token
 
 
@@ -80,19 +80,9 @@ def test_a_busy_context(context):
     batch = Batch(1)
     batch.set_one(token(" llama"), 0)
     context.decode(batch)
-    errors = []
-
-    def read():
-        try:
-            Candidates.from_context(context)
-        except BusyError as error:
-            errors.append(error)
-
     with context.lock:
-        thread = threading.Thread(target=read)
-        thread.start()
-        thread.join()
-    assert errors
+        error = raised_in_thread(lambda: Candidates.from_context(context))
+    assert isinstance(error, BusyError)
 
 
 def test_removing():

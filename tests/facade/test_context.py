@@ -21,6 +21,7 @@ from llamacffi import (
     NativeError,
     enums,
 )
+from tests.facade.helpers import raised_in_thread
 from tests.facade.oracle import START, close_to, logits_after, token
 
 PROMPT = [START, *map(token, [" llama", " walks", " over", " the", " hill", " and", " looks"])]
@@ -355,14 +356,6 @@ def test_cancel_from_another_thread(new_context):
 
 def test_a_second_thread_is_told_so(context):
     context.decode(batch_of(PROMPT))
-    errors: list[BaseException] = []
-
-    def use(call):
-        try:
-            call()
-        except BaseException as error:
-            errors.append(error)
-
     calls = [
         lambda: context.decode(batch_of([1], pos=len(PROMPT))),
         context.logits,
@@ -374,11 +367,7 @@ def test_a_second_thread_is_told_so(context):
         lambda: context.memory.copy(0, 0),
     ]
     with context.lock:
-        for call in calls:
-            thread = threading.Thread(target=use, args=(call,))
-            thread.start()
-            thread.join()
-    assert len(errors) == len(calls)
+        errors = [raised_in_thread(call) for call in calls]
     assert all(isinstance(error, BusyError) for error in errors), errors
     assert context.memory.pos_max() == len(PROMPT) - 1
 

@@ -11,7 +11,6 @@ import pytest
 
 from llamacffi import (
     ArgumentError,
-    Batch,
     BusyError,
     Candidates,
     ClosedError,
@@ -30,17 +29,10 @@ from llamacffi import (
     ffi,
     lib,
 )
+from tests.facade.helpers import decoded
 from tests.facade.oracle import logits_after, token
 
 THE = token(" the")
-
-
-def after(context, one):
-    context.memory.clear(data=False)
-    batch = Batch(1)
-    batch.set_one(one, 0)
-    context.decode(batch)
-    return context
 
 
 def take_best(candidates):
@@ -50,7 +42,7 @@ def take_best(candidates):
 def test_greedy_in_python(context, chain):
     own = chain(CustomSampler(take_best, selects=True))
     for word in (" llama", " the", " river", "."):
-        after(context, token(word))
+        decoded(context, token(word))
         assert own.sample(context) == chain(Greedy()).sample(context)
 
 
@@ -61,7 +53,7 @@ def test_it_sees_what_samplers_before_it_left(context, chain):
         seen.append((candidates.id.tolist(), candidates.logit.tolist(), candidates.sorted))
         candidates.logit[0] = -np.inf
 
-    after(context, THE)
+    decoded(context, THE)
     chosen = chain(TopK(5), Temp(0.5), CustomSampler(note), Greedy()).sample(context)
     ids, logits, in_order = seen[0]
     best = np.sort(logits_after([THE])[0])[::-1][:5]
@@ -77,7 +69,7 @@ def test_later_samplers_see_what_it_removed(context, chain):
     def check(candidates):
         assert (candidates.id % 2 == 1).all()
 
-    after(context, THE)
+    decoded(context, THE)
     one = chain(CustomSampler(odd), TopK(40), CustomSampler(check), Dist(seed=1))
     assert all(one.sample(context) % 2 == 1 for _ in range(20))
 
@@ -133,7 +125,7 @@ def test_state(context, chain):
     state = Counting()
     one = chain(Temp(0.5), state.sampler())
     assert one.names == ["temp", "counting"]
-    after(context, THE)
+    decoded(context, THE)
     one.accept(7)
     assert one.sample(context) == 7
     assert state.tokens == [7, 7]
@@ -145,7 +137,7 @@ def test_state(context, chain):
 
 
 def test_clones_have_their_own_state(context, chain):
-    after(context, THE)
+    decoded(context, THE)
     state = Counting()
     one = chain(state.sampler())
     one.accept(7)
@@ -164,7 +156,7 @@ def test_clones_have_their_own_state(context, chain):
 
 
 def test_copying_the_state(context, chain):
-    after(context, THE)
+    decoded(context, THE)
     one, other = chain(Dist(seed=3)), chain(Dist(seed=3))
     one.sample(context)
     other.copy_from(one)
@@ -181,7 +173,7 @@ def test_copying_the_state(context, chain):
 
 def test_what_cannot_be_cloned(chain, context):
     stateless = CustomSampler(take_best, selects=True)
-    after(context, THE)
+    decoded(context, THE)
     with chain(stateless).clone() as other:
         assert other.sample(context) == chain(Greedy()).sample(context)
         assert list(other) == [stateless]
@@ -206,7 +198,7 @@ def failing(*_args):
 
 
 def test_exceptions_reach_the_caller(context, chain):
-    after(context, THE)
+    decoded(context, THE)
     one = chain(
         Penalties(freq=1.0),
         CustomSampler(failing),
@@ -235,7 +227,7 @@ def test_exceptions_reach_the_caller(context, chain):
         for _ in range(2):
             with pytest.raises(OwnError):
                 call(one)
-    after(context, token(" llama"))
+    decoded(context, token(" llama"))
     calls = []
 
     def sometimes(candidates):
@@ -254,13 +246,13 @@ def test_an_interrupt_reaches_the_caller(context, chain):
     def interrupt(_candidates):
         raise KeyboardInterrupt
 
-    after(context, THE)
+    decoded(context, THE)
     with pytest.raises(KeyboardInterrupt):
         chain(CustomSampler(interrupt), Greedy()).sample(context)
 
 
 def test_invalid_changes_are_rejected(context, chain):
-    after(context, THE)
+    decoded(context, THE)
 
     def spoil(field, value):
         def apply(candidates):
@@ -299,7 +291,7 @@ def test_candidates_that_are_kept(context, chain):
         kept.append((candidates, candidates.data, candidates.logit))
         take_best(candidates)
 
-    after(context, THE)
+    decoded(context, THE)
     one = chain(CustomSampler(keep, selects=True))
     one.sample(context)
     for use in (len, repr, lambda c: c.data, lambda c: c.logit, lambda c: c.keep([0])):
@@ -386,7 +378,7 @@ def test_nothing_outlives_the_chain(context):
     state = State()
     alive = weakref.ref(state)
     one = SamplerChain(CustomSampler(state.apply, selects=True))
-    after(context, THE)
+    decoded(context, THE)
     one.sample(context)
     del state
     one.close()
@@ -399,7 +391,7 @@ def test_a_chain_used_within_itself(context, chain):
         one.accept(1)
 
     one = chain(CustomSampler(again), Greedy())
-    after(context, THE)
+    decoded(context, THE)
     with pytest.raises(BusyError):
         one.sample(context)
 
@@ -411,7 +403,7 @@ def test_many_threads(new_context):
 
     def work(context):
         with SamplerChain(sampler) as one:
-            results.append({one.sample(after(context, THE)) for _ in range(50)})
+            results.append({one.sample(decoded(context, THE)) for _ in range(50)})
 
     threads = [threading.Thread(target=work, args=(new_context(),)) for _ in range(3)]
     for thread in threads:
@@ -446,7 +438,7 @@ def test_logits_processor(context, chain):
         scores[tokens] = -np.inf  # never again
         return scores
 
-    after(context, THE)
+    decoded(context, THE)
     one = chain(LogitsProcessor(process), Greedy(), vocab=context.model.vocab)
     one.accept_prompt([3, 4])
     chosen = [one.sample(context) for _ in range(70)]
@@ -466,7 +458,7 @@ def test_a_logits_processor_cannot_restore_removed_tokens(context, chain):
     def everything(_tokens, scores):
         return np.zeros_like(scores)
 
-    after(context, THE)
+    decoded(context, THE)
     grammar = Grammar('root ::= " tree"')
     one = chain(grammar, LogitsProcessor(everything), Greedy())
     assert set(b" tree").issuperset(context.model.vocab.piece(one.sample(context)))
@@ -478,7 +470,7 @@ def test_a_logits_processor_cannot_restore_removed_tokens(context, chain):
 
 
 def test_what_a_logits_processor_returns(context, chain):
-    after(context, THE)
+    decoded(context, THE)
     for result, error in (
         (None, TypeError),
         (np.zeros(3), TypeError),

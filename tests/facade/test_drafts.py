@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import weakref
 
 import numpy as np
@@ -20,6 +19,7 @@ from llamacffi import (
     Model,
     UnsupportedError,
 )
+from tests.facade.helpers import raised_in_thread
 from tests.facade.random_models import N_EMBD, N_VOCAB
 from tests.facade.test_context import batch_of
 
@@ -131,19 +131,9 @@ def test_the_draft_keeps_its_target(random_path):
 
 def test_one_of_both_computes(random_context, target):
     draft = random_context("eagle3", ctx_other=target)
-    errors = []
-
-    def decode():
-        try:
-            draft.decode(both())
-        except BusyError as error:
-            errors.append(error)
-
     with target.lock:
-        thread = threading.Thread(target=decode)
-        thread.start()
-        thread.join()
-    assert len(errors) == 1
+        error = raised_in_thread(lambda: draft.decode(both()))
+    assert isinstance(error, BusyError)
     assert draft.memory.pos_max() is None
     draft.decode(both())
 

@@ -8,6 +8,7 @@ import pytest
 
 from llamacffi import ForkError
 from tests.conftest import ROOT
+from tests.facade.helpers import check_script
 from tests.facade.test_lifetime_orders import KNOWN, PLAIN, paths, uses  # noqa: F401
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -57,10 +58,7 @@ def quiet(run_python, paths):  # noqa: F811
     """Run code that must end well and say nothing but ``ok`` on stdout."""
 
     def run(code: str) -> None:
-        lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok', flush=True)"]
-        result = run_python("\n".join(lines), ROOT, *paths)
-        found = result.returncode, result.stdout, result.stderr
-        assert found == (0, "ok\n", ""), found[2]
+        check_script(run_python, SETUP, code, ROOT, *paths)
 
     return run
 

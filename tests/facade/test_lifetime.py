@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.facade import loras
+from tests.facade.helpers import check_script
 
 SETUP = """
 import gc, os, sys, threading
@@ -42,9 +43,7 @@ def quiet(run_python, demo_path):
     """Run code that must end well and say nothing but ``ok`` on stdout."""
 
     def run(code: str) -> None:
-        lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok')"]
-        result = run_python("\n".join(lines), demo_path)
-        assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", ""), result
+        check_script(run_python, SETUP, code, demo_path)
 
     return run
 

@@ -21,6 +21,7 @@ from llamacffi import (
 from llamacffi._core.ownership import Handle, live_objects
 from tests.conftest import ROOT
 from tests.facade import loras, object_graph
+from tests.facade.helpers import check_script
 
 SETUP = """
 import sys
@@ -48,10 +49,7 @@ def quiet(run_python, paths):
     """Run code that must end well and say nothing but ``ok`` on stdout."""
 
     def run(code: str, returncode: int = 0) -> None:
-        lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok', flush=True)"]
-        result = run_python("\n".join(lines), ROOT, *paths)
-        found = result.returncode, result.stdout, result.stderr
-        assert found == (returncode, "ok\n", ""), found[2]
+        check_script(run_python, SETUP, code, ROOT, *paths, status=returncode)
 
     return run
 

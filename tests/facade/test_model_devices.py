@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llamacffi import backend
+from tests.facade.helpers import check_script
 
 pytestmark = pytest.mark.skipif(
     not backend.capabilities().rpc, reason="this build has no RPC backend"
@@ -52,9 +53,7 @@ def client(run_python, random_path):
     """Run code in another process, which must succeed and print only ``ok``."""
 
     def run(code: str) -> None:
-        lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok')"]
-        result = run_python("\n".join(lines), random_path("llama"))
-        assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", ""), result
+        check_script(run_python, SETUP, code, random_path("llama"))
 
     return run
 

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from tests.facade import loras
+from tests.facade.helpers import check_script
 
 SETUP = """
 import faulthandler, gc, itertools, os, random, signal, sys, threading, time
@@ -52,9 +53,7 @@ def quiet(run_python, demo_path, tmp_path):
     loras.write_lora(lora, {"blk.0.attn_q.weight": (96, 96)})
 
     def run(code: str) -> None:
-        lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok')"]
-        result = run_python("\n".join(lines), demo_path, lora)
-        assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", ""), result
+        check_script(run_python, SETUP, code, demo_path, lora)
 
     return run
 

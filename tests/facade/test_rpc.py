@@ -13,6 +13,7 @@ import time
 import pytest
 
 from llamacffi import ArgumentError, BackendUnavailableError, RpcServer, backend, rpc
+from tests.facade.helpers import check_script
 from tests.timing import HANGS
 
 pytestmark = pytest.mark.skipif(
@@ -36,9 +37,7 @@ def client(run_python, demo_path):
     """Run code that must end well and print only ``ok``; this process stays no client."""
 
     def run(code: str) -> None:
-        lines = [SETUP, *(line[8:] for line in code.splitlines()), "print('ok')"]
-        result = run_python("\n".join(lines), demo_path)
-        assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", ""), result
+        check_script(run_python, SETUP, code, demo_path)
 
     return run
 

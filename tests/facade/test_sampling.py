@@ -26,19 +26,11 @@ from llamacffi import (
 )
 from llamacffi.sampling.base import needs_vocab
 from llamacffi.sampling.chain import native
+from tests.facade.helpers import decoded
 from tests.facade.oracle import logits_after, token
 
 THE = token(" the")  # many words follow it
 N = 3000
-
-
-def after(context, one):
-    """Decode one token, so that its outputs can be sampled."""
-    context.memory.clear(data=False)
-    batch = Batch(1)
-    batch.set_one(one, 0)
-    context.decode(batch)
-    return context
 
 
 def softmax(logits):
@@ -92,7 +84,7 @@ REFERENCE = {
 @pytest.mark.parametrize(("samplers", "expected"), REFERENCE.values(), ids=REFERENCE.keys())
 def test_frequencies(context, chain, samplers, expected):
     one, counts = chain(*samplers, Dist(seed=7)), Counter()
-    after(context, THE)
+    decoded(context, THE)
     for _ in range(N):
         counts[one.sample(context)] += 1
     assert {t for t, p in enumerate(expected) if p > 0.01} <= counts.keys()
@@ -103,7 +95,7 @@ def test_frequencies(context, chain, samplers, expected):
 
 def test_greedy_is_the_best(context, chain):
     for word in (" llama", " the", " river", "."):
-        after(context, token(word))
+        decoded(context, token(word))
         assert chain(Greedy()).sample(context) == logits_after([token(word)])[0].argmax()
         assert chain(Temp(0), Dist(1)).sample(context) == logits_after([token(word)])[0].argmax()
 
@@ -140,7 +132,7 @@ def test_penalties(context, chain, penalties, change):
     expected = softmax(logits)
     hits = 0
     one = chain(penalties, Dist(seed=3), vocab=context.model.vocab)
-    after(context, THE)
+    decoded(context, THE)
     for seed in range(300):
         one = chain(penalties, Dist(seed), vocab=context.model.vocab)
         for _ in range(3):
@@ -156,7 +148,7 @@ def draw(context, one, n=30):
 
 
 def test_the_same_seed_gives_the_same_tokens(context, chain):
-    after(context, THE)
+    decoded(context, THE)
     first = draw(context, chain(Dist(seed=5)))
     assert draw(context, chain(Dist(seed=5))) == first
     assert draw(context, chain(Dist(seed=6))) != first
@@ -164,7 +156,7 @@ def test_the_same_seed_gives_the_same_tokens(context, chain):
 
 
 def test_reset_starts_over(context, chain):
-    after(context, THE)
+    decoded(context, THE)
     one = chain(TopK(40), Dist(seed=5))
     one.reset()  # before the first use: nothing to do
     first = draw(context, one)
@@ -176,7 +168,7 @@ def test_reset_starts_over(context, chain):
 @pytest.mark.parametrize("seed", [5, None])
 @pytest.mark.parametrize("used", [0, 10])
 def test_a_clone_continues_the_same_way(context, chain, seed, used):
-    after(context, THE)
+    decoded(context, THE)
     one = chain(TopK(40), Temp(1.5), Dist(seed))
     draw(context, one, used)
     with one.clone() as other:
@@ -193,7 +185,7 @@ def test_seed(chain):
 
 
 def test_a_chain_must_choose(context, chain):
-    after(context, THE)
+    decoded(context, THE)
     for one in (chain(), chain(TopK(3), Temp(1.0))):
         with pytest.raises(ArgumentError, match="chooses no token"):
             one.sample(context)
@@ -203,7 +195,7 @@ def test_a_chain_that_needs_the_vocabulary(context, chain, demo_path):
     one = chain(Penalties(repeat=1.1), Greedy())
     with pytest.raises(ArgumentError, match="must know the vocabulary"):
         _ = one.ptr
-    after(context, THE)
+    decoded(context, THE)
     one.sample(context)  # takes it from the context
     assert one.ptr
     with pytest.raises(ArgumentError, match="not in the vocabulary"):
@@ -276,7 +268,7 @@ def test_a_chain_is_a_sequence_of_frozen_descriptions():
 
 
 def test_a_chain_is_for_one_thread(context, chain):
-    after(context, THE)
+    decoded(context, THE)
     one, errors = chain(Greedy()), []
 
     def use():
@@ -300,7 +292,7 @@ def test_a_chain_is_for_one_thread(context, chain):
 
 
 def test_closing(context):
-    after(context, THE)
+    decoded(context, THE)
     one = SamplerChain(Greedy())
     one.sample(context)
     with one:
@@ -332,7 +324,7 @@ def test_a_chain_does_not_keep_a_closed_model_in_memory(demo_path):
         model = Model(demo_path)
         with Context(model, n_ctx=256) as context:
             chain = SamplerChain(*samplers)
-            after(context, THE)
+            decoded(context, THE)
             chain.sample(context)
         model.close()
         needy = any(map(needs_vocab, samplers))

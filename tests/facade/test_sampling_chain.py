@@ -13,7 +13,6 @@ from llamacffi import (
     XTC,
     AdaptiveP,
     ArgumentError,
-    Batch,
     BusyError,
     Candidates,
     ClosedError,
@@ -45,17 +44,10 @@ from llamacffi import (
 )
 from llamacffi.sampling.chain import native
 from tests.facade.gguf_models import write_altered
+from tests.facade.helpers import decoded
 from tests.facade.oracle import END, logits_after, token
 
 THE = token(" the")
-
-
-def after(context, one=THE):
-    context.memory.clear(data=False)
-    batch = Batch(1)
-    batch.set_one(one, 0)
-    context.decode(batch)
-    return context
 
 
 def draw(context, chain, n=20):
@@ -85,7 +77,7 @@ def test_which_chains_are_valid():
 def test_the_same_sampler_several_times(context, chain):
     twice = chain(Temp(0.5), TopK(9), Temp(0.5), TopK(5), Greedy())
     assert twice.names == ["temp", "top-k", "temp", "top-k", "greedy"]
-    candidates = Candidates.from_context(after(context))
+    candidates = Candidates.from_context(decoded(context, THE))
     twice.apply(candidates)
     best = np.sort(logits_after([THE])[0])[::-1][:5]
     assert candidates.logit == pytest.approx(best / 0.25, abs=1e-1)
@@ -122,7 +114,7 @@ ALL = [
 @pytest.mark.parametrize("last", [Dist(seed=1), Mirostat(seed=1), MirostatV2(seed=1)])
 def test_all_in_one(context, chain, last):
     one = chain(*ALL, last, vocab=context.model.vocab)
-    after(context)
+    decoded(context, THE)
     first = draw(context, one)
     with one.clone() as other:
         assert draw(context, other) == draw(context, one)
@@ -135,7 +127,7 @@ def test_all_in_one(context, chain, last):
 
 
 def test_copies_are_independent(context, chain):
-    after(context)
+    decoded(context, THE)
     one, other = (chain(Temp(2.0), Dist(seed=3)) for _ in range(2))
     draw(context, one, 5)
     other.copy_from(one)
@@ -178,7 +170,7 @@ def test_an_adaptive_p_that_waits_is_cloned_safely(run_python):
 
 
 def test_seeds(context, chain):
-    after(context)
+    decoded(context, THE)
     one = chain(XTC(0.5, 0.01, seed=1), Temp(2.0), Dist())
     seeded = one.with_seed(7)
     assert list(seeded) == [XTC(0.5, 0.01, seed=7), Temp(2.0), Dist(7)]
@@ -200,7 +192,7 @@ def test_seeds(context, chain):
 
 
 def test_performance(context, chain):
-    after(context)
+    decoded(context, THE)
     measured, counted = chain(*ALL, Dist(1), no_perf=False), chain(Greedy())
     for one in (measured, counted):
         draw(context, one, 7)
@@ -245,7 +237,7 @@ def test_the_prompt(context, chain):
 
 
 def test_all_tokens_ruled_out(context, chain):
-    after(context)
+    decoded(context, THE)
     n = len(context.model.vocab)
     nothing = chain(LogitBias(dict.fromkeys(range(n), -math.inf)), Dist(seed=1))
     for _ in range(2):
@@ -274,7 +266,7 @@ def test_invalid_logits(altered, chain):
         Model(altered(spoil=math.nan)) as model,
         Context(model, n_ctx=64, n_threads=1) as context,
     ):
-        after(context)
+        decoded(context, THE)
         assert not np.isfinite(context.logits()).all()
         for samplers in ((Greedy(),), (TopK(200), TopP(0.9), Dist(seed=1))):
             with pytest.raises(ContextError, match="a logit is NaN or inf"):
@@ -305,7 +297,7 @@ def test_what_a_model_recommends(altered, chain):
             Dist(3),
         ]
         with Context(model, n_ctx=64, n_threads=1) as context:
-            assert one.sample(after(context)) in range(514)
+            assert one.sample(decoded(context, THE)) in range(514)
         with SamplerChain.from_model(model, top_k=-1, top_p=2.0) as other:
             assert other[1:3] == (TopK(0), TopP(1.0))
         with SamplerChain.from_model(model, temp=0) as other:
@@ -356,7 +348,7 @@ def test_wrong_arguments(context, chain):
     for wrong in (None, 5, context.model, "context"):
         with pytest.raises(TypeError, match="must be a Context"):
             one.sample(wrong)
-    after(context)
+    decoded(context, THE)
     for wrong in ("0", 1.5, None):
         with pytest.raises(TypeError):
             one.sample(context, wrong)
@@ -372,14 +364,14 @@ def test_a_chain_for_several_models(altered, chain, context):
     """A chain that ignores the vocabulary works with any model."""
     one = chain(TopK(3), Greedy())
     needy = chain(Penalties(), Greedy())
-    expected = one.sample(after(context))
+    expected = one.sample(decoded(context, THE))
     needy.sample(context)
     with (
         Model(altered()) as other,
         Context(other, n_ctx=64, n_threads=1) as there,
     ):
         for _ in range(3):
-            assert one.sample(after(there)) == one.sample(context) == expected
+            assert one.sample(decoded(there, THE)) == one.sample(context) == expected
         with pytest.raises(ArgumentError, match="another model"):
             needy.sample(there)
     assert one.sample(context) == expected
@@ -387,7 +379,7 @@ def test_a_chain_for_several_models(altered, chain, context):
 
 def test_a_failed_chain_can_be_tried_again(model, context, chain):
     late = chain(Grammar("root ::= <[9999]>"), Greedy())
-    after(context)
+    decoded(context, THE)
     for _ in range(2):
         with pytest.raises(GrammarError, match="outside the vocabulary"):
             late.sample(context)
@@ -404,11 +396,11 @@ def test_a_chain_as_a_context_manager():
 
 def test_many_threads(new_context):
     """Each with its own chain and context; the descriptions are shared."""
-    expected, failures = draw(after(new_context()), SamplerChain(*ALL, Dist(1))), []
+    expected, failures = draw(decoded(new_context(), THE), SamplerChain(*ALL, Dist(1))), []
 
     def work(context):
         with SamplerChain(*ALL, Dist(1)) as one:
-            if draw(after(context), one) != expected:
+            if draw(decoded(context, THE), one) != expected:
                 failures.append(1)
 
     threads = [threading.Thread(target=work, args=(new_context(),)) for _ in range(3)]
@@ -421,7 +413,7 @@ def test_many_threads(new_context):
 
 def test_one_thread_at_a_time(context, chain):
     one, other, errors = chain(Greedy()), chain(Greedy()), []
-    after(context)
+    decoded(context, THE)
     one.sample(context)
     calls = (
         lambda: one.sample(context),
@@ -454,7 +446,7 @@ def test_one_thread_at_a_time(context, chain):
 
 def test_raw_calls_work_on_its_pointer(context, chain):
     one = chain(TopK(3), Greedy())
-    after(context)
+    decoded(context, THE)
     assert lib.llama_sampler_sample(one.ptr, context.ptr, -1) == one.sample(context)
     assert lib.llama_sampler_chain_n(one.ptr) == 2
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 
@@ -22,6 +20,7 @@ from llamacffi import (
     lib,
     state_info,
 )
+from tests.facade.helpers import raised_in_thread
 from tests.facade.oracle import close_to, logits_after, token
 
 TOKENS = [(7 * i) % 90 + 3 for i in range(40)]
@@ -328,19 +327,9 @@ def test_use_from_two_threads_is_refused(context, tmp_path):
         lambda: context.save_file(tmp_path / "x"),
         lambda: context.load_file(tmp_path / "x"),
     )
-    errors = []
-
-    def try_all():
-        for use in uses:
-            with pytest.raises(BusyError) as info:
-                use()
-            errors.append(info.value)
-
     with context.lock:
-        thread = threading.Thread(target=try_all)
-        thread.start()
-        thread.join()
-    assert len(errors) == len(uses)
+        errors = [raised_in_thread(use) for use in uses]
+    assert all(isinstance(error, BusyError) for error in errors), errors
 
 
 def test_a_closed_context(context, tmp_path):
