@@ -1,4 +1,4 @@
-"""How many cores this process may keep busy."""
+"""Count the cores that this process may keep busy."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# How often to look at what runs, and how many seconds to let pass between: what runs at each look
-# is there to stay.
-LOOKS, PAUSE = 3, 0.0005
+# Count running threads this many times, with a pause of so many seconds in between, and take the
+# lowest count: only threads that run each time will keep running.
+N_SAMPLES, PAUSE = 3, 0.0005
 
 
 def physical_cores() -> int:
     """Count the physical cores that this process may keep busy; at least 1.
 
-    Two hardware threads of one core share its arithmetic units, so more threads than cores slow
-    the computation down.  So do more than the quota of a container grants: the threads wait for
-    each other, and one that was stopped stops all.
+    The hardware threads of a core share its arithmetic units, so more threads than cores slow the
+    computation down.  So do more threads than the CPU quota of a container allows: the threads wait
+    for each other, and one that is throttled stops all.
+
+    Returns:
+        The number of cores.
     """
     if sys.platform == "linux":
         allowed = os.sched_getaffinity(0)
         cores = len({_siblings(cpu) for cpu in allowed})
         return max(1, min(cores, math.floor(min(_quotas(Path("/")), default=cores))))
-    # Elsewhere nobody tells: most x86 cores have two hardware threads, others one.
+    # Elsewhere, guess: most x86 cores have two hardware threads, others have one.
     per_core = 2 if platform.machine().lower() in ("x86_64", "amd64") else 1
     return max(1, (os.cpu_count() or 1) // per_core)
 
 
 def processors() -> int:
-    """Count the processors that this process may use, hardware threads among them; at least 1."""
+    """Count the processors that this process may use, including hardware threads; at least 1."""
     if sys.platform == "linux":
         allowed = len(os.sched_getaffinity(0))
         return max(1, math.ceil(min([allowed, *_quotas(Path("/"))])))
@@ -40,23 +43,23 @@ def processors() -> int:
 
 
 def free_cores() -> int:
-    """Count the physical cores that other programs leave to this process; at least 1.
+    """Count the physical cores that other programs leave free for this process; at least 1.
 
-    Threads that spin for each other need a processor each: if there is one too few, all wait for
-    the one that waits.  What counts is what runs now: the load average would also tell of what has
-    ended a minute ago.  This process does not count, since the threads of a context that is there
-    already spin for a while without work.  Only Linux tells.
+    Threads that spin for each other need a processor each: with one too few, all wait for the
+    thread that has none.  This counts what runs now; the load average would include programs that
+    ended a minute ago.  It ignores this process, where the threads of an existing context may spin
+    without work.  Outside Linux, it returns all physical cores.
     """
     return left(physical_cores(), os.cpu_count() or 1, _running(Path("/proc")))
 
 
 def left(cores: int, online: int, running: int) -> int:
-    """Return how many of ``cores`` there are for threads that spin; at least 1.
+    """Return how many of ``cores`` are left for threads that spin; at least 1.
 
     Args:
         cores: The physical cores that may be used.
-        online: All processors of the machine, hardware threads among them.
-        running: How many threads of other programs use one.
+        online: All processors of the machine, including hardware threads.
+        running: The number of threads of other programs that are running.
     """
     return max(1, min(cores, online - running))
 
@@ -65,13 +68,13 @@ def _running(proc: Path) -> int:
     """Return how many threads of other programs use a processor; 0 if unknown.
 
     Args:
-        proc: Where the system tells of processes.
+        proc: The proc file system.
     """
     found = []
-    for look in range(LOOKS):
-        if look:
+    for i in range(N_SAMPLES):
+        if i:
             time.sleep(PAUSE)
-        # "0.20 0.18 0.12 1/80 11206": the load, what runs of all, and the last process.
+        # "0.20 0.18 0.12 1/80 11206": loads, running and total threads, and the last process.
         fields = _read(proc / "loadavg").split()
         running = fields[3].partition("/")[0] if len(fields) > 3 else ""
         if not running.isdigit() or int(running) <= 1:  # this thread alone
@@ -81,8 +84,8 @@ def _running(proc: Path) -> int:
 
 
 def _own_running(proc: Path) -> int:
-    """Return how many threads of this process use a processor, or wait for one."""
-    # "11206 (a name) R ...": the thread, its name, and what it does.
+    """Return how many threads of this process use a processor or wait for one."""
+    # "11206 (a name) R ...": the thread, its name, and its state.
     stats = (_read(file) for file in (proc / "self/task").glob("*/stat"))
     return max(1, sum(stat.rpartition(")")[2].split()[:1] == ["R"] for stat in stats))
 
@@ -98,7 +101,7 @@ def _siblings(cpu: int) -> str:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield how many processors' time each control group around this process grants, if it limits.
+    """Yield the CPU quota, in processors, of each control group around this process that has one.
 
     Args:
         root: The root of the file system.
@@ -112,7 +115,7 @@ def _quotas(root: Path) -> Iterator[float]:
             mount, files = groups / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
         else:
             continue
-        # In a container the name may be that outside of it: then only its root is there.
+        # In a container the name may be the host's: then only the root of the mount exists.
         group = mount / name.lstrip("/")
         for directory in (group, *group.parents):
             values = " ".join(_read(directory / file) for file in files).split()

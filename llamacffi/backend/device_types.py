@@ -1,4 +1,4 @@
-"""What computes, and where tensors are kept: devices and buffer types of the loaded backends."""
+"""Devices, which compute, and buffer types, which hold tensors, of the loaded backends."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class DeviceMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class Device(Pointer):
-    """A device that computes: a processor or an accelerator.
+    """A device that computes: a CPU or an accelerator.
 
-    It is only named here; nothing is initialized until a model uses it.  What can change, or has to
-    be asked from far away, is asked each time.
+    This is only a description; nothing is initialized until a model uses the device.  Properties
+    that can change, or that an RPC server must answer, are queried each time.
     """
 
-    _instead = "devices() describes them, in each process"
+    _instead = "call devices() in each process"
 
     name: str
     description: str
     backend: str
     kind: str
-    """``"cpu"``, ``"gpu"``, ``"igpu"``, ``"accel"``, ``"meta"``: the end of its C name."""
+    """``"cpu"``, ``"gpu"``, ``"igpu"``, ``"accel"`` or ``"meta"``, as in ggml's enum."""
     _ptr: Any = field(repr=False)
 
     @property
@@ -51,10 +51,10 @@ class Device(Pointer):
         return self._ptr
 
     def memory(self) -> DeviceMemory:
-        """Return its memory as it is now.
+        """Return the memory that the device has now.
 
         Raises:
-            BackendUnavailableError: The device does not answer.
+            BackendUnavailableError: The device does not respond, or its backend was unloaded.
 
         Source: ``ggml_backend_dev_memory``.
         """
@@ -64,26 +64,28 @@ class Device(Pointer):
 
     @property
     def memory_free(self) -> int:
-        """How many bytes are free now.  See `memory`."""
+        """The number of bytes that are free now.  See `memory`."""
         return self.memory().free
 
     @property
     def memory_total(self) -> int:
-        """How many bytes there are in all.  See `memory`."""
+        """The total number of bytes.  See `memory`."""
         return self.memory().total
 
     @property
     def device_id(self) -> str | None:
-        """Where it is, such as the bus address of a PCI device; None if unknown.
+        """An identifier of the hardware, such as the address of a PCI device; None if unknown.
 
-        The same device, seen by two backends, has one.
+        It is the same in every backend that drives this hardware.
+
+        Source: ``ggml_backend_dev_get_props``.
         """
         device_id = self._props().device_id
         return None if device_id == ffi.NULL else c_text(device_id)
 
     @property
     def caps(self) -> dict[str, bool]:
-        """What it can do, by the names in ``struct ggml_backend_dev_caps``.
+        """Its capabilities, by their names in ``struct ggml_backend_dev_caps``.
 
         Source: ``ggml_backend_dev_get_props``.
         """
@@ -93,7 +95,7 @@ class Device(Pointer):
 
     @property
     def buffer_type(self) -> BufferType:
-        """Where it keeps tensors, if nothing else is said.
+        """The memory that it keeps tensors in by default.
 
         Source: ``ggml_backend_dev_buffer_type``.
         """
@@ -101,7 +103,7 @@ class Device(Pointer):
 
     @property
     def host_buffer_type(self) -> BufferType | None:
-        """Main memory that it reads fast; None if it has no such.
+        """Main memory that the device accesses quickly, such as pinned memory; None if it has none.
 
         Source: ``ggml_backend_dev_host_buffer_type``.
         """
@@ -110,7 +112,7 @@ class Device(Pointer):
 
     @property
     def extra_buffer_types(self) -> list[BufferType]:
-        """Where it can keep weights in a layout of its own, the best first.
+        """Memory in which it can keep weights in a special layout, best first.
 
         Source: ``ggml_backend_dev_get_extra_bufts``.
         """
@@ -130,13 +132,13 @@ class Device(Pointer):
         return props
 
     def _ask(self, function: Callable[[Any], Any]) -> Any:
-        """Call a C function of the device, which fails if the device is another machine's."""
+        """Call a C function on the device, which can fail for a device on another machine."""
         try:
             return function(self.ptr)
         except NativeError as error:
             raise with_log(
                 BackendUnavailableError(
-                    f"the device {self.name} does not answer: {str(error).strip()}"
+                    f"the device {self.name} does not respond: {str(error).strip()}"
                 )
             ) from error
 
@@ -145,17 +147,17 @@ class Device(Pointer):
 class BufferType(Unique):
     """A kind of memory for tensors."""
 
-    _instead = "backend.buffer_types() describes them, in each process"
+    _instead = "call backend.buffer_types() in each process"
 
     name: str
     alignment: int
-    """Addresses of tensors are multiples of so many bytes."""
+    """The alignment of tensors, in bytes."""
     max_size: int | None
-    """The most bytes that one buffer can have; None if only memory limits it."""
+    """The maximum size of one buffer in bytes; None if only the memory limits it."""
     is_host: bool
-    """Whether the processor can read and write it."""
+    """Whether the CPU can read and write it."""
     device: str | None
-    """The name of the device that it belongs to."""
+    """The name of the device that it belongs to, if any."""
     ptr: Any = field(repr=False)
     """The ``ggml_backend_buffer_type_t``, for `llamacffi.lib`."""
 
@@ -187,7 +189,7 @@ def _buffer_type(buft: Any) -> BufferType:
 
 
 def extension(reg: Any, name: str) -> Any:
-    """Return the address of a function that only some backends have, or NULL.
+    """Return the address of a function that only some backends have; NULL if this one does not.
 
     Source: ``ggml_backend_reg_get_proc_address``.
     """

@@ -1,4 +1,4 @@
-"""Where RPC servers listen: ``"host:port"``."""
+"""Endpoints of RPC servers: ``"host:port"``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from ..errors import ArgumentError, BackendUnavailableError
 
 
 def parse(endpoint: str) -> tuple[str, int]:
-    """Return the host and the port of ``"host:port"``; llama.cpp takes more, and cuts it short."""
+    """Return the host and the port of ``"host:port"``.
+
+    upstream: ggml/src/ggml-rpc/ggml-rpc.cpp parse_endpoint: it accepts other forms too, but does
+    not check the port.
+    """
     if not isinstance(endpoint, str):
         raise TypeError(f"an endpoint must be a str, not {endpoint!r}")
     match = re.fullmatch(r"([A-Za-z0-9._-]+):([0-9]{1,5})", endpoint)
@@ -25,16 +29,17 @@ def parse(endpoint: str) -> tuple[str, int]:
 
 
 def check_timeout(timeout: float) -> None:
-    """Raise TypeError or ArgumentError unless one can wait for so many seconds."""
+    """Raise TypeError or ArgumentError unless this is a positive number of seconds."""
     number("timeout", timeout, 0, threading.TIMEOUT_MAX)
     if not timeout:
         raise ArgumentError("timeout must be above 0 seconds, not 0")
 
 
-def knock(host: str, port: int, timeout: float) -> None:
-    """Connect and disconnect; a server that serves nobody else disconnects too.
+def probe(host: str, port: int, timeout: float) -> None:
+    """Connect, and wait until the server closes the connection, which shows that it is free.
 
-    llama.cpp would wait for the server without end, and nothing could stop it.
+    upstream: ggml/src/ggml-rpc/ggml-rpc.cpp send_rpc_cmd: it waits for a server without a timeout,
+    and cannot be interrupted.
     """
     found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
@@ -45,24 +50,24 @@ def knock(host: str, port: int, timeout: float) -> None:
 
 
 def exposure(endpoint: str) -> str | None:
-    """Return what to warn of if other machines can reach an endpoint."""
+    """Return a warning if other machines can reach an endpoint."""
     host, _ = parse(endpoint)
     if ipaddress.IPv4Address(host).is_loopback:
         return None
     return (
-        f"other machines can reach the RPC server at {endpoint}, and whoever reaches it can take "
-        "over its process: see the documentation of llamacffi.rpc"
+        f"other machines can reach the RPC server at {endpoint}, and anyone who does can take over "
+        "its process: see the documentation of llamacffi.rpc"
     )
 
 
 def free_endpoint(endpoint: str) -> str:
-    """Return an endpoint of this machine that nobody listens at."""
+    """Return an unused endpoint of this machine; port 0 stands for any free port."""
     host, port = parse(endpoint)
     try:
         ipaddress.IPv4Address(host)
     except ValueError:
         raise ArgumentError(
-            f"endpoint={endpoint!r} must begin with the IPv4 address to listen at"
+            f"endpoint={endpoint!r} must begin with the IPv4 address to listen on"
         ) from None
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
@@ -70,4 +75,4 @@ def free_endpoint(endpoint: str) -> str:
             server.bind((host, port))
             return f"{host}:{server.getsockname()[1]}"
     except OSError as error:
-        raise BackendUnavailableError(f"cannot listen at {endpoint}: {error}") from None
+        raise BackendUnavailableError(f"cannot listen on {endpoint}: {error}") from None

@@ -1,4 +1,4 @@
-"""Backends: loaded once, on first use; what they have, and what this llama.cpp can."""
+"""Load backends once, on first use, and describe their devices, features and limits."""
 
 from __future__ import annotations
 
@@ -32,22 +32,23 @@ from .device_types import extension, new_device
 if TYPE_CHECKING:
     from .._generated.enums import GgmlNumaStrategy
 
-# ggml's lists of backends and devices have no lock of their own.
+# upstream: ggml/src/ggml-backend-reg.cpp ggml_backend_registry: its lists of backends and devices
+# have no lock
 _lock = hold_at_fork(threading.RLock())
 _loaded = False
 _numa_strategy: int | None = None
-_unusable: dict[str, str] = {}  # files of backends, and why the loader does not load them
+_unusable: dict[str, str] = {}  # files of backends that the loader refused, and its reasons
 
 
 def load() -> None:
-    """Load the backends that came with the package.  Anything that needs one calls this.
+    """Load the backends that came with the package.  Everything that needs a backend calls this.
 
-    On each call but the first this does nothing.  A backend that cannot be loaded, as that of a GPU
-    on a machine without its driver, is a warning in the log.
+    Only the first call has an effect.  A backend that cannot be loaded, such as one for a GPU
+    whose driver is missing, logs a warning.
 
     Raises:
-        BackendUnavailableError: There is no CPU backend for this machine.
-        LoadError: A backend was built from another llama.cpp.
+        BackendUnavailableError: The package has no CPU backend for this machine.
+        LoadError: A backend is truncated, or was built from another llama.cpp.
 
     Source: ``ggml_backend_load_all_from_path``, ``llama_backend_init``.
     """
@@ -76,17 +77,21 @@ def load() -> None:
 
 
 def load_library(path: str | os.PathLike[str]) -> str:
-    """Load one more backend, from a file.
+    """Load another backend from a file.
 
-    It must be of this llama.cpp.  That is checked if llamacffi has built it, or if it has a ggml of
-    its own; of others only the version of ggml's interface is known.
+    It must be built from this llama.cpp.  That is checked if llamacffi built it, or if it contains
+    its own ggml; for others, ggml only checks the version of its backend interface.
+
+    Args:
+        path: The file of the backend.
 
     Returns:
         The name of the backend.
 
     Raises:
-        LibraryNotFoundError: There is no such file.
-        LoadError: The file is no backend for this machine and this llama.cpp, or lacks a library.
+        LibraryNotFoundError: The file does not exist.
+        LoadError: The file is truncated, or not a backend for this machine and this llama.cpp, or
+            needs a missing library.
 
     Source: ``ggml_backend_load``.
     """
@@ -106,7 +111,7 @@ def load_library(path: str | os.PathLike[str]) -> str:
 
 
 def register(reg: Any) -> None:
-    """Make a ``ggml_backend_reg_t`` and its devices known.
+    """Add a ``ggml_backend_reg_t`` and its devices.
 
     Source: ``ggml_backend_register``.
     """
@@ -115,18 +120,18 @@ def register(reg: Any) -> None:
 
 
 def unload(name: str) -> None:
-    """Unload a backend.  Its devices are gone then.
+    """Unload a backend and its devices.
 
-    ggml unloads its code without asking who uses it.  So nothing may be alive that was made in C by
-    this package, and what was made by `llamacffi.lib` is up to the caller.
+    ggml unloads the code even if something still uses it.  So no C object of this package may be
+    alive, and the caller must see to objects created through `llamacffi.lib`.
 
     Args:
         name: One of `backends`.
 
     Raises:
-        BackendUnavailableError: There is no such backend.
-        UnsupportedError: It is the CPU's, which llama.cpp needs, or it has servers, which cannot
-            be forgotten; or models, contexts or other C objects are alive.
+        BackendUnavailableError: The backend does not exist.
+        UnsupportedError: It is the CPU backend, which llama.cpp needs; or it has RPC servers, which
+            cannot be removed; or models, contexts or other C objects are alive.
 
     Source: ``ggml_backend_unload``.
     """
@@ -134,15 +139,17 @@ def unload(name: str) -> None:
     with _lock:
         reg = _registry(name)
         if reg == lib.ggml_backend_dev_backend_reg(_cpu()):
-            raise UnsupportedError(f"the backend {name!r} cannot be unloaded: all need it")
+            raise UnsupportedError(f"the backend {name!r} cannot be unloaded: llama.cpp needs it")
         add_server = "ggml_backend_rpc_add_server"
         remote = [one for one in _registries() if extension(one, add_server) != ffi.NULL]
         if reg in remote and len(remote) > 1:
-            raise UnsupportedError(f"the backend {name!r} cannot be unloaded: it has servers")
+            raise UnsupportedError(
+                f"the backend {name!r} cannot be unloaded after add_server() added devices to it"
+            )
         if n := live_objects():
             raise UnsupportedError(
                 f"the backend {name!r} cannot be unloaded while {n} C objects are alive: close all "
-                "models, contexts and what else was made"
+                "models, contexts and other objects first"
             )
         lib.ggml_backend_unload(reg)
     drain()
@@ -159,13 +166,16 @@ def backends() -> list[str]:
 
 
 def features(name: str = "CPU") -> dict[str, str]:
-    """Return what a backend was built with, as it tells itself; empty if it tells nothing.
+    """Return the features that a backend reports it was built with, if any.
 
     Args:
         name: One of `backends`.
 
+    Returns:
+        The value of each feature, by name; empty if the backend reports none.
+
     Raises:
-        BackendUnavailableError: There is no such backend.
+        BackendUnavailableError: The backend does not exist.
 
     Source: ``ggml_backend_get_features``.
     """
@@ -182,9 +192,9 @@ def features(name: str = "CPU") -> dict[str, str]:
 
 
 def devices() -> list[Device]:
-    """Return the devices of all loaded backends, the CPU among them.
+    """Return the devices of all loaded backends, including the CPU.
 
-    Source: ``ggml_backend_dev_get`` and its kin.
+    Source: ``ggml_backend_dev_count``, ``ggml_backend_dev_get``.
     """
     load()
     with _lock:
@@ -194,10 +204,13 @@ def devices() -> list[Device]:
 
 
 def device(name: str) -> Device:
-    """Return the device of this name, such as ``"CPU"`` or ``"CUDA0"``.
+    """Return the device with this name, such as ``"CPU"`` or ``"CUDA0"``.
+
+    Args:
+        name: The name.
 
     Raises:
-        BackendUnavailableError: There is no such device.
+        BackendUnavailableError: The device does not exist.
 
     Source: ``ggml_backend_dev_by_name``.
     """
@@ -215,10 +228,10 @@ def device(name: str) -> Device:
 
 
 def buffer_types() -> list[BufferType]:
-    """Return all kinds of memory that the devices have, each once.
+    """Return all buffer types of the devices, each once.
 
     Raises:
-        BackendUnavailableError: A device of another machine does not answer.
+        BackendUnavailableError: A device on another machine does not respond.
     """
     found = {}
     for one in devices():
@@ -240,7 +253,7 @@ def cpu_features() -> dict[str, bool]:
 
 
 def system_info() -> str:
-    """Return llama.cpp's own line about the backends and their features.
+    """Return llama.cpp's own summary of the backends and their features, in one line.
 
     Source: ``llama_print_system_info``.
     """
@@ -250,30 +263,32 @@ def system_info() -> str:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What this llama.cpp can on this machine, and the most it can of each."""
+    """What this llama.cpp supports on this machine, and its limits."""
 
     mmap: bool
-    """Model files can be mapped into memory.  Source: ``llama_supports_mmap``."""
+    """Whether model files can be mapped into memory.  Source: ``llama_supports_mmap``."""
     mlock: bool
-    """Memory can be kept from being swapped out.  Source: ``llama_supports_mlock``."""
+    """Whether memory can be locked against swapping.  Source: ``llama_supports_mlock``."""
     gpu_offload: bool
-    """A GPU is there, or `rpc`.  Source: ``llama_supports_gpu_offload``."""
+    """Whether there is a GPU, or `rpc` is true.  Source: ``llama_supports_gpu_offload``."""
     rpc: bool
-    """Devices of other machines can be used.  Source: ``llama_supports_rpc``."""
+    """Whether devices of other machines can be used.  Source: ``llama_supports_rpc``."""
     max_devices: int
-    """Devices for one model.  Source: ``llama_max_devices``."""
+    """The maximum number of devices for one model.  Source: ``llama_max_devices``."""
     max_parallel_sequences: int
-    """Sequences in one context.  Source: ``llama_max_parallel_sequences``."""
+    """The maximum number of sequences in a context.  Source: ``llama_max_parallel_sequences``."""
     max_tensor_buft_overrides: int
-    """Patterns in ``tensor_buft_overrides``.  Source: ``llama_max_tensor_buft_overrides``."""
+    """The maximum number of patterns in ``tensor_buft_overrides``.
+
+    Source: ``llama_max_tensor_buft_overrides``."""
     max_threads: int
-    """Threads in one pool.  Source: ``GGML_MAX_N_THREADS``."""
+    """The maximum number of threads in a pool.  Source: ``GGML_MAX_N_THREADS``."""
 
 
 def capabilities() -> Capabilities:
-    """Return what this llama.cpp can with the backends that are loaded now.
+    """Return what llama.cpp supports with the backends that are loaded now.
 
-    Source: as for each field of `Capabilities`.
+    Source: see each field of `Capabilities`.
     """
     load()
     return Capabilities(
@@ -289,7 +304,7 @@ def capabilities() -> Capabilities:
 
 
 def time_us() -> int:
-    """Return llama.cpp's clock, in microseconds: the one of its timings and logs.
+    """Return the time in microseconds on the clock that llama.cpp uses for its timings.
 
     Source: ``llama_time_us``.
     """
@@ -297,36 +312,40 @@ def time_us() -> int:
 
 
 def numa_init(strategy: GgmlNumaStrategy | int | str) -> None:
-    """Choose how threads are placed on a machine whose memory is in several nodes.
+    """Choose how threads are placed on a machine with several NUMA nodes.
 
-    Once for the process, before the first model is loaded: what is loaded stays where it is.  On a
-    machine with one node it changes nothing.
+    Call this once in a process, before loading the first model: loaded models stay where they are.
+    It has no effect on a machine with a single node.
 
     Args:
-        strategy: ``"disabled"``, ``"distribute"`` over all nodes, ``"isolate"`` on this one,
-            ``"numactl"`` for the processors that the process was started on, or ``"mirror"``.
+        strategy: ``"disabled"``, ``"distribute"`` over all nodes, ``"isolate"`` on the current
+            node, ``"numactl"`` for the processors that the process was started on, or ``"mirror"``.
 
     Raises:
-        ArgumentError: There is no such strategy.
-        UnsupportedError: Another one was chosen already, or there are models.
+        ArgumentError: The strategy is unknown.
+        UnsupportedError: Another strategy was chosen already, or C objects are alive.
 
     Source: ``llama_numa_init``.
     """
     global _numa_strategy
     number = enum_number("GgmlNumaStrategy", "strategy", strategy)
     if number == lib.GGML_NUMA_STRATEGY_COUNT:
-        raise ArgumentError(f"strategy={strategy!r} is none: it counts the others")
+        raise ArgumentError(
+            f"strategy={strategy!r} is not a strategy, but the number of strategies"
+        )
     load()
     with _lock:
         if number == _numa_strategy:
             return
         if _numa_strategy is not None:
             raise UnsupportedError(
-                f"strategy={strategy!r}: another one was chosen already, and holds for the process"
+                f"strategy={strategy!r} cannot be set: another one was already chosen for this "
+                "process"
             )
         if n := live_objects():
             raise UnsupportedError(
-                f"NUMA must be set up before the first model is loaded; {n} C objects are alive"
+                "call numa_init() before loading the first model, or close all objects first: "
+                f"{n} C objects are alive"
             )
         lib.llama_numa_init(number)
         _numa_strategy = number
@@ -342,7 +361,7 @@ def _registries() -> list[Any]:
 
 
 def _registry(name: str) -> Any:
-    """Return the ``ggml_backend_reg_t`` of a name."""
+    """Return the ``ggml_backend_reg_t`` with this name."""
     if not isinstance(name, str):
         raise TypeError(f"the name of a backend must be a str, not {name!r}")
     reg = lib.ggml_backend_reg_by_name(_name(name))
@@ -359,7 +378,7 @@ def _reasons() -> str:
 
 
 def _name(name: str) -> bytes:
-    """Return a name for C; one that C would cut short is none."""
+    """Encode a name for C; a name that C cannot represent becomes empty, which matches nothing."""
     try:
         return b"" if "\0" in name else name.encode(errors="surrogateescape")
     except UnicodeEncodeError:

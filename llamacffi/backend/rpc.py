@@ -29,8 +29,8 @@ from ..errors import (
 from ..log import drain, logger, with_log
 from . import registry as backend
 from .device_types import Device, new_device
-from .endpoint import check_timeout, exposure, free_endpoint, knock, parse
-from .subprocess import python_command
+from .endpoint import check_timeout, exposure, free_endpoint, parse, probe
+from .python_command import python_command
 from .threads import check_computing
 
 if TYPE_CHECKING:
@@ -39,51 +39,52 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-# Where a server from the command line listens by default: the port is that of llama.cpp's own.
+# Where a server from the command line listens by default.
+# upstream: tools/rpc/rpc-server.cpp port: the same port as llama.cpp's own server
 DEFAULT_ENDPOINT = "127.0.0.1:50052"
-# The servers of this process, and those it is a client of itself: these stay, whoever lets go.
+# The servers that this process started, and those it also uses, which must stay alive.
 _running: weakref.WeakSet[RpcServer] = weakref.WeakSet()
 _used: set[RpcServer] = set()
 
 
 def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
-    """Make the devices of a server known; models that are not told otherwise use them.
+    """Add the devices of a server; by default, models loaded from now on use them.
 
-    It cannot be undone in this process.  A second time it does nothing.
+    This cannot be undone in this process.  Calling it again for the same server does nothing.
 
     Args:
-        endpoint: ``"host:port"``; the host a name or an IPv4 address.
-        timeout: How many seconds the server may take to accept a connection.
+        endpoint: ``"host:port"``, where the host is a name or an IPv4 address.
+        timeout: How long to wait for the server to accept a connection, in seconds.
 
     Returns:
-        The devices, which `devices` has now too.
+        The devices, which `devices` now lists too.
 
     Raises:
-        ArgumentError: ``endpoint`` is not of that form, or ``timeout`` not positive.
-        BackendUnavailableError: Nobody listens there, the server is busy with another client, it
-            speaks another version of the protocol, or this build has no RPC backend.
+        ArgumentError: ``endpoint`` has another form, or ``timeout`` is not positive.
+        BackendUnavailableError: No server listens there, it is busy with another client, it uses
+            another version of the protocol, or this build has no RPC backend.
 
     Source: ``ggml_backend_rpc_add_server``, ``ggml_backend_register``.
     """
     host, port = parse(endpoint)
     check_timeout(timeout)
     _require_backend()
-    # By the port alone, since one address has several names.
+    # Compare only the port, since a host can have several names.
     ours = [server for server in _running if parse(server.endpoint)[1] == port]
     try:
-        knock(host, port, timeout)
+        probe(host, port, timeout)
     except OSError as error:
         busy = ": it serves one client at a time" if isinstance(error, TimeoutError) else ""
         raise BackendUnavailableError(
-            f"the RPC server {endpoint} does not answer: {error}{busy}"
+            f"the RPC server {endpoint} does not respond: {error}{busy}"
         ) from None
     try:
         reg = lib.ggml_backend_rpc_add_server(endpoint.encode())
     except NativeError as error:
         raise with_log(
             BackendUnavailableError(
-                f"the RPC server {endpoint} is of another version: build both of one llama.cpp "
-                f"({str(error).strip()})"
+                f"the RPC server {endpoint} has another version: build both sides from the same "
+                f"llama.cpp ({str(error).strip()})"
             )
         ) from error
     if reg == ffi.NULL:
@@ -96,17 +97,17 @@ def add_server(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
 
 
 class RpcServer(Unique):
-    """A server in a process of its own, since the C function never returns.
+    """A server in a process of its own.
 
-    It ends when it is closed, or with this process; and when nothing refers to this object any
-    more, unless this process has made its devices known by `add_server`.
+    The server stops when this object is closed or garbage-collected, or when this process exits.
+    If this process has added its devices with `add_server`, only closing it or exiting stops it.
     """
 
-    _why = "it stands for a process, which it ends"
-    _instead = "give its endpoint, a text, to add_server() wherever its devices are wanted"
+    _why = "it owns a process, which it ends"
+    _instead = "pass its endpoint, a str, to add_server() wherever its devices are needed"
 
     endpoint: str
-    """Where it listens: ``"host:port"``, for `add_server`."""
+    """The ``"host:port"`` that it listens on, for `add_server`."""
 
     def __init__(
         self,
@@ -120,20 +121,22 @@ class RpcServer(Unique):
         """Start the server, and wait until it listens.
 
         Args:
-            endpoint: An IPv4 address of this machine and a port; port 0 is any that is free.  Any
-                address but 127.0.0.1 lets other machines take over the process: the log warns.
-            devices: What it lends, as devices or their names; without them the GPUs, or if there
-                are none, the CPU.
-            n_threads: How many threads compute on the CPU; one for each physical core if omitted.
-                Some more than processors are a warning in the log, many more an error.
-            cache_dir: A directory to keep large tensors in, so that a model that is loaded again
-                need not travel again.  Not kept if omitted.
-            timeout: How many seconds it may take to start.
+            endpoint: An IPv4 address of this machine and a port; port 0 selects a free one.  Any
+                address other than 127.0.0.1 lets other machines take over the process, so the log
+                warns.
+            devices: The devices to lend, or their names.  By default the GPUs or, if the machine
+                has none, the CPU.
+            n_threads: The number of threads that compute on the CPU; by default one for each
+                physical core.  Slightly more threads than processors log a warning, many more are
+                an error.
+            cache_dir: A directory to cache large tensors in, so that loading a model again does not
+                send them again.  By default there is no cache.
+            timeout: How long the server may take to start, in seconds.
 
         Raises:
-            ArgumentError: A value is out of range, or there is no such directory.
-            BackendUnavailableError: There is no such device, or the server cannot be started: for
-                example, the port is taken.
+            ArgumentError: A value is out of range, or ``cache_dir`` is not a directory.
+            BackendUnavailableError: A device does not exist, or the server cannot start, for
+                example because the port is in use.
 
         Source: ``ggml_backend_rpc_start_server``.
         """
@@ -148,7 +151,7 @@ class RpcServer(Unique):
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for this process, which still needs the server
+            start_new_session=True,  # so Ctrl-C only reaches this process, which needs the server
         )
         self._end = weakref.finalize(self, _end, process, output, os.getpid())
         self._end.atexit = False
@@ -169,22 +172,23 @@ class RpcServer(Unique):
         return not self._end.alive
 
     def close(self) -> None:
-        """End the server.  Idempotent.
+        """Stop the server.  Idempotent.
 
         Raises:
-            UnsupportedError: This process uses the server, and has C objects: if one of them has
-                its memory there, the process would be aborted.  The server goes on.
+            UnsupportedError: This process has added its devices, and still has C objects: if one
+                of them has memory on the server, llama.cpp would abort the process.  The server
+                keeps running.
         """
         if self in _used and (n := live_objects()):
             raise UnsupportedError(
-                f"{self!r} may still be in use: close all models, contexts and what else was made "
-                f"({n} C objects); at the exit of the process it ends by itself"
+                f"{self!r} may still be in use: close all models, contexts and other objects first "
+                f"({n} C objects are alive); when the process exits, the server stops by itself"
             )
         self._finish()
         _used.discard(self)
 
     def _finish(self) -> None:
-        """End the server, also at the exit, where a finalizer that is called does nothing."""
+        """Stop the server, also at exit, when calling the finalizer itself would do nothing."""
         if alive := self._end.detach():
             _, function, args, _ = alive
             function(*args)
@@ -198,7 +202,7 @@ class RpcServer(Unique):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # An error may hold what uses the server, and is not to be replaced.
+        # The traceback of an error may hold objects on the server; do not replace that error.
         if exc is None or self not in _used or not live_objects():
             self.close()
 
@@ -210,7 +214,7 @@ def _require_backend() -> None:
 
 
 class Settings(NamedTuple):
-    """What a server is started with, checked."""
+    """Checked settings of a server."""
 
     endpoint: str
     devices: list[Device]
@@ -218,13 +222,13 @@ class Settings(NamedTuple):
     cache_dir: str | None
 
     def options(self) -> list[str]:
-        """Return the arguments of `main` for them."""
+        """Return these settings as arguments of `main`."""
         cache = [] if self.cache_dir is None else [f"--cache={self.cache_dir}"]
         devices = [f"--device={device.name}" for device in self.devices]
         return [*devices, f"--threads={self.n_threads}", *cache, self.endpoint]
 
     def serve(self) -> None:
-        """Be the server; returns only if that is impossible."""
+        """Serve in this process; returns only on failure."""
         devices = ffi.new("ggml_backend_dev_t[]", [device.ptr for device in self.devices])
         cache = ffi.NULL if self.cache_dir is None else os.fsencode(self.cache_dir)
         lib.ggml_backend_rpc_start_server(
@@ -248,13 +252,13 @@ def _check(
         given = elements("devices", named, "devices or their names")
         lent = [one if isinstance(one, Device) else backend.device(one) for one in given]
     if not lent or any(one.backend == "RPC" for one in lent):
-        raise ArgumentError(f"devices={devices!r}: name at least one, and none of another machine")
+        raise ArgumentError(f"devices={devices!r} must name at least one device, all local")
     n_threads = backend.physical_cores() if n_threads is None else integer("n_threads", n_threads)
     check_computing("n_threads", n_threads)
     if cache_dir is not None:
         cache_dir = os.path.abspath(checked_path(cache_dir, "cache_dir"))
         if not os.path.isdir(cache_dir):
-            raise ArgumentError(f"cache_dir={cache_dir!r} is no directory")
+            raise ArgumentError(f"cache_dir={cache_dir!r} is not a directory")
     return Settings(free_endpoint(endpoint), lent, n_threads, cache_dir)
 
 
@@ -266,25 +270,25 @@ def _wait(
     end = time.monotonic() + timeout
     while process.poll() is None:
         try:
-            return knock(host, port, max(0.1, end - time.monotonic()))
+            return probe(host, port, max(0.1, end - time.monotonic()))
         except OSError:
             if time.monotonic() > end:
                 raise BackendUnavailableError(
-                    f"the RPC server did not begin to listen in timeout={timeout} seconds"
+                    f"the RPC server did not start listening within timeout={timeout} seconds"
                 ) from None
             time.sleep(0.02)
     output.seek(0)
     raise BackendUnavailableError(
-        f"the RPC server ended with exit code {process.returncode}, and these words: "
+        f"the RPC server exited with code {process.returncode} and printed: "
         f"{output.read().decode(errors='replace')}"
     )
 
 
 def _end(process: subprocess.Popen[bytes], output: IO[bytes], pid: int) -> None:
-    """End a server, unless this is a fork of the process that started it."""
+    """Stop a server, unless this is a fork of the process that started it."""
     assert process.stdin
     if os.getpid() != pid:
-        process.returncode = 0  # of a process that this one cannot wait for
+        process.returncode = 0  # only the parent can wait for it
     else:
         process.terminate()
         try:
@@ -297,45 +301,45 @@ def _end(process: subprocess.Popen[bytes], output: IO[bytes], pid: int) -> None:
 
 
 def _end_all() -> None:
-    """End the servers that are left at the exit; before the models on them it would be an abort."""
+    """Stop the servers that still run at exit, after the models on them are gone."""
     for server in list(_running):
         server._finish()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Be a server, until the process is ended."""
+    """Run a server from the command line until the process is stopped."""
     parser = argparse.ArgumentParser(
         prog="python -I -m llamacffi.rpc",
-        description="Lend devices of this machine to llama.cpp's RPC clients, without any "
-        "authentication: only for a network that is yours alone.",
+        description="Lend devices of this machine to llama.cpp's RPC clients, without "
+        "authentication: use it on private networks only.",
     )
     parser.add_argument(
         "endpoint",
         nargs="?",
         default=DEFAULT_ENDPOINT,
-        help=f"the IPv4 address and port to listen at, as host:port (default: {DEFAULT_ENDPOINT}, "
+        help=f"the IPv4 address and port to listen on, as host:port (default: {DEFAULT_ENDPOINT}, "
         "which only this machine can reach)",
     )
     parser.add_argument("--device", action="append", help="a device to lend; may be repeated")
-    parser.add_argument("--threads", type=int, help="how many threads compute on the CPU")
-    parser.add_argument("--cache", metavar="DIRECTORY", help="keep large tensors there")
-    parser.add_argument("--until-eof", action="store_true", help="end when stdin does")
+    parser.add_argument("--threads", type=int, help="number of threads that compute on the CPU")
+    parser.add_argument("--cache", metavar="DIRECTORY", help="directory to cache large tensors in")
+    parser.add_argument("--until-eof", action="store_true", help="stop when stdin is closed")
     args = parser.parse_args(arguments)
     try:
         settings = _check(args.endpoint, args.device, args.threads, args.cache)
     except LlamaError as error:
         parser.error(str(error))
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the C function does not come back for Python's
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler never runs during the C call
     if args.until_eof:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     if not args.until_eof and (warning := exposure(settings.endpoint)):
         print(f"warning: {warning}", file=sys.stderr)
-    lib.llama_log_set(ffi.NULL, ffi.NULL)  # nobody will drain ours
+    lib.llama_log_set(ffi.NULL, ffi.NULL)  # nothing would drain our ring: let C print its log
     settings.serve()
-    sys.exit(f"cannot serve at {settings.endpoint}")
+    sys.exit(f"cannot serve on {settings.endpoint}")
 
 
 def _end_with_stdin() -> None:
-    """End the process when its parent has ended."""
+    """End the process when stdin closes, as when its parent ends."""
     sys.stdin.buffer.read()
     os._exit(0)

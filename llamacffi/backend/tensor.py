@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class TensorView(Pointer):
-    """One tensor of a graph that is running.
+    """One tensor of a running graph.
 
-    It belongs to llama.cpp, and is valid only until the callback that got it returns.  A node is
-    called by the name that the model's graph gives it, such as ``"attn_out-3"`` in layer 3.
+    It belongs to llama.cpp and is valid only until the callback that received it returns.  Nodes
+    have the names that the graph of the model gives them, such as ``"attn_out-3"`` in layer 3.
     """
 
-    _why = "it is llama.cpp's, and only as long as the callback runs"
+    _why = "it belongs to llama.cpp, and exists only while the callback runs"
     _instead = "to_numpy() returns a copy of its data"
 
     __slots__ = ("_call", "_ptr")
@@ -49,15 +49,15 @@ class TensorView(Pointer):
         """The ``struct ggml_tensor *``.
 
         Raises:
-            ClosedError: The callback that got this view has returned.
+            ClosedError: The callback that received this view has returned.
         """
         if self._call.over:
-            raise ClosedError("a TensorView is valid only inside the callback that gets it")
+            raise ClosedError("a TensorView is valid only inside the callback that receives it")
         return self._ptr
 
     @property
     def name(self) -> str:
-        """What the graph calls it."""
+        """Its name in the graph."""
         return c_text(self.ptr.name)
 
     @property
@@ -69,27 +69,27 @@ class TensorView(Pointer):
 
     @property
     def type(self) -> GgmlType:
-        """What its elements are."""
+        """The type of its elements."""
         from .._generated.enums import GgmlType
 
         return GgmlType(self.ptr.type)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape as numpy has it: the innermost dimension is last, outer ones of 1 left out."""
+        """Its shape in numpy's order: innermost dimension last, without outer dimensions of 1."""
         ptr = self.ptr
         return tuple(ptr.ne[i] for i in reversed(range(lib.ggml_n_dims(ptr))))
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it spans in its buffer.  Source: ``ggml_nbytes``."""
+        """The number of bytes that it spans in its buffer.  Source: ``ggml_nbytes``."""
         return int(lib.ggml_nbytes(self.ptr))
 
     @property
     def sources(self) -> tuple[TensorView | None, ...]:
-        """The tensors that it is computed from; None for one that the operation does without.
+        """The tensors that it is computed from; None where the operation omits an optional one.
 
-        The data of one may be overwritten by the result, where the operation works in place.
+        An operation that works in place overwrites the data of one with its result.
         """
         found = [ptr or None for ptr in self.ptr.src]
         while found and found[-1] is None:
@@ -97,16 +97,16 @@ class TensorView(Pointer):
         return tuple(None if ptr is None else TensorView(ptr, self._call) for ptr in found)
 
     def to_numpy(self) -> npt.NDArray[Any]:
-        """Copy its data, from the memory of whatever device it is on.
+        """Copy its data from the memory of its device.
 
         Returns:
-            An array of `shape`, the caller's own: of the type that numpy has for the elements;
-            float32 for bfloat16 and for types of blocks, such as Q4_0.
+            A new array of `shape`, with the corresponding numpy type; float32 for bfloat16 and for
+            block types such as Q4_0.
 
         Raises:
-            ClosedError: The callback that got this view has returned.
-            ContextError: The tensor is not computed yet: the callback must ask for it first.
-            UnsupportedError: The data lie in a buffer that cannot be read, as weights that were
+            ClosedError: The callback that received this view has returned.
+            ContextError: The tensor is not computed yet: return True from the callback first.
+            UnsupportedError: Its buffer cannot be read, for example because the weights were
                 repacked for the CPU.
 
         Source: ``ggml_backend_tensor_get``.
@@ -130,7 +130,7 @@ class TensorView(Pointer):
             dtype = np.dtype(np.uint8)
             sizes[0] = lib.ggml_row_size(ptr.type, sizes[0])
             strides[0] = 1
-        # The reverse: ggml counts from the innermost.  The rows may be apart, or permuted.
+        # Reversed, since ggml's first dimension is the innermost.  Rows may be apart or permuted.
         array: npt.NDArray[Any] = np.ndarray(sizes[::-1], dtype, raw, 0, strides[::-1])
         array = np.ascontiguousarray(array)
         if self.type.name == "BF16" or dtype == np.uint8:
@@ -139,7 +139,7 @@ class TensorView(Pointer):
 
 
 class Call:
-    """The call of a callback: what it is for, and whether it is over."""
+    """One call of the callback: whether the tensor is computed, and whether the call is over."""
 
     __slots__ = ("computed", "over")
 
@@ -157,25 +157,25 @@ class Observer:
     )
 
     torn: bool
-    """Whether that micro-batch was stopped, and not just finished."""
+    """Whether the stopped micro-batch was interrupted before its end."""
 
     before: dict[int, int]
-    """Where each sequence of the batch ended before the micro-batch that is being computed."""
+    """The last position of each sequence of the batch before the micro-batch being computed."""
 
     handle: Any
-    """The ``user_data`` of the callback in C, to be kept as long as the context."""
+    """The ``user_data`` of the callback in C, which must live as long as the context."""
 
     def __init__(self, function: Callable[[TensorView, bool], Answer], abort: Any) -> None:
-        """Observe with ``function``; ``abort`` is the flag that stops the context's graphs."""
+        """Call ``function``; ``abort`` is the flag that stops the context's graphs."""
         self._function = function
         self._stopped = False
         self._memory: Any = ffi.NULL
         self.before = self._now = dict[int, int]()
         self.torn = False
-        # The handle lives as long as the C object, whose finalizer is kept by a global list.  It
-        # must not hold the user's function, which may well hold the context.
+        # The handle lives as long as the C object, whose finalizer is in a global list.  So it must
+        # not hold the user's function, which may hold the context.
         self._stop_graph = functools.partial(lib.llamacffi_abort_set, abort, True)
-        self._bridge = Bridge(Weakly(self), self._stop_graph)
+        self._bridge = Bridge(WeakObserver(self), self._stop_graph)
         self.handle = ffi.new_handle(self._bridge)
 
     def __call__(self, ptr: Any, ask: bool) -> bool:
@@ -194,29 +194,29 @@ class Observer:
         if answer is not None and not answer:
             self._stopped = True
             self._stop_graph()
-        # Even if the user wants to stop: False ends only the part of the graph that one backend
-        # computes, and C takes what is missing for computed.  The flag stops the processor cleanly;
-        # on other devices the micro-batch is taken back when it is done.
+        # upstream: ggml/src/ggml-backend.cpp callback_eval: False ends only the part of the graph
+        # on one backend, and the rest is taken as computed; so this returns True even if the user
+        # wants to stop.  The flag stops the CPU cleanly; on other devices the micro-batch is undone
+        # when it is done.
         return True
 
     def go_on(self, ask: bool) -> bool:
-        """Let a device that cannot be stopped compute the rest at once; return the answer."""
-        # Is this the rest of what was stopped, or the next micro-batch?
+        """Let a device that cannot be stopped compute the rest at once; return the answer for C."""
+        # Find out whether this is the rest of the stopped micro-batch, or the next one.
         if not self.torn and self._memory != ffi.NULL:
             self.torn = self._ends(self._now) == self._now
         return not ask
 
     def begin(self, context: Any, seq_ids: Iterable[int]) -> None:
-        """Get ready for a computation of these sequences; the context is held."""
+        """Prepare for a computation of these sequences; the caller holds the context."""
         self._memory, self.torn = lib.llama_get_memory(context), False
         if self._memory != ffi.NULL:
             self.before = self._now = self._ends(seq_ids)
 
     def _look(self) -> None:
-        """Find out whether another micro-batch has begun: then it is in memory already."""
+        """Notice whether another micro-batch has begun: it is in memory by then."""
         now = self._ends(self._now)
         if now != self._now:
-            # The first one that is seen, or the next.
             self.before, self._now = self._now, now
 
     def _ends(self, seq_ids: Iterable[int]) -> dict[int, int]:
@@ -224,14 +224,14 @@ class Observer:
         return {seq_id: lib.llama_memory_seq_pos_max(memory, seq_id) for seq_id in seq_ids}
 
     def finish(self) -> tuple[bool, BaseException | None]:
-        """Return whether the callback has stopped the graph, and what it has raised; forget it."""
+        """Return whether the callback stopped the graph, and what it raised; then reset both."""
         stopped, error = self._stopped, self._bridge.error
         self._stopped, self._bridge.error = False, None
         return stopped or error is not None, error
 
 
-class Weakly:
-    """Calls an observer as long as there is one."""
+class WeakObserver:
+    """Calls an observer as long as it exists, without keeping it alive."""
 
     __slots__ = ("_observer",)
 
@@ -239,12 +239,12 @@ class Weakly:
         self._observer = weakref.ref(observer)
 
     def __call__(self, ptr: Any, ask: bool) -> bool:
-        """Let it see one node; without one, ask for none."""
+        """Show it one node; once it is gone, ask for no nodes."""
         observer = self._observer()
         return not ask if observer is None else observer(ptr, ask)
 
     def go_on(self, ask: bool) -> bool:
-        """Let it do so."""
+        """See `Observer.go_on`."""
         observer = self._observer()
         return not ask if observer is None else observer.go_on(ask)
 
@@ -258,11 +258,14 @@ def llamacffi_on_eval(observer: Callable[[Any, bool], bool], ptr: Any, ask: bool
 
 
 def _check_readable(tensor: TensorView) -> None:
-    """Raise UnsupportedError where llama.cpp would call a function that the buffer lacks."""
+    """Raise UnsupportedError where C would call a function that the buffer does not have.
+
+    upstream: ggml/src/ggml-cpu/repack.cpp get_tensor: repacked buffers have none.
+    """
     ptr = tensor.ptr
     buffer = (ptr.view_src or ptr).buffer
     if buffer == ffi.NULL:
-        raise UnsupportedError(f"{tensor.name!r} has no buffer that could be read")
+        raise UnsupportedError(f"{tensor.name!r} has no buffer to read from")
     kind = lib.ggml_backend_buffer_get_type(buffer)
     device = lib.ggml_backend_buft_get_device(kind)
     on_cpu = (

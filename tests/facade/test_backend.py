@@ -55,16 +55,16 @@ def test_where_a_device_keeps_tensors():
 
 
 @pytest.mark.parametrize("name", ["abacus", "", "CPU\0", "CP\udce9"])
-def test_names_of_nothing(name):
+def test_unknown_names(name):
     for look_up in (llamacffi.device, backend.features, backend.unload):
-        with pytest.raises(BackendUnavailableError, match=r"there is no .*; there are .*CPU"):
+        with pytest.raises(BackendUnavailableError, match=r"there is no .*; available: .*CPU"):
             look_up(name)
     for look_up in (llamacffi.device, backend.features, backend.unload):
         with pytest.raises(TypeError):
             look_up(None)
 
 
-def test_features_are_those_of_the_processor():
+def test_features_are_those_of_the_cpu():
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists() or "avx" not in cpuinfo.read_text():
         pytest.skip("needs an x86 processor under Linux")
@@ -187,7 +187,7 @@ def test_unloading(run_python, demo_path):
             else:
                 raise AssertionError(name)
 
-        refused("CPU", "all need it")
+        refused("CPU", "llama.cpp needs it")
         if "RPC" in backend.backends():
             model = Model(sys.argv[1])
             refused("RPC", "1 C objects are alive")
@@ -236,7 +236,7 @@ def test_numa_is_chosen_once(run_python, demo_path):
             raise AssertionError(strategy)
 
         with Model(sys.argv[1]) as model:
-            assert "before the first model" in refused(UnsupportedError, "distribute")
+            assert "before loading the first model" in refused(UnsupportedError, "distribute")
         assert "DISTRIBUTE" in refused(ArgumentError, "everywhere")
         refused(ArgumentError, "count")
         refused(ArgumentError, 17)

@@ -1,4 +1,4 @@
-"""Python processes that run a module of this package, and no file that happens to lie around."""
+"""The command that runs a module of this package in another Python process, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import sys
 from importlib.util import find_spec
 
-# What such a process runs.  The package is loaded from where it is here, which need not be on the
-# path there; what it imports is looked for there first, and last where it was found here.
+# The code of the other process.  It loads the package from the same place as this process, which
+# may not be on its path; other imports use its own path first, then the place of CFFI in this one.
 _CODE = """\
 import importlib.util, json, runpy, sys
 where = json.loads(sys.argv.pop(1))
@@ -25,12 +25,12 @@ runpy.run_module(where["module"], run_name="__main__", alter_sys=True)
 def python_command(module: str, *arguments: str) -> list[str]:
     """Return the command that runs a module of this package in a process of its own.
 
-    Python is isolated (``-I``): neither the current directory nor ``PYTHONPATH`` is searched, so
-    that a file there, which is called as a module that is imported, never runs.
+    Python is isolated (``-I``): it searches neither the current directory nor ``PYTHONPATH``, so a
+    file there that has the name of an imported module does not run.
 
     Args:
-        module: Its whole name.
-        arguments: What it finds in ``sys.argv``.
+        module: The full name of the module.
+        *arguments: Its command-line arguments.
     """
     name = module.partition(".")[0]
     package = sys.modules[name]
