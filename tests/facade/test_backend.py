@@ -30,7 +30,7 @@ def test_the_processor_is_a_device_with_memory():
         cpu.name = "GPU"
 
 
-def test_what_a_device_can():
+def test_capabilities_of_a_device():
     cpu = llamacffi.device("CPU")
     props = ffi.new("struct ggml_backend_dev_props *")
     lib.ggml_backend_dev_get_props(cpu.ptr, props)
@@ -75,7 +75,7 @@ def test_features_are_those_of_the_cpu():
     assert features["avx2"] == ("avx2" in flags), "the backend was built for another processor"
 
 
-def test_what_a_backend_tells():
+def test_features_of_a_backend():
     features = backend.features()
     assert features == backend.features("cpu")
     assert {name.lower() for name, has in backend.cpu_features().items() if has} <= {
@@ -87,7 +87,7 @@ def test_what_a_backend_tells():
     assert backend.features(next(iter({*backend.backends()} - {"CPU"}), "CPU")) is not None
 
 
-def test_capabilities_are_what_llama_says():
+def test_capabilities_match_llama_cpp():
     can = llamacffi.capabilities()
     for name in ("mmap", "mlock", "gpu_offload", "rpc"):
         assert getattr(can, name) is bool(getattr(lib, f"llama_supports_{name}")())
@@ -107,7 +107,7 @@ def test_the_clock_counts_microseconds():
     assert (ended - began) * 0.99e6 <= clock <= (after - before) * 1.01e6
 
 
-def test_physical_cores_are_no_more_than_may_be_used():
+def test_physical_cores_are_at_most_the_usable_ones():
     assert 1 <= backend.physical_cores() <= (os.cpu_count() or 1)
 
 
@@ -166,7 +166,7 @@ def test_one_more_backend_by_its_file(tmp_path, monkeypatch):
         assert isinstance(caught.value, FileNotFoundError)
 
 
-def test_a_library_that_is_no_backend():
+def test_a_library_that_is_not_a_backend():
     for name in ("libggml-base.so", "libllama.so"):
         with pytest.raises(LoadError, match=name):
             backend.load_library(llamacffi.library_dir() / name)

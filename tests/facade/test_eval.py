@@ -55,7 +55,7 @@ def test_nodes_are_shown(random_context):
     assert len(see.asked) > 60
 
 
-def test_what_a_view_tells(random_context):
+def test_properties_of_a_view(random_context):
     seen = {}
 
     def look(tensor, ask):

@@ -1,4 +1,4 @@
-"""Metadata of GGUF files: every type, there and back, and what is refused."""
+"""Metadata of GGUF files: round trips of every type, and refused values."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_an_array_has_the_first_type_that_holds_it(gguf, value, type_):
 @pytest.mark.parametrize("type_", list(NUMBERS))
 @pytest.mark.parametrize("shape", [(), (2,)])
 def test_a_key_keeps_its_type_if_that_holds_the_value(gguf, type_, made, shape):
-    """Whatever numpy's type, as one value and in arrays and lists, also one for the other."""
+    """For any numpy type: a single value, an array and a list may replace each other."""
     for value in (1, 0):
         one = made(value)
         for new in (one, np.array(one), [one, one], np.array([one, one])):
@@ -184,7 +184,7 @@ def test_a_value_of_another_kind_needs_a_type():
 
 
 def test_floats_are_rounded_where_nobody_minds(gguf):
-    """But no integer becomes another, and no number zero: see above."""
+    """But integers do not change, and numbers do not become zero: see above."""
     gguf.set("key", 1.0, type="f32")
     for value in (0.1, 1e-40, 2**24, 10_000_000, 2**100, 16777217.0, [0.1, 2**24], np.array([0.1])):
         gguf["key"] = value
@@ -285,7 +285,7 @@ def test_every_number_type_by_each_of_its_names(gguf, type_):
         (1, GgufType.COUNT, ArgumentError),
     ],
 )
-def test_what_cannot_be_stored_is_refused_and_changes_nothing(gguf, value, type_, error):
+def test_refused_values_change_nothing(gguf, value, type_, error):
     gguf["key"] = 7
     before = gguf.to_bytes()
     with pytest.raises(error):
@@ -337,7 +337,7 @@ def test_update_from_another_keeps_the_types(gguf):
     assert (gguf.type("a"), gguf.type("b")) == (GgufType.INT8, GgufType.UINT16)
 
 
-def test_what_was_read_is_the_callers(gguf):
+def test_a_value_read_is_a_copy(gguf):
     gguf["a"] = [1, 2]
     first = gguf["a"]
     first[0] = 9
@@ -435,7 +435,7 @@ operations = st.lists(
 
 
 def converted(value, dtype):
-    """Return a number as one of a type, unless that does not hold it: then None."""
+    """Convert a number to a type; return None if that cannot hold it."""
     number = value.item()
     if dtype.kind == "b":
         return np.bool_(number) if number in (0, 1) else None
@@ -452,7 +452,7 @@ def converted(value, dtype):
 
 
 def stored(value, old):
-    """Return what a number becomes in the place of another; None if that cannot hold it."""
+    """Return what a number becomes under a key with a type; None if that cannot hold it."""
     if old is None:
         return fresh(value)
     if (value.dtype.kind == "b") > (old.dtype.kind == "b"):
@@ -496,8 +496,8 @@ def test_any_number_in_the_place_of_another(gguf, type_):
 
 @settings(deadline=None)
 @given(operations)
-def test_any_edits_are_what_is_written(steps):
-    """Against a dictionary of values and one of tensors."""
+def test_any_edits_are_written(steps):
+    """Compare with a dictionary of values and one of tensors."""
     values, tensors, gguf = {}, {}, Gguf.new()
     for what, name, value in steps:
         match what:
@@ -565,7 +565,7 @@ def test_alignment_is_a_power_of_two(gguf):
 # Files
 
 
-def test_there_is_no_file(tmp_path):
+def test_a_missing_file(tmp_path):
     with pytest.raises(ModelNotFoundError, match="no such file"):
         Gguf.open(tmp_path / "none.gguf")
     with pytest.raises(LoadError):
@@ -622,7 +622,7 @@ def test_a_file_that_the_system_does_not_have(gguf, tmp_path):
         Gguf.from_file(io.StringIO("GGUF"))
 
 
-def test_writing_over_what_is_open(tmp_path, demo_path):
+def test_writing_over_the_open_file(tmp_path, demo_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(demo_path.read_bytes())
     path.chmod(0o640)
@@ -637,7 +637,7 @@ def test_writing_over_what_is_open(tmp_path, demo_path):
     assert [one.name for one in tmp_path.iterdir()] == ["model.gguf"]
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path, gguf, run_python):
+def test_a_failed_write_leaves_the_old_file(tmp_path, gguf, run_python):
     code = """
         import resource
         from pathlib import Path
@@ -691,7 +691,7 @@ def test_closed(gguf):
 
 
 def test_several_threads(gguf):
-    """C's vector moves while another thread reads it, if nothing is done about it."""
+    """Without a lock, C's vector would move while another thread reads it."""
     errors = []
 
     def work(which):

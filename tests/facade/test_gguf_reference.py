@@ -161,7 +161,7 @@ def test_their_tensors(tmp_path, alignment):
     st.dictionaries(st.text("xyz", min_size=1, max_size=5), st.integers(-(2**31), 2**32 - 1)),
     st.sampled_from([8, 32, 256]),
 )
-def test_what_we_write_they_read(tmp_path_factory, described, numbers, alignment):
+def test_the_reference_reads_our_files(tmp_path_factory, described, numbers, alignment):
     path = tmp_path_factory.mktemp("our") / "our.gguf"
     with Gguf.new() as gguf:
         gguf["general.alignment"] = alignment

@@ -1,4 +1,4 @@
-"""Tensors in GGUF files: every type as an array, conversion in C, and what is refused."""
+"""Tensors in GGUF files: every type as an array, conversion in C, and refused data."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def quantized(numbers, type_):
 
 
 def param_or_zero(dtype):
-    """Return the type to ask for: float64 without asking is taken for an accident."""
+    """Return the type to request: float64 without a request would warn."""
     return "f64" if dtype == "float64" else None
 
 
@@ -224,7 +224,7 @@ def test_arrays_that_lie_differently(gguf):
         (np.array([300]), {"type": "i8"}, GgufError, "convert it first"),
     ],
 )
-def test_what_cannot_be_a_tensor(gguf, data, options, error, message):
+def test_data_that_cannot_be_a_tensor(gguf, data, options, error, message):
     gguf.add_tensor("there", np.ones(2, np.float32))
     before = gguf.to_bytes()
     with pytest.raises(error, match=message):
@@ -321,7 +321,7 @@ def test_added_arrays_are_read_only_for_others(gguf):
 
 
 def test_tensors_pass_from_file_to_file(gguf, tmp_path):
-    """Without a copy of them in Python's memory."""
+    """The data is not copied into Python's memory."""
     import tracemalloc
 
     for i in range(4):

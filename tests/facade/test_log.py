@@ -102,7 +102,7 @@ def test_lines_of_one_message_have_its_level(say, lines):
     assert lines() == [(logging.INFO, text) for text in ("one", "two", "three")]
 
 
-def test_a_long_line_and_one_that_is_no_utf8(say, lines):
+def test_a_long_line_and_one_that_is_not_utf8(say, lines):
     from llamacffi import ffi
 
     say(lib.GGML_LOG_LEVEL_INFO, "x" * 5000 + "\n")
@@ -153,7 +153,7 @@ def test_nothing_is_lost_between_threads(say, lines, caplog):
     assert sorted(texts) == sorted(f"{name}:{i}" for name in range(4) for i in range(200))
 
 
-def test_what_the_ring_forgot_is_counted(say, lines):
+def test_lost_lines_are_counted(say, lines):
     more = 500
     for i in range(lib.LLAMACFFI_LOG_CAPACITY + more):
         say(lib.GGML_LOG_LEVEL_INFO, f"{i}\n")

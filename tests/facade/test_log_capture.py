@@ -153,7 +153,7 @@ def test_each_thread_captures_its_own(say):
     assert results == {name: [f"{name}:{i}" for i in range(100)] for name in range(6)}
 
 
-def test_what_the_ring_forgot_is_counted(say):
+def test_lost_lines_are_counted(say):
     more = 10
     with capture_logs() as lines:
         for i in range(lib.LLAMACFFI_LOG_CAPACITY + more):
@@ -163,7 +163,7 @@ def test_what_the_ring_forgot_is_counted(say):
 
 
 @pytest.mark.parametrize(("level", "error"), [("LOUD", ArgumentError), (None, TypeError)])
-def test_a_level_that_there_is_not(level, error):
+def test_an_unknown_level(level, error):
     for call in (log.set_level, lambda one: capture_logs(one).__enter__()):
         with pytest.raises(error):
             call(level)
@@ -196,7 +196,7 @@ def test_lower_levels_are_not_even_written(say, forwarded, level, number, kept):
 
 
 @pytest.mark.usefixtures("as_before")
-def test_what_goes_on_with_a_dropped_line_is_dropped(say, forwarded):
+def test_the_rest_of_a_dropped_line_is_dropped(say, forwarded):
     log.set_level("WARNING")
     say(INFO, "loading")
     say(CONT, "...")

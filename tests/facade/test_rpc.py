@@ -34,7 +34,7 @@ def tokens(**params):
 
 @pytest.fixture
 def client(run_python, demo_path):
-    """Run code that must end well and print only ``ok``; this process stays no client."""
+    """Run code that must succeed and print only ``ok``, so this process is never a client."""
 
     def run(code: str) -> None:
         check_script(run_python, SETUP, code, demo_path)
@@ -105,7 +105,7 @@ def test_a_server_in_use_is_not_closed(client):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_server_in_use_that_nobody_refers_to(client, host):
-    """It stays: whoever asks for its devices can put a model on them."""
+    """It keeps running, since models can still be loaded on its devices."""
     client(f"""
         try:
             with RpcServer(n_threads=1) as server:
@@ -125,7 +125,7 @@ def test_a_server_in_use_that_nobody_refers_to(client, host):
 
 @pytest.mark.parametrize("first", ["", "model = Model(sys.argv[1], devices='none')"])
 def test_a_server_in_use_at_the_exit(client, first):
-    """It ends after what stands on it, in whatever order they were made."""
+    """It stops after the models on it are gone, in whatever order they were created."""
     client(f"""
         {first or "pass"}
         server = RpcServer(n_threads=1)
@@ -144,7 +144,7 @@ def test_a_server_of_others_ends_with_its_object():
 
 
 def test_the_death_of_a_server_is_the_death_of_its_clients(run_python, demo_path):
-    """As the documentation says: nothing in this process can catch it."""
+    """As documented, this process cannot catch it."""
     with RpcServer(n_threads=1) as server:
         script = """
             model = Model(sys.argv[1], devices=rpc.add_server(sys.argv[2]))
@@ -185,7 +185,7 @@ def test_a_server_that_is_busy(client):
     """)
 
 
-def test_what_is_no_rpc_server(client):
+def test_something_else_than_an_rpc_server(client):
     client("""
         with socket.create_server(("127.0.0.1", 0)) as other:
             def answer():
@@ -213,14 +213,14 @@ def test_what_is_no_rpc_server(client):
     ["", "localhost", "127.0.0.1:", ":50052", "a:b", "127.0.0.1:65536", "127.0.0.1:80x", "::1:80",
      "127.0.0.1:80\0", "a b:80", "ä:80"],
 )  # fmt: skip
-def test_endpoints_that_are_none(endpoint):
+def test_invalid_endpoints(endpoint):
     for use in (rpc.add_server, RpcServer):
         with pytest.raises(ArgumentError, match=r"must be 'host:port'"):
             use(endpoint)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e300, "5", True, None])
-def test_timeouts_that_are_none(timeout):
+def test_invalid_timeouts(timeout):
     for use in (rpc.add_server, RpcServer):
         with pytest.raises((ArgumentError, TypeError), match=r"^timeout"):
             use("127.0.0.1:1", timeout=timeout)
@@ -270,7 +270,7 @@ def test_a_port_has_one_server():
 
 
 def test_a_server_that_cannot_start(monkeypatch):
-    """Its own words are in the error."""
+    """The error has the output of the server."""
     monkeypatch.setenv("LLAMACFFI_LIBRARY_DIR", "/no/such/directory")
     words = "exited with code 1 and printed: (?s:.)*/no/such/directory"
     with pytest.raises(BackendUnavailableError, match=words):
@@ -286,7 +286,7 @@ def test_the_command_line_says_what_is_wrong():
 
 
 def test_a_server_from_the_command_line(tmp_path):
-    """It does what it was told, and ends when its parent does."""
+    """It uses its options, and ends when its parent does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = free.getsockname()
@@ -330,7 +330,7 @@ def test_a_server_ends_with_the_process_that_started_it(client):
 
 
 def wait_for(address):
-    """Wait until somebody listens there."""
+    """Wait until a server listens there."""
     end = time.monotonic() + HANGS
     while True:
         try:
@@ -341,7 +341,7 @@ def wait_for(address):
 
 
 def test_no_file_that_lies_around_is_run(tmp_path, monkeypatch):
-    """As modules that a server imports: of Python, of packages, and of this package itself."""
+    """Named like modules that a server imports: of Python, other packages and this package."""
     marker = tmp_path / "ran"
     for name in ("socket", "argparse", "json", "signal", "cffi", "_cffi_backend", "numpy", "os"):
         (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()")

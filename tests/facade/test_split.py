@@ -150,7 +150,7 @@ def test_too_many_files(tmp_path):
     assert paths_of(tmp_path / "x", 65535)[-1].name == "x-65535-of-65535.gguf"
 
 
-def test_what_cannot_be_split_or_merged(files, demo_path, tmp_path):
+def test_models_that_cannot_be_split_or_merged(files, demo_path, tmp_path):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(GgufError, match="merge them first"):
         shards.split(files[0], tmp_path / "x", max_tensors=1)

@@ -28,7 +28,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whe
 
 
 def decode(context: Context, tokens=range(8), pos=0):
-    """Compute some tokens anew and return the scores after the last."""
+    """Compute some tokens from scratch and return the logits of the last."""
     context.memory.remove(0, pos)
     batch = Batch(len(tokens))
     batch.add(tokens, pos=pos)
@@ -38,14 +38,14 @@ def decode(context: Context, tokens=range(8), pos=0):
 
 @pytest.fixture
 def pool():
-    """One thread: the one that calls."""
+    """A single thread: the calling one."""
     with Threadpool(1) as pool:
         yield pool
 
 
 @pytest.fixture
 def cpus():
-    """Where this thread may run, and does again when the test is over."""
+    """The processors that this thread may run on, restored after the test."""
     before = Placement.current()
     yield sorted(before.cpus)
     assert Placement.current() == before
@@ -183,7 +183,7 @@ def test_threads_end_with_their_context(new_context):
 
 
 def test_one_pool_runs_one_graph_at_a_time(new_context):
-    """Without a lock the graphs would be mixed up, or wait forever."""
+    """Without a lock the graphs would corrupt each other or hang."""
     busy = []
     one, other = new_context(n_threads=2), new_context(n_threads=2)
     expected = decode(one)
@@ -276,7 +276,7 @@ def test_batches_have_the_place_of_their_pool(new_context, cpus):
 
 @linux
 @pytest.mark.parametrize("priority", ["low", enums.GgmlSchedPriority.HIGH, "REALTIME"])
-def test_priorities_are_had_or_refused(new_context, priority, cpus):
+def test_priorities_are_set_or_refused(new_context, priority, cpus):
     before = Placement.current()
     try:
         pool = Threadpool(1, priority=priority)
@@ -320,7 +320,7 @@ def tasks():
 
 
 def wait_for(condition):
-    """Wait for what another thread does at its start."""
+    """Wait until another thread has started."""
     end = time.monotonic() + HANGS
     while not condition():
         assert time.monotonic() < end
@@ -356,7 +356,7 @@ time.sleep(0.05)  # into the computation, most likely
 
 @pytest.mark.parametrize("pools", ["early", "late", "late, early"])
 def test_exit_while_a_daemon_thread_computes(run_python, demo_path, pools):
-    """It is told to stop, whichever is freed first, and neither waits for the other in vain."""
+    """It is cancelled, whichever is freed first, and neither waits forever for the other."""
     result = run_python(EXIT.format(pools=pools), demo_path)
     assert (result.returncode, result.stderr) == (0, ""), result
 
@@ -425,7 +425,7 @@ def test_a_pool_stays_with_its_process(run_python):
 
 @pytest.mark.no_asan
 def test_threads_that_cannot_start(run_python):
-    """An assertion of ggml: it leaks what it had, and the error tells."""
+    """An assertion of ggml fails: it leaks, and the error says so."""
     result = run_python("""
         import resource
         from llamacffi import *
