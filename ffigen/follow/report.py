@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..render import plain_environment
 from .changes import Change, Level, Use, level_of
+from .quirks import Quirk, Review
 
 # From this many adjacent enumerators on, values that shifted by as much are reported in one line.
 SHIFTED_TOGETHER = 3
@@ -31,6 +32,8 @@ class Report:
     old: Side
     new: Side
     changes: list[Change]
+    reviews: list[Review] | None = None
+    """The workarounds to look at again; None if only the headers of a side are known."""
 
     @property
     def level(self) -> Level:
@@ -50,6 +53,7 @@ class Report:
                 breaking: sum(c.breaking is breaking for c in self.changes) for breaking in parts
             },
             used=[one for one in groups if one.uses],
+            reviews=by_reason(self.reviews or []),
             parts=[
                 (title, [one for one in groups if one.breaking is breaking])
                 for breaking, title in parts.items()
@@ -60,7 +64,9 @@ class Report:
         """Return the whole report as JSON, with each change on its own."""
         sides = {"old": dataclasses.asdict(self.old), "new": dataclasses.asdict(self.new)}
         changes = [dataclasses.asdict(one) for one in self.changes]
-        return json.dumps({**sides, "level": self.level, "changes": changes}, indent=1)
+        reviews = self.reviews and [dataclasses.asdict(one) for one in self.reviews]
+        report = {**sides, "level": self.level, "changes": changes, "workarounds": reviews}
+        return json.dumps(report, indent=1)
 
 
 def grouped(changes: list[Change]) -> Iterator[Change]:
@@ -100,3 +106,11 @@ def by_kind(uses: tuple[Use, ...]) -> list[tuple[str, list[str]]]:
         (kind, [f"{file}:{','.join(map(str, lines))}" for file, lines in files.items()])
         for kind, files in found.items()
     ]
+
+
+def by_reason(reviews: list[Review]) -> list[tuple[str, str, list[Quirk]]]:
+    """Return the workarounds to review by the file of llama.cpp and what happened to it."""
+    found: dict[tuple[str, str], list[Quirk]] = {}
+    for one in reviews:
+        found.setdefault((one.quirk.path, one.reason), []).append(one.quirk)
+    return [(path, reason, quirks) for (path, reason), quirks in found.items()]

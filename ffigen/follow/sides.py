@@ -14,6 +14,7 @@ from ..project import Project
 from ..vendor import commit_of, fetched_tree, read_pin
 from .changes import Change
 from .diff import compare
+from .quirks import read_quirks, read_upstream, to_review
 from .report import Report, Side
 from .uses import mark_uses
 from .versions import is_version, version_tree
@@ -30,6 +31,8 @@ class Source:
     facts: Facts
     hints: Mapping[str, str]
     """What the headers say of deprecated functions; a lock does not have it."""
+    texts: Mapping[str, str] | None = None
+    """The texts of the files that our workarounds are about; None of a lock."""
 
 
 def read_side(name: str, project: Project, echo: Callable[[str], None]) -> Source:
@@ -48,8 +51,10 @@ def read_side(name: str, project: Project, echo: Callable[[str], None]) -> Sourc
     path = Path(name)
     if name == "pin":
         pin, tree = read_pin(project.root), fetched_tree(project.root)
+        side = Side(f"{pin.version} (the pin)", pin.commit)
         hints = hints_of(project, tree) if tree else {}
-        return Source(Side(f"{pin.version} (the pin)", pin.commit), project.pinned, hints)
+        texts = read_upstream(read_quirks(project.root), tree) if tree else None
+        return Source(side, project.pinned, hints, texts)
     if is_version(name) and not path.exists():
         with version_tree(project.root, name, echo) as (tree, version):
             return read_tree(project, tree, Side(name, version.commit))
@@ -67,9 +72,10 @@ def read_side(name: str, project: Project, echo: Callable[[str], None]) -> Sourc
 
 
 def read_tree(project: Project, tree: Path, side: Side) -> Source:
-    """Read the headers of a tree."""
+    """Read the headers of a tree, and what our workarounds are about."""
     facts = read_lock(project.lock_text(tree), side.label)
-    return Source(side, facts, hints_of(project, tree))
+    texts = read_upstream(read_quirks(project.root), tree)
+    return Source(side, facts, hints_of(project, tree), texts)
 
 
 def hints_of(project: Project, tree: Path) -> dict[str, str]:
@@ -91,7 +97,10 @@ def compare_sides(old: Source, new: Source, project: Project, *, uses: bool = Tr
     if uses:
         facts = old.facts, new.facts
         changes = mark_uses(changes, project.root, facts, project.surface["names"])
-    return Report(old.side, new.side, changes)
+    reviews = None
+    if old.texts is not None and new.texts is not None:
+        reviews = to_review(read_quirks(project.root), old.texts, new.texts)
+    return Report(old.side, new.side, changes, reviews)
 
 
 def is_ours(change: Change) -> bool:
