@@ -16,13 +16,15 @@ namespace {
 constexpr int special_attr =
     LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED | LLAMA_TOKEN_ATTR_UNKNOWN;
 
-// The length of a piece.  llama.cpp takes quadratic time for text that an SPM vocabulary lacks, and in the
-// number of special tokens for all vocabularies; but compiles regular expressions for each piece.
+// The length of a piece.
+// upstream: src/llama-vocab.cpp llm_tokenizer_spm_session, tokenizer_st_partition: the time is quadratic in the
+// length of a text that an SPM vocabulary lacks, and in the number of special tokens for all vocabularies.
+// upstream: src/unicode.cpp unicode_regex_split: compiles the regular expressions again for each piece.
 constexpr size_t short_piece = 4 * 1024, long_piece = 64 * 1024, specials_max = 256;
 
 constexpr uint32_t blank = 0x2581, byte_order_mark = 0xFEFF;
 
-// GPT-2's character for a byte, as BPE vocabularies write it.
+// upstream: src/unicode.cpp unicode_byte_to_utf8_map: GPT-2's character for a byte, as BPE vocabularies write it.
 uint32_t gpt2_character(unsigned char byte) {
     static const auto table = [] {
         std::array<uint32_t, 256> made{};
@@ -36,7 +38,7 @@ uint32_t gpt2_character(unsigned char byte) {
     return table[byte];
 }
 
-// Whether llama.cpp takes a byte beside a special token for whitespace.
+// upstream: src/llama-vocab.cpp isspace: takes a byte beside a special token for whitespace, and so we do.
 bool is_blank(char byte) { return std::isspace(static_cast<unsigned char>(byte)) != 0; }
 
 // Letters according to all of the regular expressions that split text into words.
@@ -58,7 +60,8 @@ const llamacffi_tokenizer::Details &llamacffi_tokenizer::details() const {
         const llama_token n = llama_vocab_n_tokens(vocab);
         const bool by_pairs = type == LLAMA_VOCAB_TYPE_SPM || type == LLAMA_VOCAB_TYPE_PLAMO2 ||
                               type == LLAMA_VOCAB_TYPE_BPE || type == LLAMA_VOCAB_TYPE_UGM;
-        int dna = 0; // a vocabulary for DNA reads text between two tags differently
+        // upstream: src/llama-vocab.cpp llm_tokenizer_hybriddna_session: reads text between two tags differently.
+        int dna = 0;
         char piece[256];
         for (llama_token i = 0; i < n; ++i) {
             const std::string_view text = llama_vocab_get_text(vocab, i);
@@ -131,6 +134,7 @@ void llamacffi_tokenizer::find_sentinel(Details &found) const {
 }
 
 // The longest special text at `i` that llama.cpp reads as its token; its size is 0 if there is none.
+// upstream: src/llama-vocab.cpp LLAMA_TOKEN_ATTR_USER_DEFINED: these are read in any text, others on request.
 llamacffi_tokenizer::Special llamacffi_tokenizer::longest(const Details &known, std::string_view text,
                                                           size_t i, bool parse_special) {
     Special found{};
@@ -143,7 +147,8 @@ llamacffi_tokenizer::Special llamacffi_tokenizer::longest(const Details &known, 
 }
 
 // Whether the longest special text at `i` is sure to become its token, provided that none overlaps it from the
-// left: llama.cpp searches for the longest ones first, and for each from left to right.
+// left.
+// upstream: src/llama-vocab.cpp cache_special_tokens: searches for the longest ones first, each from left to right.
 bool llamacffi_tokenizer::is_taken(const Details &known, std::string_view text, size_t i, bool parse_special) {
     const Special one = longest(known, text, i, parse_special);
     if (known.strips && (is_blank(text[i]) || is_blank(text[i + one.size - 1]))) {
@@ -202,7 +207,7 @@ llamacffi_tokenizer::Cut llamacffi_tokenizer::next_cut(std::string_view text, si
 // Whether ordinary text can be split at `i` without changing its tokens.
 bool llamacffi_tokenizer::can_cut(const Details &known, std::string_view text, size_t i) const {
     switch (type) {
-    case LLAMA_VOCAB_TYPE_WPM: // WPM splits text at spaces first
+    case LLAMA_VOCAB_TYPE_WPM: // upstream: src/llama-vocab.cpp llm_tokenizer_wpm_session: splits at spaces first
         return text[i] == ' ';
     case LLAMA_VOCAB_TYPE_BPE:
         return can_cut_bpe(known, text, i);
@@ -216,9 +221,9 @@ bool llamacffi_tokenizer::can_cut(const Details &known, std::string_view text, s
     }
 }
 
-// Regular expressions first split the text into words.  All work from left to right, and none looks beyond a
-// letter, so that splitting at a space between two letters, or before a new line, does not change the words.
-// For those that do not end a word there, check that no token spans the split.
+// upstream: src/llama-vocab.cpp regex_exprs: these first split the text into words.  All work from left to right,
+// and none looks beyond a letter, so that splitting at a space between two letters, or before a new line, does not
+// change the words.  For those that do not end a word there, check that no token spans the split.
 bool llamacffi_tokenizer::can_cut_bpe(const Details &known, std::string_view text, size_t i) const {
     const auto before = character_before(text, i);
     if (text[i] == ' ' && is_letter(before.code)) {

@@ -1,7 +1,7 @@
 // A sampler that only allows text that can still be completed to match a grammar.
 //
-// llama.cpp's own sampler tracks each way to parse the text separately, and where a rule is ambiguous their
-// number may double with each character.
+// upstream: src/llama-grammar.cpp llama_grammar_advance_stack: llama.cpp's own sampler tracks each way to parse the
+// text separately, and where a rule is ambiguous their number may double with each character.
 #include "grammar.hpp"
 
 #include "llamacffi/grammar.h"

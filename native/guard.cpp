@@ -30,7 +30,8 @@ struct AssertionFailed : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// A ggml_abort_callback_t.  If it returns, ggml calls abort().
+// A ggml_abort_callback_t.
+// upstream: ggml/src/ggml.c g_abort_callback, abort: calls abort() if the callback returns, and so this one throws.
 void on_abort(const char *message) {
     if (llamacffi_guard.depth > 0) {
         throw AssertionFailed(message);
@@ -40,7 +41,8 @@ void on_abort(const char *message) {
     std::fflush(stderr);
 }
 
-// A std::terminate_handler that replaces ggml's, which attaches a debugger to this process.
+// A std::terminate_handler.
+// upstream: ggml/src/ggml.cpp ggml_uncaught_exception: ggml's attaches a debugger to this process; this replaces it.
 [[noreturn]] void on_terminate() {
     const char *reason = "no exception is active";
     try {

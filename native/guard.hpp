@@ -20,8 +20,9 @@ void *find_late(const char *function);
 // Stores a failure, which the Python frame that made the call raises.
 void set_failure(const char *function, const char *message) noexcept;
 
-// The "C" locale, which llama.cpp assumes: it writes metadata with the decimal point of the process, and
-// a program may have set a locale in which that is a comma.
+// The "C" locale.
+// upstream: src/llama-impl.cpp gguf_data_to_str: writes metadata with the decimal point of the process, and a program
+// may have set a locale in which that is a comma.
 inline locale_t plain_locale() {
     static const locale_t plain = newlocale(LC_ALL_MASK, "C", nullptr);
     return plain;

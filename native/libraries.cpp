@@ -78,7 +78,8 @@ bool llamacffi_library(int32_t i, llamacffi_library_info *info) {
 
 void *llamacffi_library_open(const char *path, llamacffi_library_info *info, char *error, size_t size) {
     *info = {};
-    void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL); // as ggml does
+    // upstream: ggml/src/ggml-backend-dl.cpp RTLD_NOW, RTLD_LOCAL: ggml opens backends so.
+    void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
         const char *reason = dlerror();
         std::snprintf(error, size, "%s", reason ? reason : "the loader gives no reason");

@@ -125,7 +125,7 @@ void on_log(ggml_log_level level, const char *text, void *) {
 namespace llamacffi {
 
 void install_log_callbacks() {
-    llama_log_set(on_log, nullptr); // sets ggml's too
+    llama_log_set(on_log, nullptr); // upstream: src/llama-impl.cpp ggml_log_set: called by it, too
     mtmd_helper_log_set(on_log, nullptr);
     const auto let_go = [] { ring().let_go(); };
     pthread_atfork([] { ring().hold(); }, let_go, let_go);

@@ -1,8 +1,10 @@
 // Calls that must not overlap while a context plans the memory for its graphs.
 //
-// Meanwhile it reads the model's list of adapters without a lock: when it is created, and at the first
-// computation after its adapters or samplers have changed.  The lock is in C++, so that it is only held
-// during a single call, which cannot be interrupted, and finalizers can take it without running Python.
+// upstream: src/llama-context.cpp "model.loras", sched_need_reserve: meanwhile it reads the model's list of adapters
+// without a lock: when it is created, and at the first computation after its adapters or samplers have changed.
+//
+// The lock is in C++, so that it is only held during a single call, which cannot be interrupted, and finalizers can
+// take it without running Python.
 #include "planning.hpp"
 
 #include "has.h" // generated

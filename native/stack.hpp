@@ -1,4 +1,5 @@
-// Threads with a stack large enough for what they run: llama.cpp recurses over its input in places.
+// Threads with a stack large enough for what they run.
+// upstream: src/unicode.cpp "std::regex": recurses for each character of a text, as other code does over its input.
 #pragma once
 
 #include <cstddef>

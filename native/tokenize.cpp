@@ -19,7 +19,8 @@
 
 namespace {
 
-constexpr int32_t too_long = std::numeric_limits<int32_t>::min(); // llama_tokenize()'s value for this
+// upstream: src/llama-vocab.cpp "std::numeric_limits<int32_t>::min()": llama_tokenize()'s value for this.
+constexpr int32_t too_long = std::numeric_limits<int32_t>::min();
 
 // More than any tokenizer, built by any compiler, was measured to need for a character.
 constexpr size_t stack_per_character_max = 8192;
@@ -40,7 +41,7 @@ size_t stack_for(int64_t length, size_t per_byte) {
     return stack_base + static_cast<size_t>(length) * per_byte;
 }
 
-// llama_detokenize() adds up the lengths in an int32.
+// upstream: src/llama-vocab.cpp "int32_t total = 0;": llama_detokenize() adds up the lengths in it.
 bool fits(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens) {
     int64_t total = 0;
     for (int32_t i = 0; i < n_tokens; ++i) {
@@ -52,7 +53,8 @@ bool fits(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens)
 int32_t join_pieces(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens, char *text,
                     int32_t size, const llamacffi_text_style &style) {
     const auto type = llama_vocab_type(vocab);
-    const bool bert = type == LLAMA_VOCAB_TYPE_WPM; // which always encloses a text in special tokens
+    // upstream: src/llama-vocab.cpp LLAMA_VOCAB_TYPE_WPM: always encloses a text in special tokens.
+    const bool bert = type == LLAMA_VOCAB_TYPE_WPM;
     const bool has_bos = bert || llama_vocab_get_add_bos(vocab);
     const bool has_end = bert || llama_vocab_get_add_eos(vocab);
     const llama_token end = bert ? llama_vocab_sep(vocab) : llama_vocab_eos(vocab);
@@ -66,7 +68,8 @@ int32_t join_pieces(const llama_vocab *vocab, const llama_token *tokens, int32_t
     const int special = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED |
                         (type == LLAMA_VOCAB_TYPE_SPM ? LLAMA_TOKEN_ATTR_UNKNOWN : 0);
     int64_t total = 0;
-    bool begins = style.strip_blank; // a text to which llama_tokenize() has added a blank
+    // upstream: src/llama-vocab.cpp add_space_prefix: llama_tokenize() adds a blank to such a text.
+    bool begins = style.strip_blank;
     for (int32_t i = 0; i < n_tokens; ++i) {
         const bool is_special = style.strip_blank && (llama_vocab_get_attr(vocab, tokens[i]) & special);
         const int32_t room = static_cast<int32_t>(std::max<int64_t>(size - total, 0));

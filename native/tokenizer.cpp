@@ -44,8 +44,8 @@ bool is_marker(std::string_view text, std::string_view templates) {
     return is_bracketed(text) && templates.find(text) != templates.npos;
 }
 
-// The bytes that tokens of an RWKV vocabulary begin with but that are not tokens themselves: its tokenizer
-// would loop forever on one.
+// The bytes that tokens of an RWKV vocabulary begin with but that are not tokens themselves.
+// upstream: src/llama-vocab.cpp llm_tokenizer_rwkv_session: would loop forever on one.
 std::array<bool, 256> endless_bytes(const llama_vocab *vocab) {
     std::array<bool, 256> begins{}, single{};
     if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_RWKV) {
@@ -117,11 +117,11 @@ int32_t llamacffi_tokenizer::call(std::string_view text, llama_token *tokens, in
         try {
             n = llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens, size,
                                options.add_special, options.parse_special);
-            // LLAMA_TOKEN_NULL stands for a missing unknown token.
+            // upstream: src/llama-vocab.cpp LLAMA_TOKEN_NULL: stands for a missing unknown token in the result.
             if (n > 0 && llamacffi_token_outside(vocab, tokens, n) >= 0) {
                 throw std::out_of_range("");
             }
-        } catch (const std::out_of_range &) { // also thrown for a byte that has no token
+        } catch (const std::out_of_range &) { // upstream: src/llama-vocab.cpp byte_to_token: throws it, too
             throw std::runtime_error("the vocabulary has no token for a part of the text");
         }
     };
@@ -218,7 +218,8 @@ llamacffi_tokenizer::Tokens llamacffi_tokenizer::plain(std::string_view text, bo
         return all(text, inner);
     }
     if (type == LLAMA_VOCAB_TYPE_PLAMO2 && character_at(text, 0).code == byte_order_mark) {
-        return all("\uFEFF" + std::string(text), inner); // it drops a byte order mark at the beginning of a text
+        // upstream: src/llama-vocab.cpp "0xFEFF": drops a byte order mark at the beginning of a text.
+        return all("\uFEFF" + std::string(text), inner);
     }
     const Details &known = details();
     if (known.sentinel.empty()) {
@@ -236,7 +237,8 @@ llamacffi_tokenizer::Tokens llamacffi_tokenizer::plain(std::string_view text, bo
 void llamacffi_tokenizer::piece(std::string_view text, bool begins, const Options &options, Tokens &out,
                                 bool is_first) const {
     Tokens tokens;
-    if (is_first && options.add_special && options.parse_special) { // so that llama.cpp warns of a second BOS
+    // upstream: src/llama-vocab.cpp append_bos, check_double_bos_eos: warns of a second BOS in such a text.
+    if (is_first && options.add_special && options.parse_special) {
         const Edges &added = edges();
         const Tokens whole = all(text, options);
         tokens.assign(whole.begin() + static_cast<std::ptrdiff_t>(added.before.size()),

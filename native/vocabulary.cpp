@@ -16,21 +16,23 @@
 
 namespace {
 
-// The tries of RWKV's and T5's tokenizers recurse for each byte of a token, even when they are freed, which
-// may happen in any thread.
+// upstream: src/llama-vocab.cpp naive_trie: the tries of RWKV's and T5's tokenizers recurse for each byte of a token,
+// even when they are freed, which may happen in any thread.
 constexpr size_t trie_bytes_max = 256;
 
-// At each character of a text, BERT's tokenizer tries all lengths up to that of the longest token.
+// upstream: src/llama-vocab.cpp max_token_len: at each character of a text, BERT's tokenizer tries all lengths up to
+// this.
 constexpr size_t word_bytes_max = 1024;
 
-// PLaMo-2's tokenizer visits each prefix of each suffix of each token, at a cost that grows with the sum of
-// the cubes of their lengths.
+// upstream: src/llama-vocab.cpp suffix_to_score: PLaMo-2's tokenizer visits each prefix of each suffix of each token,
+// at a cost that grows with the sum of the cubes of their lengths.
 constexpr double plamo_work_max = 4e8;
 
-// llama.cpp creates an entry for each token of a model without a vocabulary.
+// upstream: src/llama-vocab.cpp LLM_KV_VOCAB_SIZE: of a model without a vocabulary, creates an entry for each token.
 constexpr uint64_t dummies_max = uint64_t(1) << 24;
 
 // The maximum length of what T5's normalizer may replace a character with.
+// upstream: src/llama-vocab.cpp prefix_replacements: longer ones take their time for each character of a text.
 constexpr size_t replacement_max = 1024;
 
 struct Array {
@@ -72,6 +74,7 @@ std::string check_lengths(const Array &tokens, size_t limit, const char *why) {
 }
 
 // Takes the first byte off a text in RWKV's escaped notation; returns -1 at the end.
+// upstream: src/llama-vocab.cpp llama_unescape_rwkv_token: reads the notation like this.
 int first_byte(std::string_view &text) {
     if (text.empty()) {
         return -1;
@@ -112,8 +115,8 @@ int first_byte(std::string_view &text) {
     }
 }
 
-// After reading a vocabulary, llama.cpp tokenizes a newline: it would loop forever if a token begins with a
-// newline, and none is exactly one.
+// upstream: src/llama-vocab.cpp linefeed_id, llm_tokenizer_rwkv_session: after reading a vocabulary, llama.cpp
+// tokenizes a newline: it would loop forever if a token begins with a newline, and none is exactly one.
 std::string check_rwkv(const Array &tokens) {
     size_t begins = tokens.size;
     for (size_t i = 0; i < tokens.size; ++i) {
@@ -133,7 +136,8 @@ std::string check_rwkv(const Array &tokens) {
            "single newline: llama.cpp would search for it forever";
 }
 
-// The number of characters, or -1 if the text is not UTF-8, which llama.cpp would read as another text.
+// The number of characters, or -1 if the text is not UTF-8.
+// upstream: src/unicode.cpp unicode_cpts_from_utf8: would read that as another text.
 int64_t count_characters(const char *text) {
     int64_t n = 0;
     for (const auto *byte = reinterpret_cast<const unsigned char *>(text); *byte; ++n) {
@@ -172,7 +176,8 @@ std::string check_plamo2(const Array &tokens) {
     return "";
 }
 
-// llama.cpp checks the offsets in the map itself, where it uses them.
+// upstream: src/llama-vocab.cpp xcda_array_view, prefix_replacements_size: the offsets in the map are checked where
+// they are used.
 std::string check_charsmap(const gguf_context *gguf) {
     const auto map =
         find_array(gguf, "tokenizer.ggml.precompiled_charsmap", {GGUF_TYPE_INT8, GGUF_TYPE_UINT8});
@@ -194,6 +199,8 @@ std::string check_charsmap(const gguf_context *gguf) {
     return "";
 }
 
+// upstream: src/llama-vocab.cpp llm_tokenizer_spm_session, llm_tokenizer_ugm_session: compare scores, and find no best
+// one among NaN.
 std::string check_scores(const gguf_context *gguf, size_t n_tokens) {
     const auto scores = find_array(gguf, "tokenizer.ggml.scores", {GGUF_TYPE_FLOAT32});
     if (!scores) {
@@ -209,12 +216,14 @@ std::string check_scores(const gguf_context *gguf, size_t n_tokens) {
     return "";
 }
 
-// llama.cpp would only report a failed assertion.
+// upstream: src/llama-vocab.cpp "GGML_ASSERT(id_to_token.size() == token_to_id.size())": would only report that this
+// assertion has failed.
 std::string check_unique(const Array &tokens) {
     std::unordered_map<std::string_view, size_t> seen(2 * tokens.size);
     for (size_t i = 0; i < tokens.size; ++i) {
         const auto [first, is_new] = seen.emplace(tokens[i], i);
-        if (!is_new && !first->first.empty()) { // llama.cpp renames empty tokens
+        // upstream: src/llama-vocab.cpp "[EMPTY_": what it renames empty tokens to.
+        if (!is_new && !first->first.empty()) {
             return "tokens " + std::to_string(first->second) + " and " + std::to_string(i) +
                    " of the vocabulary have the same text: each must have its own";
         }

@@ -20,8 +20,8 @@ bool is_called(const ggml_tensor *tensor, const char *name) {
     return std::strcmp(tensor->name, name) == 0;
 }
 
-// Among the outputs, only the hidden states might happen to be as wide as the vocabulary.  Not every
-// architecture gives its logits the usual name.
+// Among the outputs, only the hidden states might happen to be as wide as the vocabulary.
+// upstream: src/llama-graph.h t_logits: a result of the graph whose tensor not every architecture names alike.
 bool is_logits(const ggml_tensor *node, int64_t n_vocab) {
     const bool wide = (node->flags & GGML_TENSOR_FLAG_OUTPUT) && node->ne[0] == n_vocab;
     return is_called(node, "result_output") ||
@@ -29,10 +29,12 @@ bool is_logits(const ggml_tensor *node, int64_t n_vocab) {
 }
 
 // Learned position embeddings are looked up by the positions of the batch.
+// upstream: src/llama-graph.cpp "inp_pos": the name of the positions.
 bool reads_positions(const ggml_tensor *node) {
     return node->op == GGML_OP_GET_ROWS && is_called(node->src[1], "inp_pos");
 }
 
+// upstream: src/llama-kv-cache.cpp "cache_%sk_l%d": the name of cached keys.
 bool reads_keys(const ggml_tensor *node) {
     for (const ggml_tensor *source : node->src) {
         const ggml_tensor *whole = source && source->view_src ? source->view_src : source;
@@ -52,6 +54,8 @@ float number(const ggml_tensor *node, int i) {
 }
 
 // Describes the first node that the CPU backend cannot compute; empty if it can compute all.
+// upstream: ggml/src/ggml-cpu/ops.cpp "GGML_ASSERT(eps >= 0.0f)": it asserts some of what is checked here while it
+// computes, which ends the process; with other values it reads out of bounds or gives NaN.
 class Problem {
   public:
     explicit Problem(char (&text)[256]) : text(text) {}
@@ -108,7 +112,7 @@ class Problem {
         }
     }
 
-    // The kernel would loop forever with no dimension to rotate.
+    // upstream: ggml/src/ggml-cpu/ops.cpp ggml_compute_forward_rope_flt: loops forever with no dimension to rotate.
     void check_rope(const ggml_tensor *node) {
         const int n_dims = integer(node, 1), first = integer(node, 15);
         const bool vision = integer(node, 2) == GGML_ROPE_TYPE_VISION;
@@ -133,7 +137,8 @@ class Problem {
         }
     }
 
-    // If the first operand of an elementwise operation is f32, the CPU backend needs f32 for the second, too.
+    // upstream: ggml/src/ggml-cpu/binary-ops.cpp "unsupported types": if the first operand of an elementwise operation
+    // is f32, the second must be, too.
     void check_types(const ggml_tensor *node) {
         const bool elements = node->op == GGML_OP_ADD || node->op == GGML_OP_MUL || node->op == GGML_OP_SUB ||
                               node->op == GGML_OP_DIV;
@@ -167,8 +172,8 @@ llamacffi_graph describe(ggml_cgraph *graph, int64_t n_vocab) {
     return found;
 }
 
-// A hybrid memory (attention and recurrent states) creates inputs for attention, and setting them fails if no
-// node reads them.
+// upstream: src/llama-graph.cpp build_inp_mem_hybrid: a memory for attention and recurrent states creates inputs for
+// attention, and setting them fails if no node reads them.
 void check_hybrid(llama_context *context, ggml_cgraph *graph, char (&problem)[256]) {
     const llama_memory_t memory = llama_get_memory(context);
     if (problem[0] || !memory || !std::strstr(typeid(*memory).name(), "memory_hybrid")) {

@@ -29,7 +29,7 @@ struct Watching {
 namespace llamacffi {
 
 void watch_log(int level, const char *text) {
-    // A destructor, which must not throw, may log warnings.
+    // upstream: src/llama-mmap.cpp "warning: munmap failed": logged by destructors, which must not throw.
     if (!watch || level != GGML_LOG_LEVEL_INFO) {
         return;
     }

@@ -12,8 +12,9 @@
 
 namespace {
 
-// Counts what a snapshot would copy.  llama.cpp does the copying in a destructor, which cannot report a
-// failed allocation.
+// Counts what a snapshot would copy.
+// upstream: src/llama-context.cpp llama_io_write_device, llama_io_write_host: copy in their destructors, which cannot
+// report a failed allocation.
 class Counter : public llama_io_write_i {
   public:
     struct Buffer {
@@ -54,7 +55,7 @@ bool fits(const Counter &counter, bool data) {
 
 } // namespace
 
-// Each tensor is padded and listed several times.
+// upstream: src/llama-context.cpp winfos: each tensor is padded and listed several times.
 size_t llamacffi_snapshot_description(uint64_t n_tensors) {
     return n_tensors * (2 * ggml_tensor_overhead() + 512) + (size_t{4} << 20);
 }

@@ -1,4 +1,5 @@
 // Whether cached keys can be shifted to other positions (rotated): tried out, since no backend tells.
+// upstream: src/llama-kv-cache.cpp build_rope_shift: what llama.cpp computes to shift them, and the trial repeats.
 // Without this file, llamacffi cannot check whether cached keys can be shifted.
 #include "ggml-cpp.h"
 #include "llama-context.h" // what rotary positions are computed with
@@ -61,8 +62,8 @@ double error(const Numbers &got, const Numbers &wanted) {
     return difference / size;
 }
 
-// The size of the Hadamard matrix by which llama.cpp multiplies quantized keys: the largest power of two that
-// divides the head size; 1 (none) if that is below 64.
+// upstream: src/llama-kv-cache.cpp nrot, attn_rot_k: the size of the Hadamard matrix by which llama.cpp multiplies
+// quantized keys is the largest power of two that divides the head size; 1 (none) if that is below 64.
 int64_t mixed_width(int64_t n_head_dim) {
     const int64_t n = n_head_dim & -n_head_dim;
     return n < 64 ? 1 : n;
@@ -88,6 +89,7 @@ void mix(Numbers &numbers, int64_t n) {
 }
 
 // A rotation with llama.cpp's parameters for the keys of a layer.
+// upstream: src/llama-kv-cache.cpp LLAMA_ROPE_TYPE_MROPE, LLAMA_ROPE_TYPE_IMROPE: shifted as if they were NEOX.
 template <typename Rope>
 ggml_tensor *turn(Rope rope, ggml_context *ctx, ggml_tensor *x, ggml_tensor *by, const Keys &keys,
                   ggml_tensor *factors, const llama_context &context) {
@@ -99,6 +101,7 @@ ggml_tensor *turn(Rope rope, ggml_context *ctx, ggml_tensor *x, ggml_tensor *by,
                 cparams.yarn_attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
 }
 
+// upstream: src/llama-kv-cache.cpp "attn_inp_k_rot": the name of that matrix.
 bool mixes(const ggml_tensor *node) {
     return node->op == GGML_OP_MUL_MAT && !std::strcmp(node->src[0]->name, "attn_inp_k_rot");
 }
@@ -136,6 +139,7 @@ template <typename Wanted> const ggml_tensor *origin(const ggml_tensor *node, co
 }
 
 // The layer whose keys a node writes to the cache; -1 for other nodes.
+// upstream: src/llama-kv-cache.cpp "cache_%sk_l%d": the name of cached keys.
 int layer_of_keys(const ggml_tensor *node) {
     const char *name = node->op == GGML_OP_SET_ROWS && node->view_src ? node->view_src->name : "";
     const char *end = std::strncmp(name, "cache_", 6) == 0 ? std::strstr(name, "k_l") : nullptr;
@@ -181,7 +185,7 @@ class Trial {
     const bool mixes;
     const ggml_backend_ptr cpu;
 
-    // For an indexer, keys that are not quantized are multiplied, too.
+    // upstream: src/llama-kv-cache.cpp indexer_head_size: for an indexer, keys of any type are multiplied.
     bool mixed(const Keys &keys) const { return mixes && (keys.index || ggml_is_quantized(type)); }
 
     static ggml_backend_ptr open(ggml_backend_dev_t device) {
@@ -190,7 +194,9 @@ class Trial {
             ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device),
                                               "ggml_backend_set_n_threads"));
         if (set) {
-            set(backend.get(), 1); // a failure on another thread would end the process
+            // upstream: ggml/src/ggml-cpu/ggml-cpu.c ggml_graph_compute_secondary_thread: an assertion that fails
+            // on another thread ends the process.
+            set(backend.get(), 1);
         }
         return backend;
     }
@@ -281,7 +287,7 @@ class Trial {
         return ggml_reshape(ctx, ggml_mul_mat(ctx, matrix, rows), x);
     }
 
-    // The same operations that llama.cpp uses.
+    // upstream: src/llama-kv-cache.cpp llama_mul_mat_hadamard: the operations of a shift, and these are the same.
     ggml_tensor *plan(ggml_context *ctx, ggml_tensor *x, ggml_tensor *by, ggml_tensor *matrix,
                       const Keys &keys) const {
         if (!ggml_is_quantized(type)) {
@@ -411,7 +417,7 @@ void llamacffi::look_at_keys(const llama_context &context, ggml_cgraph *graph,
         const ggml_tensor *turn =
             origin(node->src[0], [](const ggml_tensor *one) { return one->op == GGML_OP_ROPE; });
         const bool alike = hparams.has_rope(il) ? turn && turns_like(context, il, turn) : !turn;
-        // Without RoPE, llama.cpp rotates nothing.
+        // upstream: src/llama-kv-cache.cpp get_can_shift: without RoPE, it rotates nothing.
         found.turns_all &= alike || hparams.rope_type == LLAMA_ROPE_TYPE_NONE;
     }
     found.turns_each = !any || (turns_full && (turns_sliding || !divided));
@@ -439,7 +445,8 @@ int32_t llamacffi_try_turning(const llama_context *context, int32_t type, bool o
             if (!trial.adds_up(keys)) {
                 return LLAMACFFI_TURNS_AND_SCALES;
             }
-            // A device that splits tensors across others only computes the graphs of a context.
+            // upstream: ggml/src/ggml-backend-meta.cpp GGML_BACKEND_DEVICE_TYPE_META: a device that splits tensors
+            // across others only computes the graphs of a context.
             const bool split = ggml_backend_dev_type(keys.device) == GGML_BACKEND_DEVICE_TYPE_META;
             if (!split && !trial.turns(keys)) {
                 std::snprintf(reason, size, "a trial gave a wrong result");

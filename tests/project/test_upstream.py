@@ -16,10 +16,10 @@ def quirks(root: Path) -> list[Quirk]:
     return read_quirks(root)
 
 
-def test_the_register_covers_the_rooms(quirks: list[Quirk]) -> None:
-    rooms = {"/".join(Path(one.file).parts[:2]) for one in quirks}
-    assert {"llamacffi/model", "llamacffi/sampling", "llamacffi/gguf"} <= rooms
-    assert any(room.startswith("native/") for room in rooms)
+def test_the_register_has_python_and_cpp(quirks: list[Quirk]) -> None:
+    """Each kind of comment is found."""
+    assert {Path(one.file).suffix for one in quirks} >= {".py", ".cpp", ".hpp"}
+    assert len(quirks) > 100
 
 
 def test_llama_cpp_has_what_each_workaround_is_about(root: Path, quirks: list[Quirk]) -> None:
