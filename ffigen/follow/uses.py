@@ -1,23 +1,20 @@
-"""Where our own code uses the names of llama.cpp, found in its syntax trees.
+"""Where our own code uses the names of llama.cpp: a search for whole words.
 
-Python is read with `ast`, C and C++ with tree-sitter, and pages with markdown-it: their code is
-Python, and what they set in backticks are names.  A field has a short name that may mean anything,
-so it counts only in a file that has to do with its struct.
+It finds words in comments, too, which should follow a change as well.  A field has a short name
+that may mean anything, so it counts only where it is written as a member, a keyword or a string, in
+a file that has to do with its struct.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from ..api import Enum, Enumerator, Origin
 from ..lock import Facts
 from ..names import py_class, py_member
-from ..preprocess import GeneratorError
 from .changes import Change, Use
 
 # Where our code is, and what it is called in a report.
@@ -35,24 +32,32 @@ PLACES = {
 SKIPPED = frozenset(
     {"_generated", "__pycache__", "build", "libc", "templates", "raw_unsafe.md", "raw_unsafe.toml"}
 )
-WORD = re.compile(r"\w+")
-C_SUFFIXES = frozenset({".c", ".h", ".hpp", ".cpp"})
-C_NAMES = frozenset({"identifier", "type_identifier", "field_identifier"})
+SUFFIXES = frozenset({".py", ".c", ".h", ".hpp", ".cpp", ".md", ".toml"})
+# A word, and the one that follows it after a dot: an enumerator in Python is `Class.MEMBER`.
+WORDS = re.compile(r"\b(?=(\w+)(\.\w+)?)\w+(\s*=)?")
+BEFORE_MEMBERS = tuple(".>'\"`")
 
 
 @dataclass(slots=True)
 class File:
-    """The names that one file has, each with the lines where."""
+    """The words that one file has, each with the lines where."""
 
     kind: str
     path: str
-    names: dict[str, list[int]] = field(default_factory=dict)
+    words: dict[str, list[int]] = field(default_factory=dict)
 
-    def add(self, name: str, line: int) -> None:
-        """Note a name."""
-        lines = self.names.setdefault(name, [])
-        if line not in lines:
-            lines.append(line)
+    def read(self, text: str) -> None:
+        """Note every word, every two that a dot joins, and with a dot what may be a member."""
+        for number, line in enumerate(text.splitlines(), 1):
+            for found in WORDS.finditer(line):
+                word, member, assigned = found.groups(default="")
+                names = {word, word + member}
+                if assigned or line[: found.start()].endswith(BEFORE_MEMBERS):
+                    names.add(f".{word}")
+                for name in names:
+                    lines = self.words.setdefault(name, [])
+                    if number not in lines[-1:]:
+                        lines.append(number)
 
 
 def mark_uses(
@@ -65,9 +70,6 @@ def mark_uses(
         root: The top directory of our sources.
         sides: The facts before and after, which tell what belongs to what.
         names: The Python names of structs and enums that headers/surface.toml gives.
-
-    Raises:
-        GeneratorError: The packages that read C++ and Markdown are not installed.
     """
     files = read_files(root)
     spelled = Spelling(sides, names)
@@ -82,10 +84,11 @@ def uses_of(change: Change, files: list[File], spelled: Spelling) -> Iterator[Us
         struct, _, member = name.rpartition(".")
         relatives = spelled.relatives(struct) if change.what == "field" else None
         for file in files:
-            if relatives is not None and relatives.isdisjoint(file.names):
+            if relatives is not None and relatives.isdisjoint(file.words):
                 continue
-            for spelling in (member, *spelled.in_python(name)):
-                for line in file.names.get(spelling, ()):
+            word = f".{member}" if change.what == "field" else member
+            for spelling in (word, *spelled.in_python(name)):
+                for line in file.words.get(spelling, ()):
                     yield Use(file.kind, file.path, line)
 
 
@@ -107,9 +110,7 @@ class Spelling:
     def relatives(self, struct: str) -> set[str]:
         """Return the names of which a file has one if it has to do with a struct."""
         python = py_class(struct, self.names)
-        taker = python.removesuffix(
-            "Params"
-        )  # Context takes ContextParams, quantize QuantizeParams
+        taker = python.removesuffix("Params")  # Context takes ContextParams
         related = {struct, python, taker, taker.lower()}
         word = re.compile(rf"\b{struct}\b")
         for side in self.sides:
@@ -132,99 +133,15 @@ def _members(facts: Facts, names: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-# --- Reading --------------------------------------------------------------------------------------
-
-
 def read_files(root: Path) -> list[File]:
     """Read all of our code that may use llama.cpp's names."""
     files: list[File] = []
     for place, kind in PLACES.items():
-        for path in sorted(
-            (root / place).rglob("*") if (root / place).is_dir() else [root / place]
-        ):
+        paths = sorted((root / place).rglob("*")) if (root / place).is_dir() else [root / place]
+        for path in paths:
             inside = path.relative_to(root)
-            if path.is_file() and SKIPPED.isdisjoint(inside.parts):
+            if path.suffix in SUFFIXES and path.is_file() and SKIPPED.isdisjoint(inside.parts):
                 one = File(kind, inside.as_posix())
-                read_file(path, one)
+                one.read(path.read_text(encoding="utf-8"))
                 files.append(one)
-    return [one for one in files if one.names]
-
-
-def read_file(path: Path, file: File) -> None:
-    """Note the names in a file of a kind that is known."""
-    if path.suffix == ".py":
-        read_python(path.read_text(encoding="utf-8"), file)
-    elif path.suffix in C_SUFFIXES:
-        read_c(path.read_bytes(), file)
-    elif path.suffix == ".md":
-        read_markdown(path.read_text(encoding="utf-8"), file)
-    elif path.suffix == ".toml":
-        read_lines(path.read_text(encoding="utf-8"), file)
-
-
-def read_python(text: str, file: File, offset: int = 0) -> None:
-    """Note the names in Python, and the words in its strings, docstrings among them."""
-    for node in ast.walk(ast.parse(text)):
-        match node:
-            case ast.Attribute(value=value, attr=name, end_lineno=int(line)):
-                file.add(name, line + offset)
-                owner = getattr(value, "attr", None) or getattr(value, "id", "")
-                file.add(f"{owner}.{name}", line + offset)
-            case ast.Name(id=name, lineno=line) | ast.alias(name=name, lineno=line):
-                file.add(name, line + offset)
-            case ast.keyword(arg=str(name), lineno=line):
-                file.add(name, line + offset)
-            case ast.Constant(value=str(string), lineno=line):
-                read_lines(string, file, line - 1 + offset)
-
-
-def read_lines(text: str, file: File, offset: int = 0) -> None:
-    """Note every word of a text."""
-    for number, line in enumerate(text.split("\n"), 1):
-        for word in WORD.findall(line):
-            file.add(word, number + offset)
-
-
-def read_c(text: bytes, file: File) -> None:
-    """Note the names in C or C++, and the words in the bodies of macros, which have no syntax."""
-    try:
-        import tree_sitter
-        import tree_sitter_cpp
-    except ImportError as error:
-        raise missing_package(error) from error
-    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_cpp.language()))
-    nodes: list[Any] = [parser.parse(text).root_node]
-    while nodes:
-        node = nodes.pop()
-        line = node.start_point[0] + 1
-        if node.type in C_NAMES:
-            file.add(node.text.decode(), line)
-        elif node.type == "preproc_arg":
-            read_lines(node.text.decode(errors="replace"), file, line - 1)
-        nodes += node.children
-
-
-def read_markdown(text: str, file: File) -> None:
-    """Note the names in the code of a page."""
-    try:
-        from markdown_it import MarkdownIt
-    except ImportError as error:
-        raise missing_package(error) from error
-    for token in MarkdownIt().parse(text):
-        first = token.map[0] if token.map else 0
-        if token.type == "fence" and token.info.split(" ")[0] == "python":
-            read_python(token.content, file, first + 1)
-        elif token.type == "inline":
-            line = first
-            for child in token.children or ():
-                if child.type == "code_inline":
-                    read_lines(child.content, file, line)
-                line += child.type in ("softbreak", "hardbreak")
-
-
-def missing_package(error: ImportError) -> GeneratorError:
-    """Make the error that says what to install."""
-    return GeneratorError(
-        f"cannot look for uses in our own code: {error}; install the packages of the group "
-        "`generator` (pip install --group generator), or leave that out with --no-uses"
-    )
+    return files
