@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from llamacffi._generated.omitted import OMITTED, UNGUARDED
 
 import llamacffi
 from ffigen.preprocess import own_headers
 from llamacffi import constants, enums, ffi, lib
+from llamacffi._generated.omitted import OMITTED, UNGUARDED
 
 # Conditions that do not hold where the tests run.
 ELSEWHERE = ("__cplusplus", "__CUDACC__", "__HIPCC__", "_WIN32", "_MSC_VER", "__MINGW32__")
