@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..render import plain_environment
 from .changes import Change, Level, Use, level_of
@@ -64,8 +65,9 @@ class Report:
         """Return the whole report as JSON, with each change on its own."""
         sides = {"old": dataclasses.asdict(self.old), "new": dataclasses.asdict(self.new)}
         changes = [dataclasses.asdict(one) for one in self.changes]
-        reviews = self.reviews and [dataclasses.asdict(one) for one in self.reviews]
-        report = {**sides, "level": self.level, "changes": changes, "workarounds": reviews}
+        report: dict[str, Any] = {**sides, "level": self.level, "changes": changes}
+        if self.reviews is not None:
+            report["workarounds"] = [dataclasses.asdict(one) for one in self.reviews]
         return json.dumps(report, indent=1)
 
 
