@@ -13,6 +13,7 @@ from ..errors import ArgumentError, ClosedError, UnsupportedError
 from ..log import with_log
 from ..sampling.chain import SamplerChain, native
 from .graph_entry import GONE, check_first, check_free, enter, give, take_back
+from .reserve import ActiveAdapters
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ..sampling.native_chain import NativeChain
     from ..vocab.vocab import Vocab
     from .pools import Pools
-    from .reserve import ActiveAdapters
 
     Array = npt.NDArray[Any]
 
@@ -186,6 +186,7 @@ class GraphSamplers:
             The chains, for `free` when it is closed.
         """
         chains, self.chains, self._pools = self.chains, {}, None
+        self._active = ActiveAdapters()  # the others go with the context, though this may stay
         return [native(chain) for chain in chains.values()]
 
     def _copy(
