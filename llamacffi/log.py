@@ -40,6 +40,10 @@ LEVELS = {
     lib.GGML_LOG_LEVEL_ERROR: logging.ERROR,
 }
 
+# upstream: src/llama-grammar.cpp stderr: errors in a grammar bypass the log, as do the next two.
+# upstream: ggml/src/ggml-opt.cpp stderr: the progress of training.
+# upstream: ggml/src/ggml-quants.c ggml_validate_row_data, stderr: invalid weights.
+
 # The number of log lines that an exception carries.
 NOTE_LINES = 12
 

@@ -226,7 +226,10 @@ def _has_tied_output(model: Model, shapes: Mapping[str, Any]) -> bool:
 
 
 def _check_types(name: str, *parts: GgufTensor) -> None:
-    """Check that llama.cpp can multiply with the types of these tensors; otherwise it aborts."""
+    """Check that llama.cpp can multiply with the types of these tensors.
+
+    upstream: ggml/src/ggml-cpu/ggml-cpu.c vec_dot: called without a check whether the type has it.
+    """
     backend.load()
     for part in parts:
         if lib.ggml_get_type_traits_cpu(part.type).vec_dot == ffi.NULL:

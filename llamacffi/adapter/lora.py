@@ -21,6 +21,8 @@ PART = re.compile(r"(.+)\.lora_([ab])")
 # upstream: src/llama-adapter.cpp is_token_embd: rows of this weight are looked up instead of
 # multiplied with, and so its two matrices are transposed.
 EMBEDDING = "token_embd.weight"
+# upstream: src/llama-adapter.cpp LLM_KV_ADAPTER_LORA_ALPHA,
+# LLM_KV_ADAPTER_ALORA_INVOCATION_TOKENS: the keys that it reads.
 ALPHA = "adapter.lora.alpha"
 INVOCATION = "adapter.alora.invocation_tokens"
 

@@ -146,6 +146,7 @@ def unload(name: str) -> None:
             raise UnsupportedError(
                 f"the backend {name!r} cannot be unloaded after add_server() added devices to it"
             )
+        # upstream: ggml/src/ggml-backend-reg.cpp unload_backend: does so even if it is in use.
         if n := live_objects():
             raise UnsupportedError(
                 f"the backend {name!r} cannot be unloaded while {n} C objects are alive: close all "

@@ -179,6 +179,7 @@ class RpcServer(Unique):
                 of them has memory on the server, llama.cpp would abort the process.  The server
                 keeps running.
         """
+        # upstream: ggml/src/ggml-rpc/ggml-rpc.cpp RPC_STATUS_ASSERT: without the server, aborts.
         if self in _used and (n := live_objects()):
             raise UnsupportedError(
                 f"{self!r} may still be in use: close all models, contexts and other objects first "

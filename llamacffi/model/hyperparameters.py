@@ -59,7 +59,8 @@ def check_hyperparameters(struct: Any, gguf: Any, name: str) -> None:
     Raises:
         LoadError: A number is out of range, or several do not fit together.
     """
-    if struct.vocab_only:  # llama.cpp reads none of them
+    # upstream: src/llama-model.cpp vocab_only: none of the numbers is read then.
+    if struct.vocab_only:
         return
     overridden = read_kv_overrides(struct)
     architecture = str(overridden.pop(ARCHITECTURE, None) or text_of(gguf, ARCHITECTURE))
@@ -197,11 +198,12 @@ RELATIONS: tuple[tuple[tuple[str, ...], str, Callable[..., str | None]], ...] = 
 # with the name of the architecture, and so they are checked under this prefix.
 OTHER = "xielu."
 
-# Values that may be infinite: they mean that there is no bound.
+# upstream: src/llama-hparams.h kda_gate_lower_bound: infinite if there is no bound.
 INFINITE = (("kda.gate_lower_bound", -math.inf),)
 
 # The first rule that matches a key applies.  Zero is common and means "none"; rules that forbid it
 # name the architectures where llama.cpp divides by the number or needs what it counts.
+# upstream: src/llama-arch.cpp LLM_ARCH_NAMES, LLM_KV_NAMES: the names of architectures and keys.
 RULES = (
     _rule(r"pooling_type|classifier\.pooling_type", ".*", -1, 4, 2**32 - 1),
     _rule(r"decoder_start_token_id", ".*", -1, INT32_MAX, 2**32 - 1),

@@ -10,6 +10,7 @@ from .._core.text import read_metadata
 from .._native import lib
 
 # The key of the default chat template; named templates append a dot and their name.
+# upstream: src/llama-arch.cpp LLM_KV_TOKENIZER_CHAT_TEMPLATE: the key.
 CHAT_TEMPLATE = "tokenizer.chat_template"
 
 

@@ -191,6 +191,8 @@ def devices(value: Any) -> tuple[Any, object]:
         raise ArgumentError(
             f"devices lists {len(found)} devices, but llama.cpp takes at most {limit}"
         )
+    # upstream: src/llama-model.cpp make_cpu_buft_list, make_gpu_buft_list: a CPU that is listed as a
+    # device gets no buffers for repacked weights.
     if len(found) == 1 and _is_cpu(found[0]):
         found = []
     array = ffi.new("ggml_backend_dev_t[]", [*found, ffi.NULL])
@@ -221,7 +223,8 @@ def tensor_split(value: Any) -> tuple[Any, object]:
         )
     if not any(parts):
         raise ArgumentError(f"tensor_split={value!r}: at least one part must be above 0")
-    array = ffi.new("float[]", limit)  # llama.cpp reads llama_max_devices() values
+    # upstream: src/llama-model.cpp tensor_split_owned: copies llama_max_devices() values.
+    array = ffi.new("float[]", limit)
     array[0 : len(parts)] = parts
     return array, array
 

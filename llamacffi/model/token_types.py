@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Attributes = npt.NDArray[np.int64]
     Types = npt.NDArray[np.int32]
 
+# upstream: src/llama-arch.cpp "tokenizer.ggml.token_type": the types of all tokens.
 KEY = "tokenizer.ggml.token_type"
 # The attribute that llama.cpp combines with others.
 ADDED = "CONTROL"
@@ -56,7 +57,8 @@ def restore_token_types(model: ModelInfo, saved: Gguf, load: Callable[[bytes], M
     found = [key for key in saved if key.endswith("_token_id") and key not in model.metadata]
     wrong = np.flatnonzero(_read_back(saved, load) != attributes)
     for without in ([], found):
-        # Without these keys llama.cpp finds special tokens by their texts, and adds attributes.
+        # upstream: src/llama-vocab.cpp special_token_types: without these keys llama.cpp finds
+        # special tokens by their texts, and adds attributes.
         before = {key: saved.pop(key) for key in without}
         for i in range(2):
             types[wrong] = _types(attributes[wrong], last=bool(i))

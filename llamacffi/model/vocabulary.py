@@ -14,6 +14,7 @@ from ..errors import LoadError
 from .file_kind import text_of
 from .overrides import read_kv_overrides
 
+# upstream: src/llama-arch.cpp "tokenizer.ggml.model", "%s.vocab_size": the keys that it reads.
 KIND = "tokenizer.ggml.model"
 COUNT = ".vocab_size"  # follows the name of the architecture
 
@@ -34,7 +35,8 @@ def check_vocabulary(struct: Any, gguf: Any, name: str) -> None:
     if not isinstance(kind, str) or not kind:
         return  # llama.cpp reports this itself
     given = [one for key, one in overrides.items() if key.endswith(COUNT)]
-    counts = [one % 2**32 for one in given if type(one) is int]  # as C reads it
+    # upstream: src/llama-vocab.cpp LLM_KV_VOCAB_SIZE: it is read as a uint32_t.
+    counts = [one % 2**32 for one in given if type(one) is int]
     counts += [_count(gguf, i) for i in range(lib.gguf_get_n_kv(gguf)) if _is_count(gguf, i)]
     n_dummies = max(counts, default=0)
     raw = read_bytes(

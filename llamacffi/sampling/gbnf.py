@@ -15,11 +15,10 @@ from ..errors import GrammarError
 from .gbnf_rules import ANY, Program, Rule, Terminals, check_recursion, lower
 
 # upstream: src/llama-grammar.cpp MAX_REPETITION_THRESHOLD: a larger maximum means "unlimited"
-# there,
-# and so is an error here.
+# there, and so is an error here.
 MAX_REPETITIONS = 2000
 MAX_TEXT = 1_000_000  # characters
-# The parser recurses for each level, as llama.cpp's does.
+# upstream: src/llama-grammar.cpp parse_alternates: recurses for each level, as this parser does.
 MAX_NESTING = 200
 # Limit for the unfolded repetitions, in symbols of 12 bytes.
 MAX_ELEMENTS = 1_000_000
@@ -275,7 +274,10 @@ class _Parser:
         return number
 
     def repeat(self, name: str, items: _Sequence, space: re.Pattern[str]) -> None:
-        """Parse ``*``, ``+``, ``?`` or ``{m,n}``, and unfold the last item as llama.cpp does."""
+        """Parse ``*``, ``+``, ``?`` or ``{m,n}``, and unfold the last item.
+
+        upstream: src/llama-grammar.cpp handle_repetitions: unfolds it into the same rules.
+        """
         start = self.pos
         least, most = self.bounds(space)
         repeated = items.symbols[items.last :]

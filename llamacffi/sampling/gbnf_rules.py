@@ -136,7 +136,9 @@ def lower(rules: Mapping[int, Rule], root: int, terminals: Terminals) -> Program
 
 
 def check_recursion(rules: Mapping[int, Rule]) -> None:
-    """Raise `GrammarError` for a left recursive rule, which llama.cpp rejects.
+    """Raise `GrammarError` for a left recursive rule.
+
+    upstream: src/llama-grammar.cpp llama_grammar_detect_left_recursion: rejects these, too.
 
     A rule that may consist of nothing but itself, such as the repetition of something that may be
     empty, is allowed.

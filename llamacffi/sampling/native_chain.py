@@ -252,7 +252,8 @@ class NativeChain(Handle):
     def enter_graph(self, stop: int | None) -> None:
         """Become a chain that can be in a graph, up to the part ``stop`` of the plan.
 
-        llama.cpp gets a sampler ready for a graph only once, so those are clones.
+        upstream: src/llama-sampler.cpp is_init: a sampler gets ready for a graph only once, and so
+        those are clones.
         """
         self._rebuild(stop)
         self.struct.in_graph = True
@@ -326,7 +327,8 @@ class NativeChain(Handle):
             self._become_of(source, own_ptr)
             struct.n_sample, struct.t_sample_us = other.n_sample, other.t_sample_us
             return
-        # llama.cpp could not cope with an exception out of a clone function there.
+        # upstream: src/llama-sampler.cpp llama_sampler_chain_clone: could not cope with an exception
+        # out of a clone function there.
         if self.attachment is not None:
             raise UnsupportedError("in a graph, a chain cannot copy samplers that are in Python")
         self.take_clone(source)
@@ -341,7 +343,8 @@ class NativeChain(Handle):
         """Copy what the clone of a chain in C lacks, and make safe what it should not have."""
         for part, sampler in zip(parts_of(chain), self.plan, strict=True):
             if isinstance(sampler, AdaptiveP):
-                # It copies the token that waits to be accepted, but not the probabilities, which it
+                # upstream: src/llama-sampler.cpp llama_sampler_adaptive_p_clone, original_probs: it
+                # copies the token that waits to be accepted, but not the probabilities, which it
                 # would then look up.  This is not that token, and makes it forget it.
                 lib.llama_sampler_accept(part, INT32_MAX)
         runs = iter(self._runs)

@@ -258,7 +258,11 @@ def _kept(struct: Any, files: Mapping[Path, Gguf]) -> Iterator[tuple[str, GgufTe
 
 
 def _check_plan(planned: list[PlannedTensor], struct: Any, files: Mapping[Path, Gguf]) -> None:
-    """Reject what llama.cpp would refuse halfway through, or fail an assertion for."""
+    """Reject what llama.cpp would refuse halfway through, or fail an assertion for.
+
+    upstream: src/llama-quant.cpp llama_tensor_dequantize_impl, tensor_requires_imatrix: checked
+    when a tensor is processed.
+    """
     important: set[bytes] = set()
     while struct.imatrix != ffi.NULL and struct.imatrix[len(important)].name != ffi.NULL:
         important.add(ffi.string(struct.imatrix[len(important)].name))

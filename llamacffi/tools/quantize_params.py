@@ -14,6 +14,7 @@ from .._core.values import as_array, check_text, checked_indices, integer, mappi
 from .._generated.enums import Ftype, GgmlType
 from .._native import ffi, lib
 from ..errors import ArgumentError
+from ..gguf.metadata import ALIGNMENT
 from ..gguf.types import ggml_type, scaled_weights
 from ..model.file_kind import architecture_of
 from ..model.overrides import c_pattern, fit_kv_overrides, kv_overrides
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     AnyFtype: TypeAlias = Ftype | int | str
 
 STRUCT = "llama_model_quantize_params"
-ALIGNMENT = "general.alignment"
 # upstream: include/llama.h llama_model_kv_override: longer strings do not fit its val_str.
 MOST_CHARS = ffi.sizeof(ffi.new("struct llama_model_kv_override *").val_str) - 1
 
