@@ -191,8 +191,8 @@ def devices(value: Any) -> tuple[Any, object]:
         raise ArgumentError(
             f"devices lists {len(found)} devices, but llama.cpp takes at most {limit}"
         )
-    # upstream: src/llama-model.cpp make_cpu_buft_list, make_gpu_buft_list: a CPU that is listed as a
-    # device gets no buffers for repacked weights.
+    # upstream: src/llama-model.cpp make_cpu_buft_list, make_gpu_buft_list: a CPU that is listed as
+    # a device gets no buffers for repacked weights.
     if len(found) == 1 and _is_cpu(found[0]):
         found = []
     array = ffi.new("ggml_backend_dev_t[]", [*found, ffi.NULL])

@@ -327,8 +327,8 @@ class NativeChain(Handle):
             self._become_of(source, own_ptr)
             struct.n_sample, struct.t_sample_us = other.n_sample, other.t_sample_us
             return
-        # upstream: src/llama-sampler.cpp llama_sampler_chain_clone: could not cope with an exception
-        # out of a clone function there.
+        # upstream: src/llama-sampler.cpp llama_sampler_chain_clone: could not cope with an
+        # exception out of a clone function there.
         if self.attachment is not None:
             raise UnsupportedError("in a graph, a chain cannot copy samplers that are in Python")
         self.take_clone(source)
