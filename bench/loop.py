@@ -18,7 +18,7 @@ from typing import Any
 import llamacffi
 from llamacffi import ffi, library_dir
 
-from .measure import PAIRS, alternately, ratio, row
+from .measure import alternately, ratio, row
 from .models import random_llama
 
 HERE = Path(__file__).parent
@@ -29,10 +29,10 @@ def run() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory:
         loop = compile_loop(Path(directory))
         return {
-            what: measure(loop, what, n_tokens, pairs, **shape)
-            for what, n_tokens, pairs, shape in (
-                ("2 layers of 64", 256, PAIRS, {"n_layer": 2, "n_embd": 64, "n_ff": 160}),
-                ("130M weights", 48, PAIRS, {"n_layer": 12, "n_embd": 768, "n_ff": 2048}),
+            what: measure(loop, what, n_tokens, by_hand, **shape)
+            for what, n_tokens, by_hand, shape in (
+                ("2 layers of 64", 256, True, {"n_layer": 2, "n_embd": 64, "n_ff": 160}),
+                ("130M weights", 48, False, {"n_layer": 12, "n_embd": 768, "n_ff": 2048}),
             )
         }
 
@@ -54,7 +54,7 @@ def compile_loop(directory: Path) -> Any:
     return loop
 
 
-def measure(loop: Any, what: str, n_tokens: int, pairs: int, **shape: int) -> float:
+def measure(loop: Any, what: str, n_tokens: int, by_hand: bool, **shape: int) -> float:
     """Compare the loops on a random model with a vocabulary of 32,000; return the ratio."""
     with (
         random_llama(**shape) as model,
@@ -75,10 +75,15 @@ def measure(loop: Any, what: str, n_tokens: int, pairs: int, **shape: int) -> fl
             return timed("C", lambda *args: c_loop(loop, *args))
 
         in_c()  # warms up, and gives the tokens that the others must equal
-        c, facade = alternately(in_c, lambda: timed("facade", facade_loop), pairs)
+        c, facade = alternately(in_c, lambda: timed("facade", facade_loop))
         row(f"{what}: C loop", c, "us/token")
         row(f"{what}: generate()", facade, "us/token")
-        return ratio(f"{what}: generate(), speed relative to C", c, facade)
+        kept = ratio(f"{what}: generate(), speed relative to C", c, facade)
+        if by_hand:
+            c, hand = alternately(in_c, lambda: timed("hand", hand_loop))
+            row(f"{what}: loop of sample, clear, add, decode", hand, "us/token")
+            ratio(f"{what}: that loop, speed relative to C", c, hand)
+        return kept
 
 
 def c_loop(
@@ -111,6 +116,25 @@ def facade_loop(
     began = time.perf_counter()
     tokens += [token.id for token in generation]
     return time.perf_counter() - began, tokens[:n]
+
+
+def hand_loop(
+    context: llamacffi.Context, greedy: llamacffi.SamplerChain, prompt: list[int], n: int
+) -> tuple[float, list[int]]:
+    """Generate with a loop that users write themselves; return the seconds and the tokens."""
+    batch = llamacffi.Batch(len(prompt))
+    batch.add(prompt)
+    context.decode(batch)
+    vocab, tokens = context.model.vocab, []
+    began = time.perf_counter()
+    for pos in range(len(prompt), len(prompt) + n):
+        token = greedy.sample(context)
+        tokens.append(token)
+        vocab.piece(token)
+        batch.clear()
+        batch.add([token], pos)
+        context.decode(batch)
+    return time.perf_counter() - began, tokens
 
 
 def _address(pointer: Any) -> int:

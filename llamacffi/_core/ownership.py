@@ -22,13 +22,13 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .._native import ffi, lib
 from ..errors import ClosedError
 from . import shutdown
 from .locks import ExitGuard
-from .unique import Unique
+from .unique import INSTEAD, WHY, refuse_copy
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -157,10 +157,20 @@ def _free_all() -> bool:
     return True
 
 
-class Pointer(Unique):
-    """Base of the classes that have a `ptr`, for code that takes it as a number."""
+class Pointer:
+    """Base of the classes that have a `ptr`, for code that takes it as a number.
+
+    As with `Unique`, `copy` and `pickle` refuse them.
+    """
 
     __slots__ = ()
+
+    _why: ClassVar[str] = WHY
+    _instead: ClassVar[str] = INSTEAD
+
+    def __reduce__(self) -> NoReturn:
+        """Raise TypeError for `copy.copy`, `copy.deepcopy` and `pickle`."""
+        refuse_copy(self, self._why, self._instead)
 
     @property
     def ptr(self) -> Any:

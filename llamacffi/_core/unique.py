@@ -1,24 +1,30 @@
-"""Objects that cannot be copied: there is one of what they stand for."""
+"""Objects that cannot be copied: a copy would be a second owner of what they stand for."""
 
 from __future__ import annotations
 
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
+
+WHY = "it stands for memory of C in this process"
+INSTEAD = "make another one in the same way"
+
+
+def refuse_copy(one: Any, why: str, instead: str) -> NoReturn:
+    """Raise TypeError for an object that somebody copies or pickles."""
+    name = type(one).__name__
+    article = "an" if name[0] in "AEIOU" else "a"
+    raise TypeError(f"{article} {name} cannot be copied or pickled, since {why}: {instead}")
 
 
 class Unique:
-    """Base of classes that `copy` and `pickle` refuse: the copy would be a second owner."""
+    """Base of classes that `copy` and `pickle` refuse."""
 
     __slots__ = ()
 
-    _why: ClassVar[str] = "it stands for memory of C in this process"
-    """What the error gives as the reason."""
-    _instead: ClassVar[str] = "make another one in the same way"
+    _why: ClassVar[str] = WHY
+    """The reason that the error gives."""
+    _instead: ClassVar[str] = INSTEAD
     """What the error advises."""
 
     def __reduce__(self) -> NoReturn:
         """Raise TypeError for `copy.copy`, `copy.deepcopy` and `pickle`."""
-        name = type(self).__name__
-        article = "an" if name[0] in "AEIOU" else "a"
-        raise TypeError(
-            f"{article} {name} cannot be copied or pickled, since {self._why}: {self._instead}"
-        )
+        refuse_copy(self, self._why, self._instead)

@@ -59,13 +59,13 @@ class Threadpool(Handle):
     _why = "it stands for threads of this process"
     _instead = "create another Threadpool with the same arguments"
 
-    __slots__ = ("_abort_flags", "cpus", "lock", "n_threads", "placement")
+    __slots__ = ("_abort_flags", "cpus", "exclusive", "n_threads", "placement")
 
     n_threads: int
     """The number of threads that compute, including the calling one."""
     cpus: frozenset[int] | None
     """The processors that they may run on; None if none were chosen."""
-    lock: CallLock
+    exclusive: CallLock
     """Held while a graph runs, and by `pause` and `resume`."""
     placement: Placement | None
     """What the calling thread takes on; None if neither processors nor a priority were chosen."""
@@ -111,11 +111,11 @@ class Threadpool(Handle):
         backend.load()
         struct = _struct(params, self.cpus)
         self.n_threads = struct.n_threads
-        self.lock = CallLock("Threadpool")
+        self.exclusive = CallLock("Threadpool")
         # The contexts own these flags; `register_abort_flag` adds them.
         self._abort_flags: weakref.WeakSet[Any] = weakref.WeakSet()
         cancel = functools.partial(_cancel, self._abort_flags)
-        guard = ExitGuard(self.lock, cancel)
+        guard = ExitGuard(self.exclusive, cancel)
         self.placement = None
         if self.cpus is None and struct.prio == lib.GGML_SCHED_PRIO_NORMAL:
             owner = _start(struct, guard)
@@ -141,7 +141,7 @@ class Threadpool(Handle):
         """
         ptr = self.ptr
         # Without the lock, a thread might pause before its part of a graph, and the others wait.
-        with self.lock:
+        with self.exclusive:
             lib.ggml_threadpool_pause(ptr)
 
     def resume(self) -> None:
@@ -153,7 +153,7 @@ class Threadpool(Handle):
         Source: ``ggml_threadpool_resume``.
         """
         ptr = self.ptr
-        with self.lock:
+        with self.exclusive:
             lib.ggml_threadpool_resume(ptr)
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class Threadpool(Handle):
         Source: ``ggml_threadpool_free``.
         """
         super().close()
-        self.lock.sweep()
+        self.exclusive.sweep()
 
 
 def register_abort_flag(pool: Threadpool, abort_flag: Any) -> None:

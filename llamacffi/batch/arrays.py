@@ -1,154 +1,112 @@
-"""The arrays of a `Batch`: its memory, and how it is read."""
+"""The memory of a `Batch`: numpy arrays, and the C struct that points to them.
+
+`Batch` is the public side: it converts and checks what it is given.  What reads a batch inside the
+package (the context that computes it, its bookkeeping) reads these attributes directly, through
+`arrays_of`: for a loop that decodes token by token, each property would cost as much as C's work.
+"""
 
 from __future__ import annotations
 
+from sys import _getframe as here
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._core.locks import CallLock
-from .._core.ownership import Pointer
-from .._core.values import integer
-from .._native import ffi
+from .._native import ffi, lib
 from ..errors import ArgumentError
-from .input import INT32, pointer
+from .ext import fill
+from .input import SECTIONS, pointer, section_rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-# What the entries of a batch are: all the same, as llama.cpp wants it.
+# What the entries of a batch are.  llama.cpp takes one kind per batch.
 TOKENS, EMBEDDINGS, BOTH = "tokens", "embeddings", "tokens with embeddings"
 
 
-class Attempt:
-    """One try to have C compute a batch."""
-
-    __slots__ = ("reached",)
-
-    def __init__(self) -> None:
-        self.reached: bool = False
-        """Whether C may have got the batch: what is raised after that says nothing of it."""
-
-
-class BatchArrays(Pointer):
-    """The base of `Batch`: memory that belongs to Python, and into which a C struct points."""
-
-    _why = "C reads its arrays where they are"
-    _instead = "make another Batch, and add() the same"
+class BatchArrays:
+    """Room for a number of entries, each with its position, sequences and output flag."""
 
     __slots__ = (
-        *("_content", "_embd", "_first_pos", "_first_token", "_lock", "_logits", "_n_seq_id"),
-        *("_n_rows", "_pos", "_rows", "_sections", "_single"),
-        *("_seq_id", "_struct", "_token", "_value", "is_coupled", "n_embd"),
-        *("_n_seq_id_max", "_outputs", "_seq_id_max", "_token_range"),
+        *("content", "coupled", "embd", "first_pos", "first_token", "lock", "logits", "n_embd"),
+        *("n_rows", "n_seq_id", "n_seq_id_max", "output_flags", "pos", "rows", "sections"),
+        *("seq_id", "seq_id_max", "single", "struct", "token", "token_range", "value"),
     )
 
-    _embd: npt.NDArray[np.float32]
-    _outputs: bytes | None  # what `outputs` returns; None if it is not known
-    _pos: npt.NDArray[np.int32]
-    _sections: npt.NDArray[np.int32] | None
-    _single: int | None  # the sequence, if `set_one` has filled it
-    _token: npt.NDArray[np.int32]
-    _token_range: tuple[int, int] | None  # least and greatest; None if they are not known
-    is_coupled: bool
-    """Whether a token belongs to several sequences."""
-    n_embd: int
-    """How wide the embeddings are; 0 for a batch of tokens alone."""
+    content: str
+    """`TOKENS`, `EMBEDDINGS` or `BOTH`."""
+    coupled: bool
+    """Whether some token belongs to several sequences."""
+    output_flags: bytes | None
+    """What `outputs` returns; None until somebody asks."""
+    sections: npt.NDArray[np.int32] | None
+    """Positions of M-RoPE, ``[capacity, SECTIONS]``; None until an entry has them."""
+    single: int | None
+    """The sequence of the one token that `Batch.set_one` has put here; None otherwise."""
+    token_range: tuple[int, int] | None
+    """The least and the greatest token; None until `check` has looked."""
+    seq_id_max: int
+    """The greatest sequence of any entry."""
+    n_seq_id_max: int
+    """The greatest number of sequences of any entry."""
 
-    def __init__(self, capacity: int, n_seq_max: int = 1, n_embd: int = 0) -> None:
-        """Make room for ``capacity`` entries; see `Batch`."""
-        sizes = {"capacity": capacity, "n_seq_max": n_seq_max, "n_embd": n_embd}
-        capacity, n_seq_max, n_embd = (integer(name, size) for name, size in sizes.items())
-        if not (1 <= capacity <= INT32.max and 1 <= n_seq_max <= INT32.max):
-            raise ArgumentError(
-                f"capacity={capacity} and n_seq_max={n_seq_max} must both be at least 1, and fit "
-                "32 bits"
-            )
-        if n_embd < 0:
-            raise ArgumentError(f"n_embd={n_embd} must be at least 0")
-        self.n_embd = n_embd
-        self._token = np.zeros(capacity, np.int32)
-        self._pos = np.zeros(capacity, np.int32)
-        self._n_seq_id = np.zeros(capacity, np.int32)
-        self._seq_id = np.zeros((capacity, n_seq_max), np.int32)
-        self._logits = np.zeros(capacity, np.int8)
-        self._embd = np.zeros((capacity, n_embd), np.float32)
-        self._sections = None  # made for the first that needs it
-        self._rows = np.zeros(capacity, np.uintp)  # a pointer for each row of _seq_id
-        self._n_rows = 0  # those that are set: memory that is not used is not touched
-        self._lock: CallLock = CallLock("Batch")  # held while C reads the arrays
-        self._content = ""
-        self._struct = ffi.new("struct llama_batch *")
-        self._value = self._struct[0]  # the same memory, as C's functions take it
-        self._first_token = pointer("llama_token *", self._token)
-        self._first_pos = self._value.pos = pointer("llama_pos *", self._pos)
-        self._value.n_seq_id = pointer("int32_t *", self._n_seq_id)
-        self._value.seq_id = pointer("llama_seq_id **", self._rows)
-        self._value.logits = pointer("int8_t *", self._logits)
+    def __init__(self, capacity: int, n_seq_max: int, n_embd: int) -> None:
+        self.n_embd: int = n_embd
+        self.token: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self.pos: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self.n_seq_id: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self.seq_id: npt.NDArray[np.int32] = np.zeros((capacity, n_seq_max), np.int32)
+        self.logits: npt.NDArray[np.int8] = np.zeros(capacity, np.int8)
+        self.embd: npt.NDArray[np.float32] = np.zeros((capacity, n_embd), np.float32)
+        # A pointer for each row of seq_id.  Only those in use are set: memory that is not
+        # written is not allocated.
+        self.rows: npt.NDArray[np.uintp] = np.zeros(capacity, np.uintp)
+        self.n_rows: int = 0
+        # Held while C reads the arrays.
+        self.lock: CallLock = CallLock("Batch")
+        self.content = ""
+        self.struct: Any = ffi.new("struct llama_batch *")
+        self.value: Any = self.struct[0]  # the same memory, as C's functions take it
+        self.first_token: Any = pointer("llama_token *", self.token)
+        self.first_pos: Any = pointer("llama_pos *", self.pos)
+        self.value.pos = self.first_pos
+        self.value.n_seq_id = pointer("int32_t *", self.n_seq_id)
+        self.value.seq_id = pointer("llama_seq_id **", self.rows)
+        self.value.logits = pointer("int8_t *", self.logits)
+        self.set_rows(1)
+        self.clear()
 
-    @property
-    def ptr(self) -> Any:
-        """The ``struct llama_batch *``, valid as long as this object.
-
-        Positions with sections are not in it: C has another place for those.
-        """
-        return self._struct
-
-    @property
-    def capacity(self) -> int:
-        """How many tokens fit."""
-        return len(self._token)
-
-    @property
-    def n_left(self) -> int:
-        """How many more fit."""
-        return len(self._token) - len(self)
-
-    @property
-    def n_seq_max(self) -> int:
-        """To how many sequences one token may belong."""
-        return int(self._seq_id.shape[1])
+    def __len__(self) -> int:
+        return int(self.value.n_tokens)
 
     @property
     def tokens(self) -> npt.NDArray[np.int32]:
-        """A copy of the tokens; empty for embeddings alone."""
-        return np.array(self._token[: 0 if self._content == EMBEDDINGS else len(self)], np.int32)
-
-    @property
-    def embeddings(self) -> npt.NDArray[np.float32]:
-        """A copy of the embeddings: ``[len(batch), n_embd]``, without rows for tokens alone."""
-        return np.array(self._embd[: 0 if self._content == TOKENS else len(self)], np.float32)
+        """A view of the tokens; empty if the entries are embeddings alone."""
+        return self.token[: 0 if self.content == EMBEDDINGS else len(self)]
 
     @property
     def positions(self) -> npt.NDArray[np.int32]:
-        """A copy of the positions, of those with sections the first."""
-        return np.array(self._pos[: len(self)], np.int32)
+        """A view of the positions; with M-RoPE, of the first section."""
+        return self.pos[: len(self)]
 
     @property
     def seq_ids(self) -> list[list[int]]:
-        """The sequences of each token."""
-        counts, rows = self._n_seq_id[: len(self)], self._seq_id[: len(self)]
+        """The sequences of each entry."""
+        counts, rows = self.n_seq_id[: len(self)], self.seq_id[: len(self)]
         return [ids[:n] for n, ids in zip(counts.tolist(), rows.tolist(), strict=True)]
 
-    def _known(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int | None]:
-        """Return views of the tokens, none if there are only embeddings, and of their positions.
-
-        The last is the sequence that all belong to; None if there are several.
-        """
-        n = len(self)
-        first, seq_ids = int(self._seq_id[0, 0]), self._seq_id[:n, 0]
-        alone = not self.is_coupled and (self._single is not None or (seq_ids == first).all())
-        tokens = self._token[: 0 if self._content == EMBEDDINGS else n]
-        return tokens, self._pos[:n], first if alone else None
-
-    def __len__(self) -> int:
-        return int(self._value.n_tokens)
-
-    def __repr__(self) -> str:
-        return f"<Batch of {len(self)} of {self.capacity} {self._content}>"
+    @property
+    def only_sequence(self) -> int | None:
+        """The sequence that all entries belong to; None if there are several."""
+        if self.single is not None:
+            return self.single
+        first = int(self.seq_id[0, 0])
+        alone = not self.coupled and (self.seq_id[: len(self), 0] == first).all()
+        return first if alone else None
 
     def starts(self) -> dict[int, int]:
-        """Return the sequences of the batch, each with its first position."""
+        """Return the sequences of the batch, each with its lowest position."""
         starts: dict[int, int] = {}
         for pos, ids in zip(self.positions.tolist(), self.seq_ids, strict=True):
             for seq_id in ids:
@@ -156,15 +114,167 @@ class BatchArrays(Pointer):
         return starts
 
     def outputs(self) -> bytes:
-        """Return which tokens have an output: for each token a byte, 1 or 0."""
-        if self._outputs is None:
-            self._outputs = self._logits[: len(self)].tobytes()
-        return self._outputs
+        """Return which entries have an output: a byte for each, 1 or 0."""
+        if self.output_flags is None:
+            self.output_flags = self.logits[: len(self)].tobytes()
+        return self.output_flags
 
-    def _set_rows(self, n: int) -> None:
-        """Set the pointers to the rows of the first ``n`` entries."""
-        done, self._n_rows = self._n_rows, min(2 * n, self.capacity)
-        first, step = self._seq_id.ctypes.data, self._seq_id.strides[0]
-        self._rows[done : self._n_rows] = (
-            np.arange(done, self._n_rows, dtype=np.uintp) * step + first
-        )
+    def clear(self) -> None:
+        """Remove all entries."""
+        self.value.n_tokens = 0
+        self.seq_id_max = self.n_seq_id_max = 0
+        self.coupled, self.single = False, None
+        self.output_flags, self.token_range = b"", (0, 0)
+        self.sections = None
+        self.set_content(TOKENS)
+
+    def truncate(self, n: int) -> None:
+        """Keep only the first ``n`` entries, at least one."""
+        counts = self.n_seq_id[:n]
+        used = np.arange(self.seq_id.shape[1]) < counts[:, None]
+        self.n_seq_id_max = int(counts.max())
+        self.coupled = self.n_seq_id_max > 1
+        self.seq_id_max = int(self.seq_id[:n][used].max())
+        self.token_range, self.output_flags, self.single = None, None, None
+        self.value.n_tokens = n
+
+    def place(
+        self,
+        stop: int,
+        content: str,
+        positions: npt.NDArray[np.integer[Any]],
+        seq_ids: list[int],
+        flags: npt.NDArray[np.bool_] | bool | None,
+    ) -> None:
+        """Write what all kinds of entries have behind the last entry, up to index ``stop``.
+
+        The new entries exist only when the caller sets ``value.n_tokens``.
+
+        Args:
+            stop: The index after the last new entry.
+            content: What the entries are.
+            positions: ``[n]``, or ``[SECTIONS, n]`` for M-RoPE.
+            seq_ids: The sequences that each new entry belongs to, in order.
+            flags: Which new entries have an output; None is the last alone.
+        """
+        start = len(self)
+        self.set_content(content)
+        if stop > self.n_rows:
+            self.set_rows(stop)
+        if positions.ndim == 2 and self.sections is None:
+            self.sections = np.zeros((len(self.token), SECTIONS), np.int32)
+            self.sections[:start] = section_rows(self.pos[:start])
+        if self.sections is not None:
+            self.sections[start:stop] = section_rows(positions)
+        self.pos[start:stop] = positions if positions.ndim == 1 else positions[0]
+        self.n_seq_id[start:stop] = len(seq_ids)
+        self.seq_id[start:stop, : len(seq_ids)] = seq_ids
+        self.logits[start:stop] = 0 if flags is None else flags
+        if flags is None:
+            self.logits[stop - 1] = 1
+        self.seq_id_max = max(self.seq_id_max, seq_ids[-1])
+        self.n_seq_id_max = max(self.n_seq_id_max, len(seq_ids))
+        self.coupled = self.n_seq_id_max > 1
+        self.single = self.output_flags = None
+
+    def set_one(self, token: int, pos: int, seq_id: int) -> None:
+        """Become one token with an output; the values fit 32 bits."""
+        if self.single != seq_id or self.lock.holders:
+            self.lock.check()
+            self.clear()
+            self.n_seq_id[0], self.seq_id[0, 0], self.logits[0] = 1, seq_id, 1
+            self.seq_id_max, self.n_seq_id_max, self.output_flags = seq_id, 1, b"\1"
+            self.value.n_tokens, self.single = 1, seq_id
+        self.first_token[0] = token
+        self.first_pos[0] = pos
+        self.token_range = token, token
+
+    def check(self, n_vocab: int, n_seq_max: int, kv_unified: bool, drafts: bool) -> None:
+        """Raise ArgumentError unless a context can compute the entries; see `Batch.check`."""
+        if self.token_range is None:
+            tokens = self.token[: len(self)]
+            self.token_range = int(tokens.min()), int(tokens.max())
+        least, most = self.token_range
+        if (least < 0 or most >= n_vocab) and self.content != EMBEDDINGS:
+            tokens = self.token[: len(self)]
+            i = int(np.argmax((tokens < 0) | (tokens >= n_vocab)))
+            raise ArgumentError(
+                f"the token at index {i} must be between 0 and {n_vocab - 1}, not {tokens[i]}"
+            )
+        if self.seq_id_max >= n_seq_max:
+            raise ArgumentError(
+                f"seq_id must be between 0 and {n_seq_max - 1}, not {self.seq_id_max}: create the "
+                "Context with a larger n_seq_max"
+            )
+        if self.n_seq_id_max > 1 and not kv_unified:
+            raise ArgumentError(
+                f"a token belongs to {self.n_seq_id_max} sequences, which have separate buffers: "
+                "create the Context with kv_unified=True"
+            )
+        if self.content == BOTH and not drafts:
+            raise ArgumentError(
+                "this context would read the tokens and ignore their embeddings: only the context "
+                'of a draft model (ctx_type="mtp", or ctx_other) reads both'
+            )
+
+    def submit(self, context: Any, encode: bool, reached: list[bool]) -> int:
+        """Have C compute the batch.
+
+        Args:
+            context: The ``struct llama_context *``, for which the batch was checked.
+            encode: By the encoder.
+            reached: Gets an element when C may have got the batch: what is raised after that says
+                nothing about whether C has computed it.
+
+        Returns:
+            C's return code.
+
+        Raises:
+            ArgumentError: The embeddings or positions do not suit the model; nothing was computed.
+            BusyError: Another thread is decoding the batch.
+
+        Source: ``llama_decode``, ``llama_encode``; with embeddings ``llama_process``.
+        """
+        # As `with self.lock`, without the four function calls of that.
+        if self.lock.holders.setdefault(0, here()) is not here():
+            self.lock.enter(here())
+        try:
+            filled = None if self.content is TOKENS else self._with_embeddings(context)
+            reached.append(True)
+            code: int
+            if filled is None:
+                code = (lib.llama_encode if encode else lib.llama_decode)(context, self.value)
+            else:
+                kind = lib.LLAMA_PROCESS_TYPE_ENCODE if encode else lib.LLAMA_PROCESS_TYPE_DECODE
+                code = lib.llama_process(context, kind, filled)
+            return code
+        finally:
+            self.lock.leave()
+
+    def set_content(self, content: str) -> None:
+        """Say what the entries are, to C too."""
+        if content != self.content:
+            self.content = content
+            token, embd = content != EMBEDDINGS, content != TOKENS
+            self.value.token = self.first_token if token else ffi.NULL
+            self.value.embd = pointer("float *", self.embd) if embd else ffi.NULL
+
+    def set_rows(self, n: int) -> None:
+        """Set the pointers to the rows of the first ``n`` entries, and of some more."""
+        done, self.n_rows = self.n_rows, min(2 * n, len(self.token))
+        first, step = self.seq_id.ctypes.data, self.seq_id.strides[0]
+        self.rows[done : self.n_rows] = np.arange(done, self.n_rows, dtype=np.uintp) * step + first
+
+    def _with_embeddings(self, context: Any) -> Any:
+        """Return this as the kind of batch that can carry embeddings."""
+        n, sections = len(self), self.sections
+        rope = lib.llama_model_rope_type(lib.llama_get_model(context))
+        if sections is None:
+            sections = section_rows(self.pos[:n])
+        elif rope not in (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE):
+            raise ArgumentError(
+                f"{SECTIONS} positions for each embedding are for models with M-RoPE; this model "
+                "takes one"
+            )
+        tokens = None if self.content == EMBEDDINGS else self.token[:n].tolist()
+        return fill(context, tokens, self.embd[:n], sections[:n], self.seq_ids, self.outputs())

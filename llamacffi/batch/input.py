@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from .._core.tokens import refuse_text
-from .._core.values import INT32_MAX, as_array, checked_indices, is_text
+from .._core.values import INT32_MAX, INT32_MIN, as_array, checked_indices, is_text
 from .._native import ffi, lib
 from ..errors import ArgumentError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         Literal["last", "all", "none"] | Sequence[bool] | Integers | npt.NDArray[np.bool_]
     )
 
-INT32 = np.iinfo(np.int32)
 
 # How many positions an embedding has for a model with M-RoPE: time, height, width and a zero.
 SECTIONS: int = lib.GGML_MROPE_SECTIONS
@@ -39,8 +38,8 @@ def token_array(tokens: Tokens) -> npt.NDArray[np.integer[Any]]:
     if array.ndim != 1 or array.dtype.kind not in "iu" or _has_bools(tokens):
         raise TypeError(f"tokens must be a sequence of integers, not {tokens!r:.80}")
     # Assigning a wider array to an int32 one would wrap silently.
-    if array.dtype != np.int32 and not INT32.min <= array.min() <= array.max() <= INT32.max:
-        raise ArgumentError(f"tokens do not fit 32 bits: {array.min()} to {array.max()}")
+    if array.dtype != np.int32 and not INT32_MIN <= array.min() <= array.max() <= INT32_MAX:
+        raise ArgumentError(f"tokens must fit 32 bits, not {array.min()} to {array.max()}")
     return array
 
 
@@ -69,7 +68,7 @@ def _integer_array(name: str, values: Any) -> npt.NDArray[Any]:
         raise TypeError(f"{name} must be integers, not text or bytes: {values!r:.80}")
     array = as_array(name, values)
     if array.dtype.kind == "O" and array.size and all(isinstance(one, int) for one in array.flat):
-        raise ArgumentError(f"{name} do not fit 32 bits: {min(array.flat)} to {max(array.flat)}")
+        raise ArgumentError(f"{name} must fit 32 bits, not {min(array.flat)} to {max(array.flat)}")
     return array
 
 
@@ -102,8 +101,8 @@ def position_array(pos: Positions, n: int, sections: bool) -> npt.NDArray[np.int
     except TypeError:
         pass
     else:
-        if not 0 <= first <= INT32.max - n:
-            raise ArgumentError(f"pos={first} is out of range: 0 to {INT32.max - n}")
+        if not 0 <= first <= INT32_MAX - n:
+            raise ArgumentError(f"pos must be between 0 and {INT32_MAX - n}, not {first}")
         return np.arange(first, first + n, dtype=np.int32)
     array = _integer_array("pos", pos)
     if (array.dtype.kind not in "iu" and array.size) or _has_bools(pos):
@@ -113,9 +112,9 @@ def position_array(pos: Positions, n: int, sections: bool) -> npt.NDArray[np.int
         raise ArgumentError(
             f"pos has shape {array.shape}, and must have {' or '.join(map(str, shapes))}"
         )
-    if n and not 0 <= array.min() <= array.max() < INT32.max:
+    if n and not 0 <= array.min() <= array.max() < INT32_MAX:
         raise ArgumentError(
-            f"pos is out of range 0 to {INT32.max - 1}: {array.min()} to {array.max()}"
+            f"pos must be between 0 and {INT32_MAX - 1}, not {array.min()} to {array.max()}"
         )
     return array
 
@@ -170,8 +169,10 @@ def _has_bools(values: object) -> bool:
 def sequence_ids(seq_ids: Iterable[int], n_seq_max: int) -> list[int]:
     """Return the sequences of an entry, each once and in order."""
     ids = sorted(checked_indices("seq_ids", seq_ids))
-    if not 1 <= len(ids) <= n_seq_max or not 0 <= ids[0] <= ids[-1] <= INT32.max:
-        raise ArgumentError(f"seq_ids must be 1 to {n_seq_max} ids >= 0, not {ids}")
+    if not 1 <= len(ids) <= n_seq_max or not 0 <= ids[0] <= ids[-1] <= INT32_MAX:
+        raise ArgumentError(
+            f"seq_ids must have 1 to n_seq_max={n_seq_max} ids, each at least 0, not {ids}"
+        )
     return ids
 
 

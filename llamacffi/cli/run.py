@@ -230,6 +230,7 @@ def new_context(model: Model, args: argparse.Namespace) -> Context:
 
 def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Namespace) -> int:
     """Print the prompt and each generated token, then a summary."""
+    from ..context.handle import decoder_of
     from ..generation.generation import generate
 
     chain = SamplerChain.from_model(context.model, seed=args.seed, **settings(args))
@@ -247,7 +248,7 @@ def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Na
     finally:
         print(flush=True)
     if not args.quiet:
-        if (reason := context._contention.told) is not None:
+        if (reason := decoder_of(context).contention.told) is not None:
             remedy = "; try -t 1" if context.n_threads > 1 else ""
             print(f"llamacffi: slow: {reason}{remedy}", file=sys.stderr)
         print(summary(generation, chain.seed), file=sys.stderr)

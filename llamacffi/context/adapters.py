@@ -1,113 +1,164 @@
-"""What changes a context's computation: adapters and a control vector."""
+"""Adapters and the control vector of a context, and when it reserves the memory of its graphs.
+
+llama.cpp reserves that memory when a context is created, and anew before the first computation
+after its adapters or samplers have changed.  It then reads the list of the model's adapters,
+without a lock; loading or freeing an adapter in another thread would change the list at the same
+time.  So each of these is one call of a function of native/, which holds a lock.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .._core.values import number
-from .._native import ffi
+from .._native import ffi, lib
 from ..errors import AdapterError
 from ..log import with_log
-from .base import ContextBase
-from .reserve import NO_VECTOR, ActiveAdapters
 
 if TYPE_CHECKING:
     from ..adapter.adapter import Adapter
     from ..adapter.control_vector import ControlVector
+    from ..model.model import Model
+
+# The arguments of llama_set_adapter_cvec that take a control vector away.
+NO_VECTOR = ffi.NULL, 0, 0, 0, 0
 
 
-class Adapters(ContextBase):
-    """The part of a `Context` that sets adapters and control vectors."""
+class ActiveAdapters:
+    """What a context computes with; C points to the adapters until it is given others.
 
-    __slots__ = ()
+    The first argument of most methods is the ``struct llama_context *``; the caller holds the
+    context.
+    """
+
+    __slots__ = ("_adapters", "_vector", "pointers", "reserved", "told")
+
+    pointers: list[Any]
+    """What C points to, as long as the context lives in C; nothing in it leads to the context."""
+    told: bool
+    """Whether C has these adapters and this vector: not after an interrupted change."""
+    reserved: bool
+    """Whether the memory of the next compute graph is reserved."""
+
+    def __init__(self) -> None:
+        # With the C objects, which stay although their `Adapter` is closed.
+        self._adapters: tuple[Mapping[Adapter, float], list[Any]] = MappingProxyType({}), []
+        # With the arguments of llama_set_adapter_cvec, beside the context.
+        self._vector: tuple[ControlVector | None, tuple[Any, ...]] = None, NO_VECTOR
+        self.pointers = []
+        self.told = self.reserved = True
+
+    def close(self) -> None:
+        """Let go of the adapters; C may still point to them until the context is freed."""
+        self._adapters, self._vector = (MappingProxyType({}), []), (None, NO_VECTOR)
+        self.pointers = []  # the list that C's object keeps is another one from here on
 
     @property
     def adapters(self) -> Mapping[Adapter, float]:
-        """The adapters in use, each with its scale; set a mapping, or None for none.
+        """The adapters, each with its scale."""
+        return self._adapters[0]
 
-        Setting takes microseconds, but the next computation plans its memory anew, which takes
-        about as long as creating a context.  What was computed before stays in `memory` as it is:
-        forget it, unless the adapters are meant to continue it.  With no adapters the results are
-        exactly those of the model alone.
+    @property
+    def vector(self) -> ControlVector | None:
+        """The control vector."""
+        return self._vector[0]
+
+    @staticmethod
+    def scales(adapters: Any, model: Model) -> dict[Adapter, float]:
+        """Return what `Context.adapters` is set to, checked for a context of a model.
 
         Raises:
             AdapterError: An adapter was loaded for another model.
-            ClosedError: An adapter is closed.
             ArgumentError: A scale is not a finite 32-bit number.
-            BusyError: Another thread is using the context.
-
-        Source: ``llama_set_adapters_lora``.
+            TypeError: It is not a mapping of adapters to numbers.
         """
-        self.ptr  # noqa: B018  raises if closed
-        return self._active.adapters
-
-    @adapters.setter
-    def adapters(self, adapters: Mapping[Adapter, float] | None) -> None:
         chosen = {} if adapters is None else adapters
         if not isinstance(chosen, Mapping):
             raise TypeError(f"adapters must be a mapping {{adapter: scale}}, not {adapters!r}")
-        scales = {
-            self._checked(adapter): number("scale", scale) for adapter, scale in chosen.items()
-        }
-        owners = [adapter.ptr for adapter in scales]
-        applied, ptr = self._active, self.ptr
-        with self.lock:
-            applied.use_adapters(ptr, scales, owners)
+        return {_checked(one, model): number("scale", scale) for one, scale in chosen.items()}
 
-    @property
-    def control_vector(self) -> ControlVector | None:
-        """The control vector in use; set None for none.
+    def use_adapters(self, ptr: Any, scales: Mapping[Adapter, float], owners: list[Any]) -> None:
+        """Compute with adapters.
 
-        As with `adapters`, the next computation plans its memory anew, and what is in `memory`
-        stays as it is.  Some architectures have no place for control vectors: llama.cpp takes them
-        and leaves the results as they are.
+        Args:
+            ptr: The context.
+            scales: What `scales` has returned.
+            owners: The pointers of the adapters.
+        """
+        self.reserved = self.told = False
+        self.pointers += owners  # C has the one or the other
+        _set_adapters(ptr, scales, owners)
+        self._adapters = MappingProxyType(dict(scales)), owners
+        self.told, self.pointers[:] = True, owners
+
+    @staticmethod
+    def vector_arguments(vector: Any, model: Model) -> tuple[Any, ...]:
+        """Return the arguments of ``llama_set_adapter_cvec`` for a control vector, or None.
 
         Raises:
-            AdapterError: It is for another width, or has layers that the model has not got.
-            BusyError: Another thread is using the context.
-
-        Source: ``llama_set_adapter_cvec``.
+            AdapterError: The vector does not suit the model.
+            TypeError: It is not a `ControlVector`.
         """
-        self.ptr  # noqa: B018  raises if closed
-        return self._active.vector
+        if vector is None:
+            return NO_VECTOR
+        from ..adapter.control_vector import ControlVector, rows_for_model  # needs numpy
 
-    @control_vector.setter
-    def control_vector(self, vector: ControlVector | None) -> None:
-        applied, ptr = self._active, self.ptr
-        args: tuple[Any, ...] = NO_VECTOR
-        if vector is not None:
-            # Imported here since it needs numpy, which the rest does not.
-            from ..adapter.control_vector import ControlVector, rows_for_model
+        if not isinstance(vector, ControlVector):
+            raise TypeError(f"control_vector must be a ControlVector or None, not {vector!r}")
+        rows = rows_for_model(vector, model.n_layer, model.n_embd)
+        first, last = vector.layers[0], vector.layers[-1]
+        # All layers: C would keep the numbers of the vector before for those it is not given.
+        return ffi.from_buffer("float[]", rows), rows.size, rows.shape[1], first, last
 
-            if not isinstance(vector, ControlVector):
-                raise TypeError(f"control_vector must be a ControlVector or None, not {vector!r}")
-            rows = rows_for_model(vector, self.model.n_layer, self.model.n_embd)
-            first, last = vector.layers[0], vector.layers[-1]
-            # All layers: what C is not given keeps the numbers of the vector before.
-            args = ffi.from_buffer("float[]", rows), rows.size, rows.shape[1], first, last
-        with self.lock:
-            if not applied.use_vector(ptr, vector, args):
-                raise with_log(AdapterError(f"llama.cpp cannot use {vector!r}"))
+    def use_vector(self, ptr: Any, vector: ControlVector | None, args: tuple[Any, ...]) -> None:
+        """Compute with a control vector.
 
-    def close(self) -> None:
-        """Free the C object now, after everything made from it.  Idempotent.
-
-        Only a call still running in another thread, or a live zero-copy array, delays the free
-        until it is done.
+        Raises:
+            AdapterError: llama.cpp refuses it.
         """
-        super().close()
-        self._active = ActiveAdapters()  # C may still point into the other, which its finalizer has
+        self.reserved = self.told = False
+        if lib.llama_set_adapter_cvec(ptr, *args) != 0:
+            raise with_log(AdapterError(f"llama.cpp cannot use {vector!r}"))
+        self._vector = vector, args
+        self.told = True
 
-    def _checked(self, adapter: Adapter) -> Adapter:
-        """Return an adapter that this context can use."""
-        from ..adapter.adapter import Adapter
+    def reserve(self, ptr: Any) -> None:
+        """Reserve the memory of the compute graph now, before a computation would."""
+        if not self.told:
+            _set_adapters(ptr, *self._adapters)
+            lib.llama_set_adapter_cvec(ptr, *self._vector[1])
+            self.told = True
+        lib.llamacffi_reserve(ptr)
+        self.reserved = True
 
-        if not isinstance(adapter, Adapter):
-            raise TypeError(f"adapters maps each Adapter to its scale; {adapter!r} is none")
-        if adapter.model is not self.model:
-            raise AdapterError(
-                f"{adapter!r} was loaded for {adapter.model!r}, and this is a context of "
-                f"{self.model!r}"
-            )
-        return adapter
+    def reserve_anew(self, ptr: Any) -> None:
+        """Let the next computation reserve memory: the last one did not get what it wanted.
+
+        llama.cpp would take what is left of the plan for all of it, and write to NULL.
+        """
+        self.reserved = False
+        # No function says only this.
+        lib.llama_set_adapter_cvec(ptr, *self._vector[1])
+
+
+def _checked(adapter: Any, model: Model) -> Adapter:
+    """Return an adapter that a context of the model can use."""
+    from ..adapter.adapter import Adapter
+
+    if not isinstance(adapter, Adapter):
+        raise TypeError(f"adapters must map each Adapter to its scale, not {adapter!r}")
+    if adapter.model is not model:
+        raise AdapterError(
+            f"{adapter!r} was loaded for {adapter.model!r}, but this is a context of {model!r}: "
+            "load it again for this model"
+        )
+    return adapter
+
+
+def _set_adapters(ptr: Any, scales: Mapping[Adapter, float], owners: list[Any]) -> None:
+    adapters = ffi.new("struct llama_adapter_lora *[]", owners)
+    lib.llama_set_adapters_lora(
+        ptr, adapters, len(owners), ffi.new("float[]", list(scales.values()))
+    )

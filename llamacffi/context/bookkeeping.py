@@ -1,26 +1,26 @@
-"""What llama.cpp does not tell of the sequences in a memory."""
+"""Sequence bookkeeping that llama.cpp does not expose."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .._core.values import INT32_MAX
 from .known_tokens import KnownTokens
 
 if TYPE_CHECKING:
-    from ..batch.batch import Batch
+    from ..batch.arrays import BatchArrays
 
-# Behind every position.
-END = 2**31 - 1
+END = INT32_MAX  # after every position
 
 
 class Bookkeeping:
-    """Which sequences share tokens, which recurrent ones can be taken back, and which were moved.
+    """Which sequences share tokens, which recurrent ones can be rolled back, and which were moved.
 
-    A token that several sequences share has one position for all of them: to move it in one moves
-    it in all.  The state of a recurrent sequence can go back only to what was kept while its last
-    batch was computed; from further back llama.cpp takes whatever it finds.  Keys are turned to
-    their new positions before the next batch; if that is cancelled midway, they are spoilt.  None
-    of this can be asked of llama.cpp, so it is noted here.
+    A token that several sequences share has one position in all of them: moving it in one moves it
+    in the others.  A recurrent sequence can be rolled back only to a state that was kept while its
+    last batch was computed; beyond that llama.cpp takes whatever it finds.  Keys are rotated to
+    their new positions just before the next batch; if that is cancelled midway, they are spoilt.
+    llama.cpp has no functions to ask for any of this.
     """
 
     __slots__ = (
@@ -32,38 +32,38 @@ class Bookkeeping:
         """Begin with an empty memory.
 
         Args:
-            n_seq_max: How many sequences there are.
-            recurrent: A sequence is one state and nothing else; after a batch it has its own.
-            rolls_back: States are kept, to go back to (``n_rs_seq``).
+            n_seq_max: Number of sequences.
+            recurrent: Whether a sequence is one state, which is its own after each batch.
+            rolls_back: Whether earlier states are kept (``n_rs_seq``).
         """
         self._n_seq_max = n_seq_max
         self._recurrent = recurrent
         self._rolls_back = rolls_back
         self.watches: bool = recurrent or rolls_back
-        """Whether each batch has to be told to it, and not only those of shared tokens."""
+        """Whether every batch changes what is noted here, and not only those of shared tokens."""
         self.tokens: KnownTokens = KnownTokens()
-        """Which tokens the sequences consist of; told of each batch."""
+        """The tokens of each sequence."""
         self.versions: list[int] = [0] * n_seq_max
-        """For each sequence a number that changes when something else happens to it than a batch:
-        when its end is removed, when it is moved, cleared, loaded, or copied to."""
+        """For each sequence a number that changes when anything but a batch changes the sequence:
+        when its end is removed, or it is moved, cleared, loaded, or copied to."""
         self.cleared()
 
     def cleared(self) -> None:
         """Note that the memory is empty."""
         self.tokens.cleared()
-        self._shared: dict[int, int] = {}  # until which position
-        self._undo: dict[int, int] = {}  # how many tokens
+        self._shared: dict[int, int] = {}  # by sequence: the position where sharing ends
+        self._undo: dict[int, int] = {}  # by sequence: the number of tokens that can be undone
         self._rolled_back: set[int] = set()
         self.turning: set[int] = set()
-        """Those whose keys are turned before the next batch."""
+        """The sequences whose keys llama.cpp rotates before the next batch."""
         self.versions[:] = [version + 1 for version in self.versions]
 
-    def decoded(self, batch: Batch) -> None:
+    def decoded(self, batch: BatchArrays) -> None:
         """Note the tokens that a batch has added."""
         self.tokens.decoded(batch)
         if self.turning:
             self.turning = set()
-        if not (batch.is_coupled or self._rolls_back or (self._recurrent and self._shared)):
+        if not (batch.coupled or self._rolls_back or (self._recurrent and self._shared)):
             return
         counts: dict[int, int] = {}
         for pos, ids in zip(batch.positions.tolist(), batch.seq_ids, strict=True):
@@ -77,7 +77,7 @@ class Bookkeeping:
             self._undo |= counts
             self._rolled_back.difference_update(counts)
 
-    def interrupted(self, batch: Batch) -> set[int]:
+    def interrupted(self, batch: BatchArrays) -> set[int]:
         """Note a batch of which only a part may have been computed.
 
         Returns:
@@ -97,7 +97,7 @@ class Bookkeeping:
         self.versions[target] += 1
 
     def moved(self, seq_id: int) -> None:
-        """Note that the keys of a sequence have to be turned."""
+        """Note that the keys of a sequence are to be rotated."""
         self.turning.add(seq_id)
         self.versions[seq_id] += 1
 
@@ -115,11 +115,11 @@ class Bookkeeping:
         end = min(self._shared.pop(seq_id, 0), start)
         if end:
             self._shared[seq_id] = end
-        elif len(self._shared) == 1:  # with nobody
+        elif len(self._shared) == 1:  # no other sequence is left to share with
             self._shared.clear()
 
     def loaded(self, seq_id: int | None = None) -> None:
-        """Note that a sequence was read from a saved state; None is all, and any may be shared."""
+        """Note that a sequence was loaded; None means all of them, and any tokens may be shared."""
         if seq_id is not None:
             self.removed(seq_id, 0)
         else:
@@ -127,7 +127,7 @@ class Bookkeeping:
             self._shared = dict.fromkeys(range(self._n_seq_max), END)
 
     def put_back(self) -> None:
-        """Note that sequences may have been replaced by copies of them, which cannot be undone."""
+        """Note that sequences may be copies of what they were, which cannot be rolled back."""
         self._undo.clear()
 
     def shared_until(self, seq_id: int) -> int:
@@ -135,9 +135,9 @@ class Bookkeeping:
         return self._shared.get(seq_id, 0)
 
     def can_undo(self, seq_id: int, n: int) -> bool:
-        """Return whether the last ``n`` tokens of a recurrent sequence can be taken back."""
+        """Return whether a recurrent sequence can be rolled back by ``n`` tokens."""
         return seq_id not in self._shared and n <= self._undo.get(seq_id, 0)
 
     def is_rolled_back(self, seq_id: int) -> bool:
-        """Return whether a recurrent sequence has been taken back, and not been decoded since."""
+        """Return whether a recurrent sequence was rolled back, and not decoded since."""
         return seq_id in self._rolled_back

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Gone:
-    """Stands for a graph that exists no more, or does not exist yet."""
+    """The attachment of a chain whose graph is gone, or not there yet."""
 
     def gone(self) -> bool:
         """Return whether the graph exists no more."""
@@ -32,7 +32,7 @@ class Gone:
 GONE = Gone()
 
 
-# Functions of their own: of a generator that has a lock, `CallLock` cannot tell that it is over.
+# Functions, since a generator must not hold a lock: `CallLock` cannot tell whether it is over.
 def give(chain: NativeChain, vocab: Vocab, entered: list[NativeChain]) -> Any:
     """Get a chain ready for a context that is about to be created; return what that gets."""
     with chain.lock:
@@ -50,21 +50,19 @@ def take_back(chain: NativeChain) -> None:
 
 
 def check_free(chain: Any) -> None:
-    """Check that a value is a chain, and in no graph."""
+    """Check that a value is a chain that is not in a graph."""
     if not isinstance(chain, SamplerChain):
         raise TypeError(f"a sequence is sampled by a SamplerChain, not {chain!r}")
     attachment = native(chain).attachment
     if attachment is not None and not attachment.gone():
-        raise ArgumentError(
-            f"{chain!r} is in use in the graph of a context already: give chain.clone()"
-        )
+        raise ArgumentError(f"{chain!r} is in use in the graph of a context: give chain.clone()")
 
 
 def enter(chain: NativeChain, n_vocab: int) -> None:
     """Get a chain ready for a graph; the caller holds it.
 
     Raises:
-        UnsupportedError: Not even its first sampler can run there.
+        UnsupportedError: llama.cpp cannot run even its first sampler there.
     """
     owner, plan = chain.ready(), chain.plan
     stop = first_wrong(plan, n_vocab)
@@ -79,7 +77,7 @@ def enter(chain: NativeChain, n_vocab: int) -> None:
 
 def check_first(chain: NativeChain) -> None:
     """Check that the first sampler runs in the graph, with this model and on its device."""
-    owner = chain.held()  # as long as a part of it is looked at
+    owner = chain.held()  # as long as a part of it is read
     name = ffi.string(lib.llama_sampler_name(parts_of(owner)[0])).decode()
     if name[0] not in "+?":  # on, or switched off
         what = name.removeprefix("-")
@@ -87,10 +85,13 @@ def check_first(chain: NativeChain) -> None:
 
 
 def first_wrong(plan: Sequence[Sampler], n_vocab: int) -> int | None:
-    """Return the first sampler that llama.cpp would run wrongly in a graph; None if there is none.
+    """Return the index of the first sampler that llama.cpp would run wrongly in a graph.
 
-    There `Greedy` and `LogitBias` take the place of a candidate for its token, once some were
-    removed or ordered; `TopK` asserts that there are so many; and nothing regards ``min_keep``.
+    There `Greedy` and `LogitBias` take the index of a candidate for its token, once some were
+    removed or sorted; `TopK` asserts that k candidates are left; and ``min_keep`` is ignored.
+
+    Returns:
+        The index in the plan; None if all run correctly.
     """
     n, in_order = n_vocab, True
     for k, sampler in enumerate(plan):

@@ -1,89 +1,84 @@
-"""The sampler chains in the graph of a context."""
+"""Sampling in the graph of a context: on the device, before anything is copied from it."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .._core.values import integer
 from .._native import ffi, lib
-from ..errors import ArgumentError, ClosedError, UnsupportedError
+from ..errors import ArgumentError, UnsupportedError
 from ..log import with_log
 from ..sampling.chain import SamplerChain, native
+from ..sampling.native_chain import NativeChain
 from .graph_entry import GONE, check_first, check_free, enter, give, take_back
-from .reserve import ActiveAdapters
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from .._core.locks import CallLock
-    from ..sampling.native_chain import NativeChain
-    from ..vocab.vocab import Vocab
-    from .pools import Pools
-
-    Array = npt.NDArray[Any]
-
-
-class HasSamplers(Protocol):
-    """A context, as the chains in its graph know it."""
-
-    @property
-    def samplers(self) -> Mapping[int, SamplerChain]:
-        """The chains in its graph, by sequence."""
-
-    def set_sampler(self, seq_id: int, chain: SamplerChain | None) -> None:
-        """Sample a sequence in the graph, or no longer."""
+    from .._core.ownership import Handle
+    from ..model.model import Model
+    from .adapters import ActiveAdapters
+    from .last_batch import LastBatch
+    from .pools import Computing
 
 
 class InGraph:
-    """What has attached a chain to the graph of a context; it does not keep the context alive."""
+    """The attachment of a chain that is in a graph; it does not keep the context alive."""
 
-    __slots__ = ("_context",)
+    __slots__ = ("_samplers",)
 
-    def __init__(self, context: HasSamplers) -> None:
-        self._context = weakref.ref(context)
+    def __init__(self, samplers: GraphSamplers) -> None:
+        self._samplers = weakref.ref(samplers)
 
     def gone(self) -> bool:
-        """Return whether the context exists no more."""
-        return self._context() is None
+        """Return whether the context is gone."""
+        return self._samplers() is None
 
     def release(self, chain: NativeChain) -> None:
-        """Take a chain, which is being closed, out of the graph."""
-        context = self._context()
-        if context is None:
-            return
-        for seq_id, one in context.samplers.items():
-            if native(one) is chain:
-                context.set_sampler(seq_id, None)
-                return
+        """Take a chain out of the graph."""
+        samplers = self._samplers()
+        if samplers is not None:
+            samplers.drop(chain)
 
 
 class GraphSamplers:
-    """The chains in the graph of a context, and what C has of them.
+    """The chains that a context samples with in its graph, by sequence.
 
-    The first argument of some methods is the ``struct llama_context *``.
+    The first argument of most methods is the ``struct llama_context *``.
     """
 
-    __slots__ = ("_active", "_lock", "_pools", "_vocab", "chains", "owners")
+    __slots__ = (
+        *("__weakref__", "_adapters", "_computing", "_context", "_last", "_lock", "_model"),
+        *("chains", "owners"),
+    )
 
     chains: dict[int, SamplerChain]
     """By sequence."""
     owners: dict[int, Any]
-    """What C points to, by sequence; it must live until the context is freed."""
+    """What C has of them, as long as it has it."""
 
-    def __init__(self, vocab: Vocab, lock: CallLock, pools: Pools, active: ActiveAdapters) -> None:
-        """Describe the chains of a context that is about to be created.
+    def __init__(
+        self,
+        model: Model,
+        lock: CallLock,
+        last: LastBatch,
+        adapters: ActiveAdapters,
+        computing: Computing,
+    ) -> None:
+        """Describe the graph of a context that has no samplers yet.
 
         Args:
-            vocab: That of its model.
-            lock: The context's.
-            pools: Hold the locks of the chains while C computes.
-            active: Reserves memory anew after a change.
+            model: Its model.
+            lock: Its lock.
+            last: Its outputs, which a change of samplers makes invalid.
+            adapters: A change of samplers makes the context reserve memory anew.
+            computing: Also holds the chains while C computes.
         """
-        self._vocab, self._lock, self._active = vocab, lock, active
-        self._pools: Pools | None = pools
+        self._model, self._lock, self._last = model, lock, last
+        self._adapters, self._computing = adapters, computing
+        self._context: Callable[[], Handle | None] = _nobody
         self.chains, self.owners = {}, {}
 
     @contextmanager
@@ -99,7 +94,9 @@ class GraphSamplers:
         try:
             for config, (seq_id, chain) in zip(configs, chains.items(), strict=True):
                 config.seq_id = seq_id
-                config.sampler = self.owners[seq_id] = give(native(chain), self._vocab, entered)
+                config.sampler = self.owners[seq_id] = give(
+                    native(chain), self._model.vocab, entered
+                )
             struct.samplers, struct.n_samplers = configs, len(chains)
             yield
         except BaseException:  # also if interrupted: the chains are free again
@@ -109,116 +106,60 @@ class GraphSamplers:
         finally:
             struct.samplers, struct.n_samplers = ffi.NULL, 0
 
-    def created(self, context: HasSamplers, chains: Mapping[int, SamplerChain]) -> None:
-        """Note that a context was created with chains, and check that it can run them."""
+    def attach(self, context: Handle, chains: Mapping[int, SamplerChain]) -> None:
+        """Note the chains that a context was created with."""
+        self._context = weakref.ref(context)
         for seq_id, chain in chains.items():
-            self._attach(context, seq_id, chain)
+            self._attach(seq_id, chain)
             check_first(native(chain))
+        if chains:
+            self._check_memory(context.ptr)
 
-    def check_memory(self, ptr: Any) -> None:
-        """Raise where llama.cpp computes by `encode`, and would pass over the samplers."""
-        if lib.llama_get_memory(ptr) == ffi.NULL:
-            raise UnsupportedError(
-                f"{self._vocab.model!r} has no memory, and llama.cpp samples in the graph only "
-                "with one: call SamplerChain.sample() after decode()"
-            )
-
-    def set(
-        self,
-        context: HasSamplers,
-        ptr: Any,
-        seq_id: int,
-        chain: SamplerChain | None,
-        discard_outputs: Callable[[Any], object],
-    ) -> None:
-        """Set the chain of a sequence; see `Context.set_sampler`.
-
-        Args:
-            context: The context, which is kept weakly.
-            ptr: The same in C.
-            seq_id: The sequence.
-            chain: Its chain; None for none.
-            discard_outputs: Called with ``ptr`` before the graph changes.
-        """
+    def set(self, ptr: Any, seq_id: int, chain: SamplerChain | None) -> None:
+        """Sample a sequence in the graph, or no longer; see `Context.set_sampler`."""
         integer("seq_id", seq_id, 0, lib.llama_n_seq_max(ptr) - 1)
-        if chain is not None and self.chains.get(seq_id) is chain:
-            return
         if chain is not None:
-            self.check_memory(ptr)
+            if self.chains.get(seq_id) is chain:
+                return
+            self._check_memory(ptr)
             check_free(chain)
         with self._lock:
-            discard_outputs(ptr)
+            self._last.discard(ptr)
             if chain is None:
                 self._remove(ptr, seq_id)
                 return
             one = native(chain)
             with one.lock:
-                one.settle_for(self._vocab)
-                enter(one, len(self._vocab))
+                one.settle_for(self._model.vocab)
+                enter(one, len(self._model.vocab))
                 self._remove(ptr, seq_id)
-                self._put(context, ptr, seq_id, chain)
+                self._put(ptr, seq_id, chain)
 
-    def token(self, ptr: Any, i: int) -> int | None:
-        """Return the token that the graph has chosen; None if it does not choose."""
-        token: int = lib.llama_get_sampled_token_ith(ptr, i)
-        return None if token == lib.LLAMA_TOKEN_NULL else token
+    def drop(self, chain: NativeChain) -> None:
+        """Let go of a chain that is being closed."""
+        context = self._context()
+        for seq_id, one in self.chains.items():
+            if context is not None and native(one) is chain:
+                self.set(context.ptr, seq_id, None)
+                return
 
-    def logits(self, ptr: Any, i: int) -> Array | None:
-        """Return a copy of the logits that the graph has left; None if it did not sample."""
-        n = lib.llama_get_sampled_logits_count_ith
-        return self._copy(ptr, i, lib.llama_get_sampled_logits_ith, n, "f4")
+    def take_all(self) -> list[SamplerChain]:
+        """Return the chains, which are no longer known here: the context is being closed."""
+        chains, self.chains = self.chains, {}
+        return list(chains.values())
 
-    def probs(self, ptr: Any, i: int) -> Array | None:
-        """Return a copy of the probabilities that the graph has computed; None if it did not."""
-        n = lib.llama_get_sampled_probs_count_ith
-        return self._copy(ptr, i, lib.llama_get_sampled_probs_ith, n, "f4")
-
-    def candidates(self, ptr: Any, i: int) -> Array | None:
-        """Return a copy of the tokens that the graph has left; None if it did not sample."""
-        # As many as logits: where all tokens are left, llama.cpp does not count the candidates.
-        n = lib.llama_get_sampled_logits_count_ith
-        return self._copy(ptr, i, lib.llama_get_sampled_candidates_ith, n, "i4")
-
-    def close(self) -> list[NativeChain]:
-        """Forget the chains of a context that is about to be closed.
-
-        Returns:
-            The chains, for `free` when it is closed.
-        """
-        chains, self.chains, self._pools = self.chains, {}, None
-        self._active = ActiveAdapters()  # the others go with the context, though this may stay
-        return [native(chain) for chain in chains.values()]
-
-    def _copy(
-        self, ptr: Any, i: int, get: Callable[..., Any], count: Callable[..., int], dtype: str
-    ) -> Array | None:
-        """Return a copy of what a getter points to."""
-        import numpy as np
-
-        if not self.chains or lib.llama_get_sampled_logits_ith(ptr, i) == ffi.NULL:
-            return None
-        pointer, n = get(ptr, i), count(ptr, i)
-        if pointer == ffi.NULL or not n:
-            return None
-        found: Array = np.frombuffer(ffi.buffer(pointer, n * 4), dtype)
-        return np.array(found)
-
-    def _put(self, context: HasSamplers, ptr: Any, seq_id: int, chain: SamplerChain) -> None:
-        """Set the chain of a sequence that has none; the caller holds both, and the context."""
-        self._active.planned = False
-        try:
-            if not lib.llama_set_sampler(ptr, seq_id, self._attach(context, seq_id, chain)):
-                raise with_log(UnsupportedError("the context does not sample in its graph"))
-            check_first(native(chain))
-        except BaseException:  # also if interrupted: C must not keep a chain that may be freed
-            self._remove(ptr, seq_id)
-            native(chain).leave_graph()
-            raise
+    def _check_memory(self, ptr: Any) -> None:
+        """Raise where llama.cpp computes by `encode`, and would ignore the samplers."""
+        if lib.llama_get_memory(ptr) == ffi.NULL:
+            raise UnsupportedError(
+                f"{self._model!r} has no memory, and llama.cpp samples in the graph only with one: "
+                "call SamplerChain.sample() after decode()"
+            )
 
     def _remove(self, ptr: Any, seq_id: int) -> None:
-        """Take away the chain of a sequence, if it has one; the caller holds the context."""
-        self._active.planned = False
-        # In this order: after an interrupt, what C has is kept alive, and can be removed again.
+        """Take the chain of a sequence out of the graph; the caller holds the context."""
+        self._adapters.reserved = False
+        # In this order: an interrupt leaves what C has alive, and to be removed again.
         lib.llama_set_sampler(ptr, seq_id, ffi.NULL)
         before = self.chains.get(seq_id)
         if before is not None:
@@ -227,35 +168,50 @@ class GraphSamplers:
         self.chains.pop(seq_id, None)
         self._hold_chains()
 
-    def _attach(self, context: HasSamplers, seq_id: int, chain: SamplerChain) -> Any:
+    def _put(self, ptr: Any, seq_id: int, chain: SamplerChain) -> None:
+        """Put a chain into the graph; the caller holds the context and the chain."""
+        self._adapters.reserved = False
+        try:
+            if not lib.llama_set_sampler(ptr, seq_id, self._attach(seq_id, chain)):
+                raise with_log(UnsupportedError("the context does not sample in its graph"))
+            check_first(native(chain))
+        except BaseException:  # also if interrupted: C must not keep what nothing keeps alive
+            self._remove(ptr, seq_id)
+            native(chain).leave_graph()
+            raise
+
+    def _attach(self, seq_id: int, chain: SamplerChain) -> Any:
         """Note that C has the chain, or will have it; return what it has."""
         one = native(chain)
         owner = self.owners[seq_id] = one.held()
         self.chains[seq_id] = chain
-        one.attachment = InGraph(context)
+        one.attachment = InGraph(self)
         self._hold_chains()
         return owner
 
     def _hold_chains(self) -> None:
-        """Lock the chains while C computes."""
-        if self._pools is None:
-            raise ClosedError("the Context is closed")
-        self._pools.hold([native(chain).lock for chain in self.chains.values()])
+        """Let nothing else use the chains while C computes."""
+        locks = [native(chain).lock for chain in self.chains.values()]
+        self._computing.pools.hold(locks)
 
 
-def free(chains: Sequence[NativeChain]) -> None:
-    """Let chains be used on, after the context that had them in its graph is closed."""
+def forget(chains: list[SamplerChain]) -> None:
+    """Tell chains that their context is closed."""
     for chain in chains:
-        chain.attachment = GONE
+        native(chain).attachment = GONE
 
 
 def check_chains(chains: Any, n_seq_max: int) -> dict[int, SamplerChain]:
-    """Check the parameter ``samplers`` of a context."""
+    """Return the parameter ``samplers`` of a context, checked."""
     if not isinstance(chains, Mapping):
         raise TypeError(f"samplers must be a mapping of sequences to chains, not {chains!r}")
     for seq_id, chain in chains.items():
         integer("samplers: sequence", seq_id, 0, n_seq_max - 1)
         check_free(chain)
     if len(set(map(id, chains.values()))) < len(chains):
-        raise ArgumentError("samplers: a chain is for one sequence, and one of them is for several")
+        raise ArgumentError("samplers: give each sequence its own chain, such as chain.clone()")
     return dict(chains)
+
+
+def _nobody() -> None:
+    return None

@@ -1,4 +1,4 @@
-"""Which tokens the sequences in a memory consist of, as far as they are known."""
+"""The tokens of each sequence, which llama.cpp does not keep."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..batch.batch import Batch
+    from ..batch.arrays import BatchArrays
 
-# A token with its position, in one number: so they are in order, and no exception can come between
-# the two.
+# A token with its position, in one number: so the numbers are sorted by position, and an interrupt
+# cannot come between the two.
 BITS = 32
 MASK = 2**BITS - 1
 Line: TypeAlias = "array[int]"
@@ -21,9 +21,8 @@ Line: TypeAlias = "array[int]"
 class KnownTokens:
     """The tokens that were decoded, by sequence and position.
 
-    llama.cpp keeps what it has computed of a token, not which one it was; and `generate` tells its
-    samplers of the whole text, not only of the last turn.  What came as embeddings, or from a saved
-    state without its tokens, is missing here.
+    `generate` has its samplers accept the whole text of a sequence, not only the last turn.  Tokens
+    that came as embeddings, or from a saved state without its tokens, are missing here.
     """
 
     __slots__ = ("_lines",)
@@ -37,7 +36,7 @@ class KnownTokens:
         return [one & MASK for one in line[: bisect_left(line, end << BITS)]]
 
     def one(self, seq_id: int, pos: int, token: int) -> None:
-        """Note a token that was decoded; for a loop over tokens."""
+        """Note one token that was decoded."""
         line, packed = self._lines.get(seq_id), pos << BITS
         if line and line[-1] < packed:
             line.append(packed | token)
@@ -45,11 +44,11 @@ class KnownTokens:
             self._put(seq_id, array("q", [packed | token]))
 
     def put(self, seq_id: int, tokens: Sequence[int]) -> None:
-        """Note the tokens that a sequence consists of, from position 0 on."""
+        """Note all tokens of a sequence, from position 0."""
         self._put(seq_id, array("q", [p << BITS | t for p, t in enumerate(tokens)]))
 
     def _put(self, seq_id: int, added: Line) -> None:
-        """Note tokens at the end of a sequence: what was known of later positions is gone."""
+        """Note tokens at the end of a sequence, replacing those at the same or later positions."""
         line = self._lines.get(seq_id)
         if line and line[-1] < added[0] & ~MASK:
             line.extend(added)  # a copy of a long text for each token would cost more than C does
@@ -57,15 +56,15 @@ class KnownTokens:
             line = self._line(seq_id)
             self._lines[seq_id] = line[: bisect_left(line, added[0] & ~MASK)] + added
 
-    def decoded(self, batch: Batch) -> None:
+    def decoded(self, batch: BatchArrays) -> None:
         """Note the tokens of a batch."""
-        if batch._single is not None:  # the fast way, for a loop over tokens
-            return self.one(batch._single, batch._first_pos[0], batch._first_token[0])
-        tokens, positions, seq_id = batch._known()
+        if batch.single is not None:  # the fast way, for a loop over tokens
+            return self.one(batch.single, batch.first_pos[0], batch.first_token[0])
+        tokens = batch.tokens
         if not len(tokens):  # embeddings alone
             return
-        added = array("q", (positions.astype("q") << BITS | tokens).tobytes())
-        if seq_id is not None:
+        added = array("q", (batch.positions.astype("q") << BITS | tokens).tobytes())
+        if (seq_id := batch.only_sequence) is not None:
             return self._put(seq_id, added)
         found: dict[int, Line] = {}
         for one, ids in zip(added, batch.seq_ids, strict=True):
@@ -75,7 +74,7 @@ class KnownTokens:
             self._put(seq_id, line)
 
     def cleared(self) -> None:
-        """Forget all."""
+        """Forget everything."""
         self._lines.clear()
 
     def removed(self, seq_id: int, start: int, end: int) -> None:
@@ -84,10 +83,10 @@ class KnownTokens:
         del line[bisect_left(line, start << BITS) : bisect_left(line, end << BITS)]
 
     def copied(self, source: int, target: int, start: int, end: int) -> None:
-        """Note that the tokens in a range belong to another sequence too."""
+        """Note that the tokens in a range also belong to another sequence."""
         line = self._line(source)
         part = line[bisect_left(line, start << BITS) : bisect_left(line, end << BITS)]
-        # What belongs to it already stays what it is.
+        # The target keeps its own.
         self._lines[target] = array("q", sorted({*self._line(target), *part}))
 
     def moved(self, seq_id: int, start: int, end: int, delta: int) -> None:
@@ -98,11 +97,11 @@ class KnownTokens:
         self._lines[seq_id] = array("q", sorted([*line[:first], *moved, *line[last:]]))
 
     def kept(self, seq_id: int) -> Line:
-        """Return a copy of what is known of a sequence, for `restored`."""
+        """Return a copy of the known tokens of a sequence, for `restored`."""
         return self._line(seq_id)[:]
 
     def restored(self, seq_id: int, line: Line) -> None:
-        """Replace what is known of a sequence."""
+        """Replace the known tokens of a sequence."""
         self._lines[seq_id] = line[:]
 
     def _line(self, seq_id: int) -> Line:

@@ -9,10 +9,10 @@ from .._core.values import flag, integer
 from .._native import ffi, lib
 from ..errors import ArgumentError, UnsupportedError
 from .bookkeeping import END
-from .sequences import LockedMemory
+from .handle import lock_of, locked_memory
 
 if TYPE_CHECKING:
-    from .context import Context
+    from .handle import ContextHandle as Context  # the part of it that this module uses
 
 
 class Memory(Pointer):
@@ -65,8 +65,8 @@ class Memory(Pointer):
 
         Source: ``llama_memory_can_shift``, ``llamacffi_try_turning``.
         """
-        with self._context.lock:
-            return LockedMemory(self._context).why_not_shift() is None
+        with lock_of(self._context):
+            return locked_memory(self._context).why_not_shift() is None
 
     def clear(self, *, data: bool = True) -> None:
         """Forget all sequences.
@@ -77,10 +77,10 @@ class Memory(Pointer):
         Source: ``llama_memory_clear``.
         """
         overwrite = flag("data", data)
-        with self._context.lock:
-            memory = LockedMemory(self._context)
+        with lock_of(self._context):
+            memory = locked_memory(self._context)
             lib.llama_memory_clear(memory.ptr, overwrite)
-            self._context._bookkeeping.cleared()
+            memory.bookkeeping.cleared()
 
     def remove(self, seq_id: int = -1, p0: int | None = None, p1: int | None = None) -> bool:
         """Forget the tokens of a sequence at positions ``p0`` to ``p1``.
@@ -105,8 +105,8 @@ class Memory(Pointer):
         Source: ``llama_memory_seq_rm``.
         """
         every = integer("seq_id", seq_id) == -1
-        with self._context.lock:
-            memory = LockedMemory(self._context)
+        with lock_of(self._context):
+            memory = locked_memory(self._context)
             start, end = _range(p0, p1)
             seq_ids = range(memory.n_seq_max) if every else [memory.check(seq_id)]
             found = [one for one in seq_ids if memory.has(one, start, end)]
@@ -119,8 +119,8 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_keep``.
         """
-        with self._context.lock:
-            memory = LockedMemory(self._context)
+        with lock_of(self._context):
+            memory = locked_memory(self._context)
             memory.check(seq_id)
             lib.llama_memory_seq_keep(memory.ptr, seq_id)
             for other in range(memory.n_seq_max):  # those with buffers of their own are still there
@@ -141,8 +141,8 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_cp``.
         """
-        with self._context.lock:
-            memory = LockedMemory(self._context)
+        with lock_of(self._context):
+            memory = locked_memory(self._context)
             start, end = _range(p0, p1)
             memory.check(source, "source")
             memory.check(target, "target")
@@ -161,8 +161,8 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_rm``, ``llama_memory_seq_cp``.
         """
-        with self._context.lock:
-            memory = LockedMemory(self._context)
+        with lock_of(self._context):
+            memory = locked_memory(self._context)
             memory.check(source, "source")
             memory.check(target, "target")
             if source == target:
@@ -186,8 +186,8 @@ class Memory(Pointer):
         Source: ``llama_memory_seq_add``.
         """
         delta = integer("delta", delta)
-        with self._context.lock:
-            memory = LockedMemory(self._context)
+        with lock_of(self._context):
+            memory = locked_memory(self._context)
             found = memory.movable(seq_id, *_range(p0, p1))
             if found is None or not delta:
                 return
@@ -207,8 +207,8 @@ class Memory(Pointer):
         Raises:
             UnsupportedError: As for `shift`, or the tokens cannot be removed.
         """
-        with self._context.lock:
-            memory = LockedMemory(self._context)
+        with lock_of(self._context):
+            memory = locked_memory(self._context)
             start, end = _range(p0, p1)
             found = memory.movable(seq_id, end, END)
             if not memory.has(seq_id, start, end):
@@ -235,15 +235,14 @@ class Memory(Pointer):
             ``llama_memory_seq_div`` turns the keys the wrong way: it tells the rotation the way
             back.
         """
-        if integer("d", d) < 1:
-            raise ArgumentError(f"d={d} must be at least 1")
-        with self._context.lock:
-            memory = LockedMemory(self._context)
+        d = integer("d", d, 1)
+        with lock_of(self._context):
+            memory = locked_memory(self._context)
             found = memory.movable(seq_id, *_range(p0, p1))
             if found is None or d == 1:
                 return
             least, most = found
-            if most - least >= lib.llama_n_ctx(memory.context):
+            if most - least >= lib.llama_n_ctx(self._context.ptr):
                 raise ArgumentError(
                     f"positions {least} to {most} are more than n_ctx, so most are empty: divide "
                     "the parts that are not"
@@ -260,8 +259,8 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_pos_min``.
         """
-        with self._context.lock:
-            memory = LockedMemory(self._context)
+        with lock_of(self._context):
+            memory = locked_memory(self._context)
             return _position(memory.pos_min(memory.check(seq_id)))
 
     def pos_max(self, seq_id: int = 0) -> int | None:
@@ -269,24 +268,21 @@ class Memory(Pointer):
 
         Source: ``llama_memory_seq_pos_max``.
         """
-        with self._context.lock:
-            memory = LockedMemory(self._context)
+        with lock_of(self._context):
+            memory = locked_memory(self._context)
             return _position(memory.pos_max(memory.check(seq_id)))
 
     def next_pos(self, seq_id: int = 0) -> int:
         """Return the position of the next token of a sequence: that after `pos_max`, or 0."""
-        with self._context.lock:
-            memory = LockedMemory(self._context)
+        with lock_of(self._context):
+            memory = locked_memory(self._context)
             return memory.pos_max(memory.check(seq_id)) + 1
 
 
 def _range(p0: int | None, p1: int | None) -> tuple[int, int]:
     """Return a range with both ends."""
-    start = 0 if p0 is None else integer("p0", p0)
-    end = END if p1 is None else integer("p1", p1)
-    for name, value in (("p0", start), ("p1", end)):
-        if not 0 <= value <= END:
-            raise ArgumentError(f"{name}={value} is not a position: 0 to {END}, or None")
+    start = 0 if p0 is None else integer("p0", p0, 0, END, ", or None")
+    end = END if p1 is None else integer("p1", p1, 0, END, ", or None")
     return start, end
 
 

@@ -1,4 +1,4 @@
-"""What a context has computed: scores of the tokens to come, and embeddings."""
+"""What the last batch of a context has left: logits and embeddings."""
 
 from __future__ import annotations
 
@@ -9,212 +9,197 @@ from .._core.views import float_view
 from .._native import ffi, lib
 from ..errors import ArgumentError, ContextError, UnsupportedError
 from ..log import with_log
-from .base import ContextBase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeAlias
 
     import numpy as np
     import numpy.typing as npt
 
+    from .._core.locks import CallLock
+    from ..vocab.vocab import Vocab
+    from .graph_samplers import GraphSamplers
+    from .last_batch import LastBatch
+    from .traits import ContextTraits
+
     Floats: TypeAlias = npt.NDArray[np.float32]
 
 
-class Outputs(ContextBase):
-    """The part of a `Context` that reads the outputs of the last batch.
+class Outputs:
+    """Reads the outputs of the last batch of a context.
 
-    They are there until the next call of `decode` or `encode`, also if that fails.
+    They stay until the next batch is computed, even if that fails.  The first argument of most
+    methods is the ``struct llama_context *``.
     """
 
-    __slots__ = ()
+    __slots__ = ("_graph_samplers", "_last", "_traits", "lock", "vocab")
+
+    lock: CallLock
+    """Held while C reads or moves the outputs."""
+    vocab: Vocab
+    """The vocabulary of the logits."""
+
+    def __init__(
+        self, traits: ContextTraits, lock: CallLock, last: LastBatch, graph_samplers: GraphSamplers
+    ) -> None:
+        self._traits, self._last, self._graph_samplers = traits, last, graph_samplers
+        self.lock, self.vocab = lock, traits.vocab
 
     @property
     def n_outputs(self) -> int:
-        """How many tokens of the last batch have outputs; 0 before the first, or if it failed."""
-        self.ptr  # noqa: B018  raises if closed
-        outputs = self._outputs
-        return 0 if outputs is None else outputs.count(1)
+        """Number of tokens of the last batch that have outputs."""
+        flags = self._last.flags
+        return 0 if flags is None else flags.count(1)
 
-    def logits(self, i: int = -1, *, out: Floats | None = None) -> Floats:
-        """Return the scores of every token to come after one token of the last batch.
-
-        Args:
-            i: Index into the batch decoded last, in tokens; -1 is the last output.
-            out: Array to fill, float32, C-contiguous, shape ``[n_vocab]``.  New if omitted.
-
-        Returns:
-            ``[n_vocab]`` float32, log-odds, not normalised.  The caller's own copy: later calls do
-            not change it.  See `logits_view` to avoid the copy.
-
-        Raises:
-            IndexError: Token ``i`` was added without an output.
-            ArgumentError: ``out`` does not fit.
-            UnsupportedError: The model computes embeddings, and no logits.
-            ContextError: The last call was `encode`, of a model that has a decoder.
-
-        Source: ``llama_get_logits_ith``.
-        """
-        array = _array((len(self._vocab),), out)
+    def logits(self, ptr: Any, i: int, out: Floats | None) -> Floats:
+        """Return a copy of the logits of one output; see `Context.logits`."""
+        array = _array((self._traits.n_vocab,), out)
         with self.lock:
-            ptr = self.ptr
             ffi.memmove(array, self._logits_ptr(ptr, i), array.nbytes)
         return array
 
-    def logits_view(self, i: int = -1) -> Floats:
-        """Return the scores of `logits` without a copy, as a read-only array.
-
-        While it is alive, `decode` raises BufferError, since llama.cpp may move the memory.
-
-        Source: ``llama_get_logits_ith``.
-        """
+    def logits_view(self, ptr: Any, i: int) -> Floats:
+        """Return the logits of one output without a copy; see `Context.logits_view`."""
         with self.lock:
-            ptr = self.ptr
-            n_vocab = len(self._vocab)
-            return float_view(self._logits_ptr(ptr, i), (n_vocab,), ptr, self._exports)
+            shape = (self._traits.n_vocab,)
+            return float_view(self._logits_ptr(ptr, i), shape, ptr, self._last.exports)
 
-    def logits_all(self, *, out: Floats | None = None) -> Floats:
-        """Return the scores after each token of the last batch that has an output.
-
-        Args:
-            out: Array to fill, as in `logits`, of shape ``[n_outputs, n_vocab]``.
-
-        Returns:
-            ``[n_outputs, n_vocab]`` float32, in the order of the batch; the caller's own.
-
-        Raises:
-            IndexError: There are no outputs.
-            ArgumentError: ``out`` does not fit.
-            UnsupportedError: As in `logits`.
-            ContextError: As in `logits`.
-
-        Source: ``llama_get_logits``.
-        """
+    def logits_all(self, ptr: Any, out: Floats | None) -> Floats:
+        """Return a copy of the logits of all outputs; see `Context.logits_all`."""
         with self.lock:
-            ptr = self.ptr
             self._logits_ptr(ptr, -1)
             for i in range(-self.n_outputs, 0) if self._graph_samplers.chains else ():
-                self._logits_ptr(ptr, i)  # those that were sampled in the graph are not there
-            array = _array((self.n_outputs, len(self._vocab)), out)
+                self._logits_ptr(ptr, i)  # raises for one that was sampled in the graph
+            array = _array((self.n_outputs, self._traits.n_vocab), out)
             ffi.memmove(array, lib.llama_get_logits(ptr), array.nbytes)
         return array
 
-    def embeddings(self, i: int = -1, *, out: Floats | None = None) -> Floats:
-        """Return the embedding of one token of the last batch: its last hidden state.
-
-        Args:
-            i: Index into the batch computed last, in tokens; -1 is the last output.
-            out: Array to fill, as in `logits`, of shape ``[model.n_embd_out]``.
-
-        Returns:
-            ``[n_embd_out]`` float32, not normalised; the caller's own.
-
-        Raises:
-            IndexError: There are no outputs, or token ``i`` has none.
-            ContextError: No embeddings were computed, or only one for each sequence.
-            ArgumentError: ``out`` does not fit.
-
-        Source: ``llama_get_embeddings_ith``.
-        """
-        array = _array((lib.llama_model_n_embd_out(self.model.ptr),), out)
+    def embeddings(self, ptr: Any, i: int, out: Floats | None) -> Floats:
+        """Return a copy of the embedding of one output; see `Context.embeddings`."""
+        array = _array((self._n_embd_out(),), out)
         with self.lock:
-            ptr = self.ptr
             ffi.memmove(array, self._embeddings_ptr(ptr, i), array.nbytes)
         return array
 
-    def embeddings_view(self, i: int = -1) -> Floats:
-        """Return the embedding of `embeddings` without a copy, as a read-only array.
-
-        While it is alive, `decode` raises BufferError, since llama.cpp may move the memory.
-
-        Source: ``llama_get_embeddings_ith``.
-        """
+    def embeddings_view(self, ptr: Any, i: int) -> Floats:
+        """Return the embedding of one output without a copy; see `Context.embeddings_view`."""
         with self.lock:
-            ptr = self.ptr
-            width = lib.llama_model_n_embd_out(self.model.ptr)
-            return float_view(self._embeddings_ptr(ptr, i), (width,), ptr, self._exports)
+            shape = (self._n_embd_out(),)
+            return float_view(self._embeddings_ptr(ptr, i), shape, ptr, self._last.exports)
 
-    def embeddings_all(self, *, out: Floats | None = None) -> Floats:
-        """Return the embeddings of all tokens of the last batch that have an output.
-
-        Args:
-            out: Array to fill, as in `logits`, of shape ``[n_outputs, model.n_embd_out]``.
-
-        Returns:
-            ``[n_outputs, n_embd_out]`` float32, in the order of the batch; the caller's own.
-
-        Raises:
-            IndexError: There are no outputs.
-            ContextError: As in `embeddings`.
-            ArgumentError: ``out`` does not fit.
-
-        Source: ``llama_get_embeddings``.
-        """
+    def embeddings_all(self, ptr: Any, out: Floats | None) -> Floats:
+        """Return a copy of the embeddings of all outputs; see `Context.embeddings_all`."""
         with self.lock:
-            ptr = self.ptr
             self._embeddings_ptr(ptr, -1)
-            array = _array((self.n_outputs, lib.llama_model_n_embd_out(self.model.ptr)), out)
+            array = _array((self.n_outputs, self._n_embd_out()), out)
             ffi.memmove(array, lib.llama_get_embeddings(ptr), array.nbytes)
         return array
 
-    def embeddings_seq(self, seq_id: int = 0) -> Floats:
-        """Return the embedding of one sequence of the last batch, pooled as `pooling_type` says.
-
-        It is made of the tokens that were in that batch.
-
-        Args:
-            seq_id: The sequence.
-
-        Returns:
-            ``[n_embd_out]`` float32, not normalised; with pooling by rank, the scores of the
-            classifier, ``[n_cls_out]``.  The caller's own.
-
-        Raises:
-            IndexError: There are no outputs, or the sequence was not in the batch.
-            ContextError: No embeddings were computed, or one for each token.
-
-        Source: ``llama_get_embeddings_seq``.
-        """
+    def embeddings_seq(self, ptr: Any, seq_id: int) -> Floats:
+        """Return a copy of the embedding of a sequence; see `Context.embeddings_seq`."""
         import numpy as np
 
-        seq_id, model = index(seq_id, "seq_id"), self.model.ptr
+        traits = self._traits
+        seq_id = integer("seq_id", seq_id, 0, traits.n_seq_max - 1)
         with self.lock:
-            ptr = self.ptr
             self._check_embeddings(pooled=True)
-            if not 0 <= seq_id < lib.llama_n_seq_max(ptr):
-                raise ArgumentError(f"seq_id {seq_id} is not in 0 to {self.n_seq_max - 1}")
             pointer = lib.llama_get_embeddings_seq(ptr, seq_id)
             if pointer == ffi.NULL:
                 raise IndexError(f"sequence {seq_id} was not in the last batch")
-            # Of another width than those of tokens: what is read behind it is somebody else's.
-            ranks = lib.llama_pooling_type(ptr) == lib.LLAMA_POOLING_TYPE_RANK
-            width = (lib.llama_model_n_cls_out if ranks else lib.llama_model_n_embd_out)(model)
+            # A classifier's scores have a width of their own: what follows them is not theirs.
+            ranks = traits.pooling == lib.LLAMA_POOLING_TYPE_RANK
+            width = lib.llama_model_n_cls_out(traits.model.ptr) if ranks else self._n_embd_out()
             array = np.empty(width, np.float32)
             ffi.memmove(array, pointer, array.nbytes)
         return array
+
+    def sampled_token(self, ptr: Any, i: int) -> int | None:
+        """Return the token that was sampled in the graph; see `Context.sampled_token`."""
+        i = integer("i", i)
+        with self.lock:
+            self.check_output(i)
+            token: int = lib.llama_get_sampled_token_ith(ptr, i)
+        return None if token == lib.LLAMA_TOKEN_NULL else token
+
+    def sampled_logits(self, ptr: Any, i: int) -> npt.NDArray[np.float32] | None:
+        """Return the logits that are left; see `Context.sampled_logits`."""
+        get, count = lib.llama_get_sampled_logits_ith, lib.llama_get_sampled_logits_count_ith
+        return self._sampled(ptr, i, get, count, "f4")
+
+    def sampled_probs(self, ptr: Any, i: int) -> npt.NDArray[np.float32] | None:
+        """Return the probabilities that are left; see `Context.sampled_probs`."""
+        get, count = lib.llama_get_sampled_probs_ith, lib.llama_get_sampled_probs_count_ith
+        return self._sampled(ptr, i, get, count, "f4")
+
+    def sampled_candidates(self, ptr: Any, i: int) -> npt.NDArray[np.int32] | None:
+        """Return the tokens that are left; see `Context.sampled_candidates`."""
+        # As many as logits; where all tokens are left, llama.cpp does not count them.
+        logits = self.sampled_logits(ptr, i)
+        if logits is None:
+            return None
+        get = lib.llama_get_sampled_candidates_ith
+        return self._sampled(ptr, i, get, lambda _ptr, _i: len(logits), "i4")
+
+    def _sampled(
+        self,
+        ptr: Any,
+        i: int,
+        get: Callable[..., Any],
+        count: Callable[..., int],
+        dtype: str,
+    ) -> npt.NDArray[Any] | None:
+        """Return a copy of what a getter points to."""
+        import numpy as np
+
+        i = integer("i", i)
+        with self.lock:
+            self.check_output(i)
+            if (
+                not self._graph_samplers.chains
+                or lib.llama_get_sampled_logits_ith(ptr, i) == ffi.NULL
+            ):
+                return None
+            pointer, n = get(ptr, i), count(ptr, i)
+            if pointer == ffi.NULL or not n:
+                return None
+            found: npt.NDArray[Any] = np.frombuffer(ffi.buffer(pointer, n * 4), dtype)
+            return np.array(found)
 
     def check_output(self, i: int) -> None:
         """Raise IndexError unless the last batch has an output at index ``i``."""
         if type(i) is not int:
             integer("i", i)
-        outputs = self._outputs
-        if outputs is None:
+        flags = self._last.flags
+        if flags is None:
             raise IndexError("there are no outputs: decode a batch first")
-        if not (outputs.count(1) >= -i if i < 0 else outputs[i : i + 1] == b"\1"):
+        if not (flags.count(1) >= -i if i < 0 else flags[i : i + 1] == b"\1"):
             raise IndexError(
-                f"no output at index {i}: the last batch had {len(outputs)} tokens, of which "
-                f"{[j for j, output in enumerate(outputs) if output]} have outputs"
+                f"token {i} has no output: the last batch had {len(flags)} tokens, and outputs at "
+                f"{[j for j, output in enumerate(flags) if output]}"
             )
 
     def check_scores(self, i: int) -> None:
         """Raise an error unless the last batch has logits for an output at index ``i``."""
-        self.check_output(i)
-        if not self._has[0]:
-            self._explain_no_logits()
+        flags = self._last.flags
+        # The most frequent case first, for a loop that decodes token by token.
+        if flags != b"\1" or i != -1 or type(i) is not int:
+            self.check_output(i)
+        if not self._last.logits:
+            if self._traits.has_logits:
+                raise ContextError("the encoder computes no logits: decode a batch first")
+            raise UnsupportedError(
+                f"{self._traits.model!r} computes embeddings instead of logits: read those"
+            )
+
+    def _n_embd_out(self) -> int:
+        return int(lib.llama_model_n_embd_out(self._traits.model.ptr))
 
     def _logits_ptr(self, ptr: Any, i: int) -> Any:
-        i = index(i, "i")
+        i = integer("i", i)
         self.check_scores(i)
-        if self._graph_samplers.chains and lib.llama_get_sampled_logits_ith(ptr, i) != ffi.NULL:
+        sampled = lib.llama_get_sampled_logits_ith
+        if self._graph_samplers.chains and sampled(ptr, i) != ffi.NULL:
             # The getter would return these, which may be fewer, and of other tokens.
             raise ContextError(
                 f"output {i} was sampled in the graph: read sampled_logits() and "
@@ -226,13 +211,8 @@ class Outputs(ContextBase):
             raise with_log(ContextError(f"llama.cpp has no logits for output {i}"))
         return pointer
 
-    def _explain_no_logits(self) -> None:
-        if self._has_logits:
-            raise ContextError("the encoder computes no logits: decode a batch first")
-        raise UnsupportedError(f"{self.model!r} computes embeddings, and no logits: read those")
-
     def _embeddings_ptr(self, ptr: Any, i: int) -> Any:
-        i = index(i, "i")
+        i = integer("i", i)
         self._check_embeddings(pooled=False)
         self.check_output(i)
         pointer = lib.llama_get_embeddings_ith(ptr, i)
@@ -242,26 +222,20 @@ class Outputs(ContextBase):
 
     def _check_embeddings(self, *, pooled: bool) -> None:
         """Check that the last batch has embeddings: of sequences, or of tokens."""
-        if self._outputs is None:
+        if self._last.flags is None:
             raise IndexError("there are no outputs: decode a batch first")
-        if not self._has[1]:
+        if not self._last.embeddings:
             raise ContextError(
                 "the last batch was computed without embeddings: create the Context with "
-                "embeddings=True, or call set_embeddings(True) before"
+                "embeddings=True, or call set_embeddings(True) before decode()"
             )
-        pooling = lib.llama_pooling_type(self.ptr)
-        if pooled == (pooling == lib.LLAMA_POOLING_TYPE_NONE):
+        if pooled == (self._traits.pooling == lib.LLAMA_POOLING_TYPE_NONE):
             raise ContextError(
                 "each token has its own embedding (pooling_type is none): use embeddings()"
                 if pooled
                 else "each sequence has one embedding, pooled from its tokens: use "
                 "embeddings_seq(), or create the Context with pooling_type='none'"
             )
-
-
-def index(value: Any, name: str) -> int:
-    """Return an integer; a bool is none, since it is a mask or a mistake."""
-    return integer(name, value)
 
 
 def _array(shape: tuple[int, ...], out: Floats | None) -> Floats:

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
 
     from ..backend.tensor import TensorView
     from ..sampling.chain import SamplerChain
-    from .context import Context as Context
+    from .handle import ContextHandle
 
+    # A context whose memory or weights another one uses.
+    Context: TypeAlias = ContextHandle
     # Called for each node of the compute graph: before it is computed, and afterwards if that call
     # returned True.
     EvalCallback: TypeAlias = Callable[[TensorView, bool], bool | None]

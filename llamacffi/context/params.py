@@ -15,9 +15,9 @@ from ..backend.threads import check_computing
 from ..errors import ArgumentError, UnsupportedError
 from ..model.info import check_weights
 from ..model.weights import CAN_LIST, is_elsewhere, places, tensors, weight_shapes
-from .base import ContextBase
-from .compat import is_draft, param_or_zero
+from .compat import SHARING, is_draft, param_or_zero
 from .graph_samplers import check_chains
+from .handle import ContextHandle, traits_of
 from .memory_size import check_memory
 
 if TYPE_CHECKING:
@@ -43,9 +43,6 @@ LIMITS = {
     "n_threads_batch": (1, lib.GGML_MAX_N_THREADS),
 }
 
-# The architectures whose contexts use another's: of draft models, for a context of their target.
-SHARING = ("gemma4-assistant", "eagle3", "dflash")
-
 # How long a context is that nobody has asked for: memory for all that a model was trained with may
 # be too much.
 MODEST_CTX = 4096
@@ -69,7 +66,7 @@ class ContextRequest:
     """The ``struct llamacffi_abort_flag *`` that C polls."""
     observer: Observer | None
     """Who sees the compute graphs."""
-    other: ContextBase | None
+    other: ContextHandle | None
     """The context whose memory or weights this one uses."""
     chains: dict[int, SamplerChain]
     """What each sequence is sampled with in the graph."""
@@ -127,13 +124,13 @@ class ContextRequest:
         """Convert ``ctx_other``."""
         if other is None:
             return ffi.NULL, None
-        if not isinstance(other, ContextBase):
+        if not isinstance(other, ContextHandle):
             raise TypeError(f"ctx_other must be a Context, not {other!r}")
         self.other = other
         return other.ptr, other.ptr  # the pointer is what keeps it alive
 
 
-def default_n_ctx(struct: Any, model: Model, other: ContextBase | None) -> int:
+def default_n_ctx(struct: Any, model: Model, other: ContextHandle | None) -> int:
     """Return the length of a context if nobody gives one: that of the training, or a modest one.
 
     A context that works with another has as many as that one.  Sequences with room of their own
@@ -238,7 +235,7 @@ def check_model(struct: Any, model: Model, given: set[str]) -> None:
         lib.LLAMA_POOLING_TYPE_UNSPECIFIED,
         lib.LLAMA_POOLING_TYPE_NONE,
     )
-    if encodes and lib.llama_model_has_decoder(ptr) and architecture(model) not in SHARING:
+    if encodes and lib.llama_model_has_decoder(ptr) and model.architecture not in SHARING:
         if pooled:
             raise UnsupportedError(
                 "the decoder reads the encoder's output for each token: leave out pooling_type"
@@ -326,7 +323,7 @@ def _interpolates(struct: Any, model: Model) -> bool:
     """Return whether positions are scaled by YaRN."""
     if struct.yarn_ext_factor >= 0:
         return bool(struct.yarn_ext_factor > 0)
-    key = f"{architecture(model)}.rope.scaling"
+    key = f"{model.architecture}.rope.scaling"
     if own := model.metadata.get(f"{key}.yarn_ext_factor"):
         return float(own) > 0
     if struct.rope_scaling_type != lib.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED:
@@ -334,7 +331,7 @@ def _interpolates(struct: Any, model: Model) -> bool:
     return model.metadata.get(f"{key}.type") == "yarn"
 
 
-def check_sharing(other: ContextBase | None, struct: Any, model: Model) -> None:
+def check_sharing(other: ContextHandle | None, struct: Any, model: Model) -> None:
     """Check that a context can use what another has: llama.cpp ignores it, or takes all on trust.
 
     Raises:
@@ -343,13 +340,13 @@ def check_sharing(other: ContextBase | None, struct: Any, model: Model) -> None:
     """
     if other is None:
         return
-    own = architecture(model)
+    own = model.architecture
     if own not in SHARING:
         raise UnsupportedError(
             f"a context of {own!r} uses nothing of another: ctx_other is for draft models "
             f"({', '.join(SHARING)})"
         )
-    n_vocab, theirs = len(model.vocab), len(other.model.vocab)
+    n_vocab, theirs = len(model.vocab), len(traits_of(other).vocab)
     if n_vocab != theirs:
         raise ArgumentError(
             f"ctx_other is of a model with {theirs} tokens, and this one has {n_vocab}: a draft "
@@ -359,15 +356,16 @@ def check_sharing(other: ContextBase | None, struct: Any, model: Model) -> None:
         _check_shared_memory(other, struct)
 
 
-def _check_shared_memory(other: ContextBase, struct: Any) -> None:
+def _check_shared_memory(other: ContextHandle, struct: Any) -> None:
     """Check that two contexts can share one memory, which llama.cpp resizes for the new one."""
-    target = architecture(other.model)
+    target = traits_of(other).model.architecture
     if target != "gemma4":
         raise ArgumentError(f"ctx_other is of {target!r}; a gemma4-assistant drafts for gemma4")
     n_seq_max, unified = lib.llama_n_seq_max(other.ptr), bool(struct.kv_unified)
-    if (struct.n_seq_max, unified) != (n_seq_max, other.kv_unified):
+    if (struct.n_seq_max, unified) != (n_seq_max, traits_of(other).kv_unified):
         raise ArgumentError(
-            f"ctx_other has n_seq_max={n_seq_max} and kv_unified={other.kv_unified}: give the same"
+            f"ctx_other has n_seq_max={n_seq_max} and kv_unified={traits_of(other).kv_unified}: "
+            "give the same values"
         )
     ptr = other.ptr  # held as long as its memory is looked at
     memory = lib.llama_get_memory(ptr)
@@ -375,8 +373,3 @@ def _check_shared_memory(other: ContextBase, struct: Any) -> None:
         raise ArgumentError(
             "ctx_other remembers tokens, which llama.cpp would forget: create both contexts first"
         )
-
-
-def architecture(model: Model) -> str:
-    """Return the name of the model's architecture, such as ``"llama"``."""
-    return model.metadata.get("general.architecture", "")

@@ -3,97 +3,100 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._native import lib
+from ..batch.batch import Batch, arrays_of
 from ..errors import ContextError, UnsupportedError
-from .computation import Computation
 from .perf_types import ContextPerf
 
+if TYPE_CHECKING:
+    from .._core.locks import CallLock
+    from .bookkeeping import Bookkeeping
+    from .decoding import Decoder
+    from .last_batch import LastBatch
+    from .traits import ContextTraits
 
-class Performance(Computation):
-    """The part of a `Context` that measures, and warms up."""
+# The counters that grow with each computation.
+GROWING = ("t_p_eval_ms", "t_eval_ms", "n_p_eval", "n_eval", "n_reused")
 
-    __slots__ = ()
 
-    def perf(self) -> ContextPerf:
-        """Return how long computations took.
+class PerfCounters:
+    """Reads what llama.cpp counts; the first argument is the ``struct llama_context *``."""
 
-        llama.cpp measures only if it is told to: create the context with ``no_perf=False``.  It
-        counts at the end of a computation; single tokens whose outputs are not read before the
-        next count as a prompt.
+    __slots__ = ("_lock", "_skipped", "_traits")
 
-        Raises:
-            ContextError: The context was created with ``no_perf=True``, which is the default.
+    def __init__(self, traits: ContextTraits, lock: CallLock) -> None:
+        self._traits, self._lock = traits, lock
+        self._skipped: ContextPerf | None = None  # what does not count
 
-        Source: ``llama_perf_context``.
-        """
-        ptr = self.ptr
-        if self._params.no_perf:
+    def read(self, ptr: Any) -> ContextPerf:
+        """Return the counters; see `Context.perf`."""
+        if self._traits.params.no_perf:
             raise ContextError("nothing was measured: create the Context with no_perf=False")
-        with self.lock:
+        with self._lock:
             counted = _counters(ptr)
-            return counted if self._perf_offset is None else _minus(counted, self._perf_offset)
+            return counted if self._skipped is None else _minus(counted, self._skipped)
 
-    def reset_perf(self) -> None:
-        """Count from zero.  Source: ``llama_perf_context_reset``."""
-        ptr = self.ptr
-        with self.lock:
-            lib.llama_synchronize(ptr)  # what is computed until now does not count
+    def reset(self, ptr: Any) -> None:
+        """Count from zero; see `Context.reset_perf`."""
+        with self._lock:
+            lib.llama_synchronize(ptr)  # what is still computed does not count
             lib.llama_perf_context_reset(ptr)
-            self._perf_offset = None
+            self._skipped = None
 
-    def warmup(self) -> None:
-        """Compute a few tokens and forget them, so that the first real ones take no longer.
+    def now(self, ptr: Any) -> ContextPerf:
+        """Return what was counted until now, for `skip`; the caller holds the context."""
+        return _counters(ptr)
 
-        That reads the weights into memory and wakes the threads.  Memory and counters are
-        afterwards as before; outputs of an earlier batch are gone.
+    def skip(self, ptr: Any, before: ContextPerf) -> None:
+        """Do not count what was computed since `now`; the caller holds the context."""
+        skipped = _minus(_counters(ptr), before)
+        self._skipped = skipped if self._skipped is None else _plus(skipped, self._skipped)
 
-        Raises:
-            ContextError: The memory is not empty, or an encoder's output is kept for the decoder.
-            UnsupportedError: The context of a draft model computes nothing without its target.
 
-        Source: ``llama_decode``, ``llama_encode``, ``llama_memory_clear``.
-        """
-        if self._drafts:
-            raise UnsupportedError("a draft model computes nothing without its target")
-        ptr = self.ptr
-        memory = lib.llama_get_memory(ptr)
-        with self.lock:
-            if self._encoded is not None or any(
-                lib.llama_memory_seq_pos_max(memory, i) >= 0
-                for i in range(0 if self._memoryless else lib.llama_n_seq_max(ptr))
-            ):
-                raise ContextError("there is something in memory: warm up before the first batch")
-            before = _counters(ptr)
-        try:
-            self._compute_any()
-        finally:
-            with self.lock:
-                self._outputs, self._encoded = None, None
-                lib.llama_memory_clear(memory, True)
-                self._bookkeeping.cleared()
-                skipped = _minus(_counters(ptr), before)
-                if self._perf_offset is not None:
-                    skipped = _plus(skipped, self._perf_offset)
-                self._perf_offset = skipped
+def warm_up(
+    ptr: Any,
+    traits: ContextTraits,
+    lock: CallLock,
+    decoder: Decoder,
+    last: LastBatch,
+    bookkeeping: Bookkeeping,
+    counters: PerfCounters,
+) -> None:
+    """Compute a few tokens and forget them; see `Context.warmup`."""
+    if traits.drafts:
+        raise UnsupportedError("a draft model computes nothing without its target")
+    memory = lib.llama_get_memory(ptr)
+    with lock:
+        if last.encoded is not None or any(
+            lib.llama_memory_seq_pos_max(memory, i) >= 0
+            for i in range(0 if traits.memoryless else traits.n_seq_max)
+        ):
+            raise ContextError("the memory is not empty: call warmup() before the first batch")
+        before = counters.now(ptr)
+    try:
+        _compute_any(ptr, traits, decoder)
+    finally:
+        with lock:
+            last.flags = last.encoded = None
+            lib.llama_memory_clear(memory, True)
+            bookkeeping.cleared()
+            counters.skip(ptr, before)
 
-    def _compute_any(self) -> None:
-        """Compute a short prompt and a single token, by all parts of the model."""
-        from ..batch.batch import Batch
 
-        vocab = lib.llama_model_get_vocab(self.model.ptr)
-        token = max(0, lib.llama_vocab_bos(vocab))
-        n = min(2, self.n_ubatch)
-        prompt = Batch.from_tokens([token] * n)
-        if lib.llama_model_has_encoder(self.model.ptr):
-            self.encode(prompt)
-        if lib.llama_model_has_decoder(self.model.ptr):
-            self.decode(prompt)
-            if not self._memoryless:
-                one = Batch(1)
-                one.set_one(token, n)
-                self.decode(one)
+def _compute_any(ptr: Any, traits: ContextTraits, decoder: Decoder) -> None:
+    """Compute a short prompt and a single token, with all parts of the model."""
+    vocab = lib.llama_model_get_vocab(traits.model.ptr)
+    token = max(0, lib.llama_vocab_bos(vocab))
+    n = min(2, traits.n_ubatch)
+    prompt = arrays_of(Batch.from_tokens([token] * n))
+    if traits.encodes:
+        decoder.encode(ptr, prompt)
+    if traits.decodes:
+        decoder.decode(ptr, prompt)
+        if not traits.memoryless:
+            decoder.decode(ptr, arrays_of(Batch.from_tokens([token], n)))
 
 
 def _counters(ptr: Any) -> ContextPerf:
@@ -103,14 +106,10 @@ def _counters(ptr: Any) -> ContextPerf:
     counted = ContextPerf(
         **{field.name: getattr(data, field.name) for field in fields(ContextPerf)}
     )
-    # It counts nothing as one, so as to divide by it; nothing takes no time.
+    # It counts no tokens as one, to divide by it; but they take no time.
     if not counted.t_p_eval_ms:
         counted = replace(counted, n_p_eval=0)
     return counted if counted.t_eval_ms else replace(counted, n_eval=0)
-
-
-# The counters that grow with each computation.
-GROWING = ("t_p_eval_ms", "t_eval_ms", "n_p_eval", "n_eval", "n_reused")
 
 
 def _minus(one: ContextPerf, other: ContextPerf) -> ContextPerf:

@@ -1,8 +1,6 @@
-"""What becomes of the memory when a computation fails.
+"""Making the memory of a context consistent after llama.cpp has given up a batch.
 
-llama.cpp takes back the micro-batch that failed, and leaves those before it.  But it takes it back
-from the first sequence of each token only, and a recurrent state, which cannot go back, it leaves
-half computed.  Here that is put right, so that what the memory says that it has, it has.
+Source: ``llama_memory_seq_rm``, ``llama_memory_clear``.
 """
 
 from __future__ import annotations
@@ -10,19 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._native import ffi, lib
-from .compat import n_rs_seq
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ..batch.batch import Batch
+    from ..batch.arrays import BatchArrays
     from .bookkeeping import Bookkeeping
+    from .traits import ContextTraits
 
 PosMax = dict[int, "int | None"]
 
 
-def ends(context: Any, batch: Batch) -> PosMax:
-    """Return where each sequence of a batch ends in memory: its last position, None if empty.
+def ends(context: Any, batch: BatchArrays) -> PosMax:
+    """Return the last position of each sequence of a batch in memory; None if it is empty.
 
     Source: ``llama_memory_seq_pos_max``.
     """
@@ -33,94 +31,87 @@ def ends(context: Any, batch: Batch) -> PosMax:
     return {seq_id: None if pos < 0 else pos for seq_id, pos in found.items()}
 
 
-def settle(context: Any, batch: Batch, bookkeeping: Bookkeeping) -> PosMax:
-    """Make the memory consistent after llama.cpp has given up a batch.
+class Recovery:
+    """Removes from memory what a batch that failed has left there.
 
-    Returns:
-        Where each sequence of the batch ends now.
+    The first argument of its methods is the ``struct llama_context *``; the caller holds it.
     """
-    memory = lib.llama_get_memory(context)
-    if memory != ffi.NULL:
-        # What was to be turned before may be spoilt.
-        _forget(memory, bookkeeping, bookkeeping.interrupted(batch))
-        if _is_recurrent(context):
-            _forget_states(context, memory, batch.starts(), bookkeeping)
-        elif batch.is_coupled:
-            _forget_torn(memory, batch, bookkeeping)
-    return ends(context, batch)
 
+    __slots__ = ("_bookkeeping", "_traits")
 
-def roll_back(context: Any, batch: Batch, bookkeeping: Bookkeeping) -> PosMax:
-    """Remove a batch from memory where a C++ exception kept llama.cpp from doing anything.
+    def __init__(self, traits: ContextTraits, bookkeeping: Bookkeeping) -> None:
+        self._traits, self._bookkeeping = traits, bookkeeping
 
-    Returns:
-        Where each sequence of the batch ends now.
-    """
-    memory = lib.llama_get_memory(context)
-    if memory != ffi.NULL:
-        settle(context, batch, bookkeeping)
-        for seq_id, pos in batch.starts().items():
-            if lib.llama_memory_seq_pos_max(memory, seq_id) >= pos:
-                if lib.llama_memory_seq_rm(memory, seq_id, pos, -1):
-                    bookkeeping.removed(seq_id, pos)
-                else:
-                    _forget(memory, bookkeeping, [seq_id])
-    return ends(context, batch)
+    def after_failure(self, context: Any, batch: BatchArrays) -> PosMax:
+        """Make the memory consistent; finished micro-batches stay where the model allows it.
 
+        Returns:
+            The last position of each sequence of the batch.
+        """
+        memory = lib.llama_get_memory(context)
+        if memory != ffi.NULL:
+            # Keys that were to be rotated before the batch may be spoilt.
+            self._forget(memory, self._bookkeeping.interrupted(batch))
+            if self._traits.has_state:
+                self._forget_states(memory, batch.starts())
+            elif batch.coupled:
+                self._forget_torn(memory, batch)
+        return ends(context, batch)
 
-def take_back(context: Any, before: Mapping[int, int], bookkeeping: Bookkeeping) -> None:
-    """Remove what sequences have behind the positions where they ended before a micro-batch.
+    def after_exception(self, context: Any, batch: BatchArrays) -> None:
+        """Remove the whole batch: a C++ exception has kept llama.cpp from cleaning up."""
+        self.after_failure(context, batch)
+        memory = lib.llama_get_memory(context)
+        if memory != ffi.NULL:
+            for seq_id, pos in batch.starts().items():
+                self._cut(memory, seq_id, pos)
 
-    A device that cannot be stopped has computed it to its end, and perhaps others after it.
-    """
-    memory = lib.llama_get_memory(context)
-    if memory == ffi.NULL or _is_recurrent(context):  # `settle` forgets states as a whole
-        return
-    for seq_id, end in before.items():
-        if lib.llama_memory_seq_pos_max(memory, seq_id) > end:
-            if lib.llama_memory_seq_rm(memory, seq_id, end + 1, -1):
-                bookkeeping.removed(seq_id, end + 1)
+    def take_back(self, context: Any, before: Mapping[int, int]) -> None:
+        """Remove what sequences have after the positions where they ended before a micro-batch.
+
+        A device that cannot be stopped has finished it, and perhaps others after it.
+        """
+        memory = lib.llama_get_memory(context)
+        if memory == ffi.NULL or self._traits.has_state:  # `after_failure` forgets whole states
+            return
+        for seq_id, end in before.items():
+            self._cut(memory, seq_id, end + 1)
+
+    def _cut(self, memory: Any, seq_id: int, start: int) -> None:
+        """Remove the end of a sequence from a position on; all of it where that is impossible."""
+        if lib.llama_memory_seq_pos_max(memory, seq_id) >= start:
+            if lib.llama_memory_seq_rm(memory, seq_id, start, -1):
+                self._bookkeeping.removed(seq_id, start)
             else:
-                _forget(memory, bookkeeping, [seq_id])
+                self._forget(memory, [seq_id])
 
+    def _forget(self, memory: Any, seq_ids: Iterable[int]) -> None:
+        """Remove whole sequences, which is always possible."""
+        for seq_id in list(seq_ids):
+            lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
+            self._bookkeeping.removed(seq_id, 0)
 
-def _forget(memory: Any, bookkeeping: Bookkeeping, seq_ids: Iterable[int]) -> None:
-    """Forget whole sequences, which is always possible."""
-    for seq_id in list(seq_ids):
-        lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
-        bookkeeping.removed(seq_id, 0)
+    def _forget_states(self, memory: Any, starts: dict[int, int]) -> None:
+        """Remove the sequences whose recurrent state may be half computed."""
+        # A sequence that ends where it did before the batch was not touched, unless llama.cpp went
+        # back to an earlier state, which the same computation was to write.
+        torn = [
+            seq_id
+            for seq_id, start in starts.items()
+            if self._traits.n_rs_seq or lib.llama_memory_seq_pos_max(memory, seq_id) >= start
+        ]
+        if torn and len(starts) > 1:
+            # To compute several sequences at once llama.cpp moves their states side by side, and
+            # other states out of the way: those may be anywhere too.
+            lib.llama_memory_clear(memory, False)
+            self._bookkeeping.cleared()
+        self._forget(memory, torn)
 
-
-def _is_recurrent(context: Any) -> bool:
-    model = lib.llama_get_model(context)
-    return bool(lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
-
-
-def _forget_states(
-    context: Any, memory: Any, starts: dict[int, int], bookkeeping: Bookkeeping
-) -> None:
-    """Forget the sequences whose recurrent state may be half computed."""
-    # A sequence that ends where it did before the batch was not touched, unless llama.cpp went back
-    # to a snapshot, which the same computation was to write.
-    snapshots = n_rs_seq(context) > 0
-    torn = [
-        seq_id
-        for seq_id, start in starts.items()
-        if snapshots or lib.llama_memory_seq_pos_max(memory, seq_id) >= start
-    ]
-    if torn and len(starts) > 1:
-        # To compute several sequences at once their states are moved side by side, and those of
-        # others out of the way: they too may be anywhere.
-        lib.llama_memory_clear(memory, False)
-        bookkeeping.cleared()
-    _forget(memory, bookkeeping, torn)
-
-
-def _forget_torn(memory: Any, batch: Batch, bookkeeping: Bookkeeping) -> None:
-    """Take back the tokens that are left in some of their sequences, and gone from others."""
-    for pos, seq_ids in zip(batch.positions.tolist(), batch.seq_ids, strict=True):
-        left = [seq_id for seq_id in seq_ids if lib.llama_memory_seq_pos_max(memory, seq_id) >= pos]
-        if len(left) < len(seq_ids):
-            for seq_id in left:
-                lib.llama_memory_seq_rm(memory, seq_id, pos, -1)
-                bookkeeping.removed(seq_id, pos)
+    def _forget_torn(self, memory: Any, batch: BatchArrays) -> None:
+        """Remove the tokens that are left in some of their sequences, and gone from others."""
+        for pos, seq_ids in zip(batch.positions.tolist(), batch.seq_ids, strict=True):
+            left = [one for one in seq_ids if lib.llama_memory_seq_pos_max(memory, one) >= pos]
+            if len(left) < len(seq_ids):
+                for seq_id in left:
+                    lib.llama_memory_seq_rm(memory, seq_id, pos, -1)
+                    self._bookkeeping.removed(seq_id, pos)

@@ -10,13 +10,13 @@ from .._native import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ..batch.batch import Batch
+    from ..batch.arrays import BatchArrays
 
 # The models that have several positions for each token, and allow gaps between them.
 SECTIONED = (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE)
 
 
-def why_rejected(context: Any, batch: Batch, pos_max: Mapping[int, int | None]) -> str:
+def why_rejected(context: Any, batch: BatchArrays, pos_max: Mapping[int, int | None]) -> str:
     """Return what is wrong with a batch for which ``llama_decode`` has returned -1, and a remedy.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a context remembers of one sequence, kept on its device."""
+"""The state of one sequence of a context, kept on its device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from .._native import ffi, lib
 from ..errors import NativeError, StateError, UnsupportedError
 from ..log import drain, with_log
 from .snapshot_room import Mark, check_room, check_room_to_restore
-from .state_io import PARTIAL, Remembering, ends, replace, state_size
+from .state_io import PARTIAL, StateAccess, ends, replace, state_size
 
 if TYPE_CHECKING:
-    from .base import ContextBase
+    from .bookkeeping import Bookkeeping
+    from .traits import ContextTraits
 
 
 class Snapshot(Unique):
@@ -46,79 +47,51 @@ class Snapshot(Unique):
         return f"<Snapshot of sequence {self.seq_id}, {what}>"
 
 
-class Snapshots(Remembering):
-    """The part of a `Context` that goes back to what it was."""
+class Snapshots:
+    """Keeps and restores the state of sequences of a context, on its device.
 
-    __slots__ = ()
+    The first argument of its methods is the ``struct llama_context *``.
+    """
 
-    def snapshot(self, seq_id: int = 0, *, partial: bool = False) -> Snapshot:
-        """Keep what is in memory of a sequence, to go back to it by `restore`.
+    __slots__ = ("_access", "_bookkeeping", "_marks", "_traits")
 
-        Faster than `save_state`, since nothing leaves the device.  It replaces the snapshot before
-        of the same sequence.
+    def __init__(
+        self, traits: ContextTraits, access: StateAccess, bookkeeping: Bookkeeping
+    ) -> None:
+        self._traits, self._access, self._bookkeeping = traits, access, bookkeeping
+        # By sequence: that of its valid snapshot.
+        self._marks: dict[int, Mark] = {}
 
-        Args:
-            seq_id: The sequence.
-            partial: Only what cannot be had again by removing tokens: the state of recurrent layers
-                and the window of sliding-window attention.  The rest must still be there when it
-                is restored.
-
-        Raises:
-            ArgumentError: There is no such sequence.
-            UnsupportedError: The model has no memory; or the keys or values are of a quantized
-                type, which llama.cpp copies wrongly: use `save_state`.
-            StateError: llama.cpp cannot keep it, or there is no room for it: then the snapshot
-                before is still valid.
-            BusyError: Another thread is using the context.
-
-        Source: ``llama_state_seq_get_data_ext`` with ``LLAMA_STATE_SEQ_FLAGS_ON_DEVICE``.
-        """
-        number, partial = self._sequence(seq_id), flag("partial", partial)
+    def take(self, ptr: Any, seq_id: int, partial: bool) -> Snapshot:
+        """Keep a sequence; see `Context.snapshot`."""
+        number, partial = self._access.sequence(seq_id), flag("partial", partial)
         if number is None:
             raise TypeError("a snapshot is of one sequence: seq_id must be an integer, not None")
-        return self._snapshot_of(number, partial)
-
-    def _snapshot_of(self, seq_id: int, partial: bool) -> Snapshot:
-        with self._remembering() as ptr:
+        with self._access.hold(ptr):
             drain()
-            partial = partial and state_size(ptr, seq_id, PARTIAL) != state_size(ptr, seq_id, 0)
-            _check_types(self, ptr, partial)
-            end, mark = ends(ptr, seq_id).get(seq_id), Mark()
+            partial = partial and state_size(ptr, number, PARTIAL) != state_size(ptr, number, 0)
+            self._check_types(partial)
+            end, mark = ends(ptr, number).get(number), Mark()
             if end is not None:
-                check_room(ptr, seq_id, _flags(partial), self._snapshots.get(seq_id), mark)
-            self._snapshots[seq_id] = mark  # from here on the one before is not valid
-            snapshot = Snapshot(seq_id, partial, end, mark)
-            snapshot._tokens = self._bookkeeping.tokens.kept(seq_id)
-            if snapshot.end is not None:
-                snapshot._meta = _keep(ptr, seq_id, _flags(partial))
+                check_room(ptr, number, _flags(partial), self._marks.get(number), mark)
+            self._marks[number] = mark  # from here on the snapshot before is invalid
+            snapshot = Snapshot(number, partial, end, mark)
+            snapshot._tokens = self._bookkeeping.tokens.kept(number)
+            if end is not None:
+                snapshot._meta = _keep(ptr, number, _flags(partial))
             return snapshot
 
-    def restore(self, snapshot: Snapshot, *, seq_id: int | None = None) -> None:
-        """Make a sequence again what it was; there are no outputs then.
-
-        If it raises, the memory is as before.
-
-        Args:
-            snapshot: Of this context.
-            seq_id: Another sequence to restore to.
-
-        Raises:
-            StateError: The snapshot is of another context, or a later one of its sequence has
-                replaced it; or there is no room.
-            ArgumentError: There is no such sequence.
-            BusyError: Another thread is using the context.
-
-        Source: ``llama_state_seq_set_data_ext`` with ``LLAMA_STATE_SEQ_FLAGS_ON_DEVICE``.
-        """
+    def restore(self, ptr: Any, snapshot: Snapshot, seq_id: int | None) -> None:
+        """Make a sequence what it was; see `Context.restore`."""
         if not isinstance(snapshot, Snapshot):
             raise TypeError(f"restore takes what snapshot() returned, not {snapshot!r}")
-        number = self._sequence(seq_id)
+        number = self._access.sequence(seq_id)
         target = snapshot.seq_id if number is None else number
-        with self._remembering(loading=True) as ptr:
+        with self._access.hold(ptr, loading=True):
             mark = snapshot._mark
-            if mark is None or self._snapshots.get(snapshot.seq_id) is not mark:
+            if mark is None or self._marks.get(snapshot.seq_id) is not mark:
                 raise StateError(
-                    f"{snapshot!r} is not valid: a later one has replaced it, or it is of another "
+                    f"{snapshot!r} is invalid: a later one has replaced it, or it is of another "
                     "context"
                 )
             flags = _flags(snapshot.partial)
@@ -136,11 +109,28 @@ class Snapshots(Remembering):
                     )
 
             there = {} if snapshot.end is None else {target: snapshot.end}
-            shared = self.kv_unified and set(ends(ptr, None)) - {target}
+            shared = self._traits.kv_unified and set(ends(ptr, None)) - {target}
             replace(ptr, put, there, target, partial=snapshot.partial, copy_first=bool(shared))
-            self._forget_outputs(target, snapshot.end if snapshot.partial else None)
+            self._access.loaded(ptr, target, snapshot.end if snapshot.partial else None)
             if not snapshot.partial:
                 self._bookkeeping.tokens.restored(target, snapshot._tokens)
+
+    def _check_types(self, partial: bool) -> None:
+        """Check that llama.cpp copies what a snapshot keeps correctly on a device.
+
+        upstream: src/llama-context.cpp llama_io_write_device: it counts the blocks of a quantized
+        tensor as numbers, and copies a part of them.
+        """
+        model, params = self._traits.model.ptr, self._traits.params
+        hybrid = self._traits.has_state and not self._traits.recurrent
+        states_alone = self._traits.recurrent or (
+            partial and hybrid and not lib.llama_model_n_swa(model)
+        )
+        for name in ("type_k", "type_v"):
+            if not states_alone and lib.ggml_is_quantized(getattr(params, name)):
+                raise UnsupportedError(
+                    f"llama.cpp cannot keep a snapshot where {name} is quantized: use save_state()"
+                )
 
 
 def _flags(partial: bool) -> int:
@@ -160,19 +150,3 @@ def _keep(ptr: Any, seq_id: int, flags: int) -> Any:
             StateError(f"llama.cpp cannot keep a snapshot of sequence {seq_id}: {error}")
         ) from error
     return meta
-
-
-def _check_types(context: ContextBase, ptr: Any, partial: bool) -> None:
-    """Check that what is to be copied is of types that llama.cpp copies rightly on a device.
-
-    It counts the blocks of a quantized tensor as numbers, and copies a part of them.
-    """
-    model = lib.llama_get_model(ptr)
-    states_alone = lib.llama_model_is_recurrent(model) or (
-        partial and lib.llama_model_is_hybrid(model) and not lib.llama_model_n_swa(model)
-    )
-    for name in ("type_k", "type_v"):
-        if not states_alone and lib.ggml_is_quantized(getattr(context._params, name)):
-            raise UnsupportedError(
-                f"llama.cpp cannot keep a snapshot where {name} is quantized: use save_state()"
-            )

@@ -1,4 +1,4 @@
-"""Saving and loading what a context remembers, so that a failure changes nothing."""
+"""Reading and replacing the state in the memory of a context, so that a failure changes nothing."""
 
 from __future__ import annotations
 
@@ -14,105 +14,130 @@ from .._core.values import integer
 from .._native import ffi, lib
 from ..errors import NativeError, StateError, UnsupportedError
 from ..log import drain, with_log
-from .pools import Threads
 from .state_format import PLAIN_HEADER, SavedState, StateWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .adapters import ActiveAdapters
+    from .bookkeeping import Bookkeeping
+    from .last_batch import LastBatch
+    from .pools import Computing, Pools
+    from .traits import ContextTraits
+
 PARTIAL = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 # What C writes before the state of a sequence in memory, and not in a file: a magic number, its id.
 SEQUENCE_PREFIX = 8
+# The state is copied by the threads for batches of several tokens.
+SEVERAL = 2
 
 
-class Remembering(Threads):
-    """What saving and loading need of a `Context`."""
+class StateAccess:
+    """Holds a context while its state is read or replaced.
 
-    __slots__ = ()
+    The first argument of its methods is the ``struct llama_context *``.
+    """
 
-    def _sequence(self, seq_id: int | None) -> int | None:
+    __slots__ = ("_abort", "_adapters", "_bookkeeping", "_computing", "_last", "_traits")
+
+    def __init__(
+        self,
+        traits: ContextTraits,
+        computing: Computing,
+        last: LastBatch,
+        bookkeeping: Bookkeeping,
+        adapters: ActiveAdapters,
+        abort: Any,
+    ) -> None:
+        self._traits, self._computing, self._last = traits, computing, last
+        self._bookkeeping, self._adapters, self._abort = bookkeeping, adapters, abort
+
+    def sequence(self, seq_id: int | None) -> int | None:
         """Return the number of a sequence, or None for all.
 
         Raises:
-            ArgumentError: There is no such sequence.
-            TypeError: It is no integer.
+            ArgumentError: It is out of range.
+            TypeError: It is not an integer.
         """
         if seq_id is None:
             return None
-        last = lib.llama_n_seq_max(self.ptr) - 1
+        last = self._traits.n_seq_max - 1
         return integer("seq_id", seq_id, 0, last, ": create the Context with a larger n_seq_max")
 
-    def _remembering(self, *, loading: bool = False) -> Held:
+    def hold(self, ptr: Any, *, loading: bool = False) -> HeldState:
         """Hold the context, with a memory in which nothing is left to be done.
 
         Args:
-            loading: Whether what is there is to be replaced: it need not be in order.
-
-        Returns:
-            What to hold; it gives the context's pointer.
+            ptr: The context.
+            loading: Whether what is in memory is to be replaced: it need not be in order.
 
         Raises:
             UnsupportedError: The model has no memory.
-            StateError: What is left to be done fails.
         """
-        ptr = self.ptr
-        if lib.llama_get_memory(ptr) == ffi.NULL:
+        if self._traits.memoryless:
             raise UnsupportedError("this model has no memory: it sees one batch at a time")
-        return Held(self, ptr, loading)
+        return HeldState(self, self._computing, ptr, loading)
 
-    def _update(self, ptr: Any, loading: bool) -> None:
-        """Do what is left to be done; the context is held."""
-        # What was moved or copied is so only for the next decode, and would be saved as it was.
+    def update(self, ptr: Any, loading: bool) -> None:
+        """Do what is left to be done in memory; the caller holds the context.
+
+        Raises:
+            StateError: It fails, and nothing is to be loaded.
+        """
+        # llama.cpp moves and copies only just before the next batch, and would save the state
+        # without that.
         try:
-            if not self._active.planned:
-                self._active.plan(ptr)
+            if not self._adapters.reserved:
+                self._adapters.reserve(ptr)
             lib.llamacffi_memory_update(ptr, self._abort)
         except NativeError as error:
-            self._active.plan_anew(ptr)
+            self._adapters.reserve_anew(ptr)
             if not loading:
                 raise StateError(f"the memory cannot be brought up to date: {error}") from error
 
-    def _forget_outputs(
-        self, seq_id: int | None, end: int | None, tokens: Sequence[int] = ()
+    def loaded(
+        self, ptr: Any, seq_id: int | None, end: int | None, tokens: Sequence[int] = ()
     ) -> None:
         """Note that a state was loaded.
 
         Args:
+            ptr: The context.
             seq_id: Into which sequence; None is all.
-            end: Where a partial one has taken its sequence; None if it was whole.
+            end: The last position of a sequence with a partial state; None if it was complete.
             tokens: What was saved with it.
         """
-        self._outputs = None  # they are not those of what is in memory now
+        self._last.flags = None  # the outputs do not belong to what is in memory now
         if seq_id is not None and end is not None:
             self._bookkeeping.removed(seq_id, end + 1)
-        else:
-            self._bookkeeping.loaded(seq_id)
-            there = ends(self.ptr, seq_id)
-            if len(there) == 1:  # else nobody knows of which sequence they are
-                number, last = there.popitem()
-                if last < len(tokens) and all(0 <= one < self._sizes[1] for one in tokens):
-                    self._bookkeeping.tokens.put(number, tokens[: last + 1])
+            return
+        self._bookkeeping.loaded(seq_id)
+        there = ends(ptr, seq_id)
+        if len(there) == 1:  # otherwise nothing says to which sequence the tokens belong
+            number, last = there.popitem()
+            if last < len(tokens) and all(0 <= one < self._traits.n_vocab for one in tokens):
+                self._bookkeeping.tokens.put(number, tokens[: last + 1])
 
 
-class Held:
-    """A context that is held, by the function of the ``with``: see `Remembering._remembering`."""
+class HeldState:
+    """A context that is held by the function of the ``with``: see `StateAccess.hold`."""
 
-    def __init__(self, context: Remembering, ptr: Any, loading: bool) -> None:
-        self._context, self._ptr, self._loading = context, ptr, loading
-        self._computing = context.computing(2)
+    def __init__(self, access: StateAccess, computing: Computing, ptr: Any, loading: bool) -> None:
+        self._access, self._computing = access, computing
+        self._ptr, self._loading = ptr, loading
+        self._pools: Pools | None = None
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> None:
         frame = sys._getframe(1)
-        self._computing.enter(frame)
+        self._pools = pools = self._computing.enter(frame, SEVERAL)
         try:
-            self._context._update(self._ptr, self._loading)
+            self._access.update(self._ptr, self._loading)
         except BaseException:  # also if interrupted: `__exit__` is not called then
-            self._computing.leave(frame)
+            self._computing.leave(frame, pools)
             raise
-        return self._ptr
 
     def __exit__(self, *exc_info: object) -> None:
-        self._computing.leave(sys._getframe(1))
+        assert self._pools is not None
+        self._computing.leave(sys._getframe(1), self._pools)
         drain()
 
 

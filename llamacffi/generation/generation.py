@@ -12,7 +12,7 @@ from .._core.unique import Unique
 from .._core.values import check_function, check_object, flag, integer
 from .._native import lib
 from ..context.context import Context
-from ..context.sequences import LockedMemory
+from ..context.handle import lock_of, locked_memory, traits_of
 from ..errors import ArgumentError, BusyError, UnsupportedError
 from ..sampling.chain import SamplerChain
 from .loop import FinishReason, Logprobs, Loop, Token
@@ -71,8 +71,8 @@ class ContextShift:
                 "a recurrent model cannot discard part of a sequence: raise n_ctx instead, which "
                 "does not enlarge its state"
             )
-        with context.lock:
-            reason = LockedMemory(context).why_not_shift()
+        with lock_of(context):
+            reason = locked_memory(context).why_not_shift()
         if reason is not None:
             raise UnsupportedError(
                 f"the positions of this context cannot be moved: {reason}; or raise n_ctx"
@@ -301,7 +301,7 @@ def _check_context(context: object) -> None:
 
 def _check_room(context: Context, n: int, start: int, overflow: ContextShift | None) -> None:
     """Check that a prompt of ``n`` tokens fits after ``start`` others."""
-    if context._feeds_decoder:  # its encoder keeps nothing in memory
+    if traits_of(context).feeds_decoder:  # its encoder keeps nothing in memory
         if start:
             raise ArgumentError(
                 f"an encoder-decoder model answers in an empty sequence, but this one has {start} "

@@ -11,6 +11,7 @@ from .._core.text import StopFinder, Utf8Stream
 from .._native import lib
 from ..batch.batch import Batch
 from ..context.contention import EVERY
+from ..context.handle import bookkeeping_of, decoder_of, traits_of
 from ..errors import ContextFullError, InvalidBatchError, LlamaError, UnsupportedError
 from ..sampling.chain import native
 from .step import Step, changed
@@ -92,7 +93,7 @@ class Loop:
         step, logprobs, limit = self.step(), self.logprobs, self.limit()
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
-        contention = context._contention
+        contention = decoder_of(context).contention
         began = clock()
         # Right after the batch, as in `Step`: meanwhile another generation may use the context.
         token = self.sampler.sample(context)
@@ -182,15 +183,14 @@ class Loop:
         if self.context.memory.next_pos(self.seq_id) != self.pos:
             self.prompt, self.pos = self.place()
         chain.reset()
-        vocab = self.context.__llama_outputs__.vocab
-        if sampled.prepared() is not vocab:
-            sampled.prepare(vocab)
+        if sampled.prepared() is not self.vocab:
+            sampled.prepare(self.vocab)
         try:
-            if self.context._feeds_decoder:
+            if traits_of(self.context).feeds_decoder:
                 n = self.encode_prompt()
             else:
                 # Penalties look at the whole text, of which earlier turns are a part.
-                earlier = self.context._bookkeeping.tokens.before(self.seq_id, self.pos)
+                earlier = bookkeeping_of(self.context).tokens.before(self.seq_id, self.pos)
                 chain.accept_prompt([*earlier, *self.prompt])
                 n = self.decode_prompt()
         except BaseException:  # also if interrupted

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
 
-    from ..context.context import Context
+    from .outputs import HasOutputs as Context  # the part of it that this module uses
 
 
 class Candidates(Pointer):

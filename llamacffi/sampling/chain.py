@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from ..context.context import Context
     from ..model.model import Model
     from ..vocab.vocab import Vocab
+    from .outputs import HasOutputs as Context  # the part of it that this module uses
 
 
 class SamplerChain(Pointer):

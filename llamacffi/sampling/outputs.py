@@ -24,6 +24,18 @@ class OutputSource(Protocol):
         """Raise an error unless the last batch has logits for an output at index ``i``."""
 
 
+class HasOutputs(Protocol):
+    """What sampling uses of a `Context`."""
+
+    @property
+    def __llama_outputs__(self) -> OutputSource:
+        """Its outputs."""
+
+    @property
+    def ptr(self) -> Any:
+        """The ``struct llama_context *``."""
+
+
 def outputs_of(context: Any) -> OutputSource:
     """Return the outputs of a context.
 

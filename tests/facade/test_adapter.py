@@ -398,7 +398,7 @@ def test_a_refused_assignment_changes_nothing(llama, context, random_path, write
             ({adapter: 1e39}, ArgumentError, "finite"),
             ({adapter: "1"}, TypeError, "scale must be a number"),
             ({adapter: None}, TypeError, "scale must be a number"),
-            ({"adapter": 1.0}, TypeError, "'adapter' is none"),
+            ({"adapter": 1.0}, TypeError, "map each Adapter to its scale, not 'adapter'"),
             ([adapter], TypeError, "must be a mapping"),
             (adapter, TypeError, "must be a mapping"),
         ):
@@ -416,7 +416,7 @@ def test_a_refused_assignment_changes_nothing(llama, context, random_path, write
 
 def test_use_from_two_threads_is_refused(llama, context, write):
     adapter = Adapter(llama, write({QUERY: (64, 64)}))
-    with context.lock:
+    with context.exclusive:
         for name, value in (("adapters", {adapter: 1.0}), ("control_vector", None)):
             error = raised_in_thread(functools.partial(setattr, context, name, value))
             assert isinstance(error, BusyError)

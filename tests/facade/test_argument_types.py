@@ -39,8 +39,8 @@ INTERNAL = {
     *("SamplerPerf", "Snapshot", "StateInfo", "Token", "demo.Entry", "log.LogLine", "Gguf"),
     *("log.CapturedLog", "hub.Wanted", "rpc.Settings", "Imatrix", "BuildInfo", "Device"),
     *("log.native_error",),
-    *("Batch.check", "Batch.submit", "Context.check_output", "Context.check_scores"),
-    *("Context.computing", "ContextShift.make_room", "Vocab.check_one", "Vocab.warn_of_second_bos"),
+    "Batch.check",
+    *("ContextShift.make_room", "Vocab.check_one", "Vocab.warn_of_second_bos"),
     *("log.level_number", "log.recent", "shards.open_all"),
     *("shards.paths_of", "shards.prefix_of", "compute_imatrix.progress"),
 }

@@ -386,7 +386,7 @@ def test_two_threads(make, chain):
     batch = Batch(1)
     batch.set_one(7, 0)
     for lock, calls in (
-        (context.lock, (lambda: context.set_sampler(0, None), context.sampled_token)),
+        (context.exclusive, (lambda: context.set_sampler(0, None), context.sampled_token)),
         (native(one).lock, (lambda: context.decode(batch), lambda: one.accept(1), one.reset)),
     ):
         errors.clear()

@@ -111,7 +111,7 @@ def test_truncate_keeps_the_first(n, data):
     n_seq = max((max(ids) for _, _, ids, _ in entries[:n]), default=0) + 1
     batch.check(n_vocab=most + 1, n_seq_max=n_seq)
     if n:
-        with pytest.raises(ArgumentError, match=f"token {most} at index"):
+        with pytest.raises(ArgumentError, match=f"the token at index .*, not {most}"):
             batch.check(n_vocab=most, n_seq_max=n_seq)
         with pytest.raises(ArgumentError, match="seq_id"):
             batch.check(n_vocab=most + 1, n_seq_max=n_seq - 1)
@@ -120,7 +120,7 @@ def test_truncate_keeps_the_first(n, data):
 @pytest.mark.parametrize("n", [-1, 4, 2**70])
 def test_truncate_to_what_is_not_there(n):
     batch = Batch.from_tokens([1, 2, 3])
-    with pytest.raises(ArgumentError, match="is not in 0 to 3"):
+    with pytest.raises(ArgumentError, match="must be between 0 and 3"):
         batch.truncate(n)
     assert len(batch) == 3
 
@@ -268,7 +268,7 @@ def test_refused_without_a_trace(error, arguments):
 
 @pytest.mark.parametrize(("capacity", "n_seq_max"), [(0, 1), (-1, 1), (1, 0), (1, -3)])
 def test_sizes_are_at_least_one(capacity, n_seq_max):
-    with pytest.raises(ArgumentError, match="at least 1"):
+    with pytest.raises(ArgumentError, match="must be between 1 and"):
         Batch(capacity, n_seq_max)
 
 
@@ -338,10 +338,12 @@ def test_set_one_is_checked_as_others(context, token):
         if wrong == 7:
             context.decode(batch)
         else:
-            with pytest.raises(ArgumentError, match=f"token {token} at index 0 is not in 0 to 513"):
+            with pytest.raises(
+                ArgumentError, match=f"the token at index 0 must be between 0 and 513, not {token}"
+            ):
                 context.decode(batch)
     batch.set_one(7, 1, seq_id=1)
-    with pytest.raises(ArgumentError, match="seq_id 1 is not in 0 to 0"):
+    with pytest.raises(ArgumentError, match="seq_id must be between 0 and 0, not 1"):
         context.decode(batch)
 
 
@@ -358,9 +360,9 @@ def test_check_names_the_first_wrong_token():
     batch = Batch(4, n_seq_max=2)
     batch.add([1, 5, 7], seq_ids=(0, 3))
     batch.check(n_vocab=8, n_seq_max=4)
-    with pytest.raises(ArgumentError, match="token 5 at index 1 is not in 0 to 4"):
+    with pytest.raises(ArgumentError, match="the token at index 1 must be between 0 and 4, not 5"):
         batch.check(n_vocab=5, n_seq_max=4)
-    with pytest.raises(ArgumentError, match="seq_id 3 is not in 0 to 2"):
+    with pytest.raises(ArgumentError, match="seq_id must be between 0 and 2, not 3"):
         batch.check(n_vocab=8, n_seq_max=3)
 
 

@@ -245,7 +245,7 @@ def test_a_batch_has_entries_of_one_kind():
         assert first in repr(batch)
         for second, other in uses.items():
             if second != first:
-                with pytest.raises(ArgumentError, match=f"has {first}, and cannot have {second}"):
+                with pytest.raises(ArgumentError, match=f"{first}, and cannot also have {second}"):
                     other()
         assert len(batch) == 1
     batch.set_one(5, 0)

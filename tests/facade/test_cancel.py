@@ -16,8 +16,9 @@ from llamacffi import (
     DecodeError,
     InvalidBatchError,
     NativeError,
-    lib,
 )
+from llamacffi.batch.arrays import BatchArrays
+from llamacffi.batch.batch import arrays_of
 from tests.facade.helpers import raised_in_thread
 from tests.facade.random_models import N_VOCAB
 from tests.facade.test_context import batch_of
@@ -154,23 +155,19 @@ def test_an_exception_in_llama_cpp(random_context, kind):
     context.decode(batch_of(LONG[:10]))
     batch = batch_of(LONG[10:20], pos=10)
 
-    def fail(ptr, encode=False, attempt=None):
-        assert lib.llama_decode(ptr, batch.ptr[0]) == 0
-        raise NativeError("llama_decode: as if", "llama_decode")
-
-    class Failing:
+    class Failing(BatchArrays):
         """A batch whose computation is followed by an exception of the guard."""
 
-        submit = staticmethod(fail)
+        __slots__ = ()
 
-        def __getattr__(self, name):
-            return getattr(batch, name)
+        def submit(self, *args):
+            assert super().submit(*args) == 0
+            raise NativeError("llama_decode: as if", "llama_decode")
 
-        def __len__(self):
-            return len(batch)
-
+    arrays_of(batch).__class__ = Failing
     with pytest.raises(NativeError):
-        context.decode(Failing())
+        context.decode(batch)
+    arrays_of(batch).__class__ = BatchArrays
     end = None if kind == "mamba" else 9
     assert context.memory.pos_max() == end
     start = 0 if end is None else 10
@@ -240,7 +237,7 @@ def test_every_method_is_for_one_thread(random_context):
         lambda: context.set_embeddings(False),
         lambda: context.set_causal_attn(False),
     ]
-    with context.lock, pooled.lock:
+    with context.exclusive, pooled.exclusive:
         errors = [raised_in_thread(call) for call in calls]
     assert all(isinstance(error, BusyError) for error in errors), errors
     assert context.causal_attn

@@ -80,7 +80,7 @@ def test_a_busy_context(context):
     batch = Batch(1)
     batch.set_one(token(" llama"), 0)
     context.decode(batch)
-    with context.lock:
+    with context.exclusive:
         error = raised_in_thread(lambda: Candidates.from_context(context))
     assert isinstance(error, BusyError)
 

@@ -111,6 +111,7 @@ def busy(processors: list[int]) -> Iterator[None]:
 SLOW = """
 import logging, os, sys, time
 from llamacffi import Batch, Context, Model
+from llamacffi.context.handle import decoder_of
 os.sched_setaffinity(0, map(int, sys.argv[2:]))
 logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stdout)
 with Model(sys.argv[1]) as model:
@@ -118,7 +119,7 @@ with Model(sys.argv[1]) as model:
     batch, told = Batch(1), None
     while time.process_time() < 60 and told is None:
         context.memory.clear()
-        told = context._contention.told  # and another round after that
+        told = decoder_of(context).contention.told  # and another round after that
         for pos in range(20):
             batch.set_one(5, pos)
             context.decode(batch)
@@ -153,7 +154,7 @@ def test_far_more_threads_than_processors(model, name):
         Context(model, n_ctx=64, **{"n_threads": 1, name: most + 1})
     with Context(model, n_ctx=64, n_threads=1) as context:
         for n in (most + 1, lib.GGML_MAX_N_THREADS):
-            with pytest.raises(ArgumentError, match=rf"give at most {name}={THERE}"):
+            with pytest.raises(ArgumentError, match=rf"use at most {name}={THERE}"):
                 setattr(context, name, n)
         assert (context.n_threads, context.n_threads_batch) == (1, 1)
     with Threadpool(most + 1) as pool:  # which alone does nothing

@@ -124,7 +124,7 @@ def test_a_token_without_output(context, i):
         assert context.logits(1) == close_to(logits_after([2])[0])
         assert context.logits(-1) == close_to(logits_after([2])[0])
         return
-    with pytest.raises(IndexError, match=r"no output at index .* 4 tokens, of which \[1\]"):
+    with pytest.raises(IndexError, match=r"has no output: .* 4 tokens, and outputs at \[1\]"):
         context.logits(i)
     with pytest.raises(IndexError):
         context.logits_view(i)
@@ -191,10 +191,13 @@ def test_sizes(new_context):
     ("batch", "message"),
     [
         (Batch(1), "the batch is empty: add at least one token"),
-        (batch_of(range(9)), "9 tokens are more than n_batch=8: divide them among batches, or"),
-        (batch_of([5, 514]), "token 514 at index 1 is not in 0 to 513"),
-        (batch_of([-1]), "token -1 at index 0"),
-        (batch_of([5], seq_ids=(1,)), "seq_id 1 is not in 0 to 0"),
+        (
+            batch_of(range(9)),
+            "the batch has 9 tokens, but n_batch is 8: split the batch",
+        ),
+        (batch_of([5, 514]), "the token at index 1 must be between 0 and 513, not 514"),
+        (batch_of([-1]), "the token at index 0 must be between 0 and 513, not -1"),
+        (batch_of([5], seq_ids=(1,)), "seq_id must be between 0 and 0, not 1"),
     ],
     ids=["empty", "more than n_batch", "token too high", "token below 0", "seq_id too high"],
 )
@@ -325,7 +328,7 @@ def test_cancel_from_another_thread(new_context):
 
     def cancel() -> None:
         while not over.is_set():
-            if context.lock.holders:  # the computation runs
+            if context.exclusive.holders:  # the computation runs
                 context.cancel()
                 return
 
@@ -366,7 +369,7 @@ def test_a_second_thread_is_told_so(context):
         context.memory.pos_min,
         lambda: context.memory.copy(0, 0),
     ]
-    with context.lock:
+    with context.exclusive:
         errors = [raised_in_thread(call) for call in calls]
     assert all(isinstance(error, BusyError) for error in errors), errors
     assert context.memory.pos_max() == len(PROMPT) - 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llamacffi import ArgumentError, Context, ContextError, Model, UnsupportedError, ffi, lib
+from llamacffi.context.handle import params_of
 from llamacffi.context.memory_size import available_bytes, cache_bytes
 from tests.facade.random_models import N_EMBD, N_LAYER
 from tests.facade.test_context import batch_of
@@ -169,7 +170,7 @@ def test_the_size_of_the_cache(random_path, params):
             capture_logs() as log,
             Context(model, n_ctx=2048, n_threads=1, **params) as context,
         ):
-            n_bytes = cache_bytes(context._params, model)
+            n_bytes = cache_bytes(params_of(context), model)
         line = next(line for line in log.text.splitlines() if "KV buffer size" in line)
         logged = float(line.split("=")[1].split()[0]) * 2**20
         assert logged <= n_bytes <= logged + 2048 * 64 + 6000

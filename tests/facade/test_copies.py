@@ -21,6 +21,7 @@ from llamacffi import (
     devices,
     generate,
 )
+from llamacffi._core.ownership import Pointer
 from llamacffi._core.unique import Unique
 
 
@@ -39,7 +40,7 @@ def test_what_stands_for_memory_of_c_is_not_copied(context, chain):
         "Device": (devices()[0], "devices"),
         "BufferType": (devices()[0].buffer_type, "buffer_types"),
         "Gguf": (Gguf.new(), r"Gguf.copy\(\) makes another.*to_bytes"),
-        "Threadpool": (Threadpool(1), "threads of this process: make another"),
+        "Threadpool": (Threadpool(1), "threads of this process: create another"),
     }
     public = {name: getattr(llamacffi, name) for name in llamacffi.__all__}
     kinds = {name for name, one in public.items() if isinstance(one, type) and is_unique(one)}
@@ -68,7 +69,7 @@ def test_each_advises_something_of_its_own(name):
 
 def is_unique(kind):
     """Return whether objects of a class are refused."""
-    return issubclass(kind, Unique)
+    return issubclass(kind, (Unique, Pointer))
 
 
 def test_a_tensor_of_a_file_is_copied_over_the_same_data(demo_path):
@@ -76,7 +77,9 @@ def test_a_tensor_of_a_file_is_copied_over_the_same_data(demo_path):
         tensor = gguf.tensors["output.weight"]
         assert copy.copy(tensor).data.tobytes() == tensor.data.tobytes()
         for duplicate in (copy.deepcopy, pickle.dumps):
-            with pytest.raises(TypeError, match=r"^a GgufTensor cannot .*in a file.*data.copy\(\)"):
+            with pytest.raises(
+                TypeError, match=r"^a GgufTensor cannot .*in an open.*data.copy\(\)"
+            ):
                 duplicate(tensor)
 
 

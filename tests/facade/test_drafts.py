@@ -97,7 +97,7 @@ def test_the_encoder_of_a_draft(random_context, target):
     for get in (context.logits, context.embeddings):
         with pytest.raises(ContextError):
             get()
-    with pytest.raises(ArgumentError, match="reads embeddings: give no tokens"):
+    with pytest.raises(ArgumentError, match="reads embeddings: leave out the tokens"):
         context.encode(batch_of(TEXT))
 
 
@@ -131,7 +131,7 @@ def test_the_draft_keeps_its_target(random_path):
 
 def test_one_of_both_computes(random_context, target):
     draft = random_context("eagle3", ctx_other=target)
-    with target.lock:
+    with target.exclusive:
         error = raised_in_thread(lambda: draft.decode(both()))
     assert isinstance(error, BusyError)
     assert draft.memory.pos_max() is None

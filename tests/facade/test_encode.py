@@ -99,7 +99,7 @@ def test_a_text_that_was_encoded_in_vain(random_context):
     """A batch that is refused leaves what the one before has found."""
     context = random_context("t5", n_ubatch=8)
     context.encode(batch_of(TEXT))
-    with pytest.raises(ArgumentError, match="9 tokens are more than n_ubatch=8"):
+    with pytest.raises(ArgumentError, match="the batch has 9 tokens, but n_ubatch is 8"):
         context.encode(batch_of([5] * 9))
     context.decode(batch_of([START]))
     logits = context.logits()
@@ -122,7 +122,7 @@ def test_a_pure_encoder(random_context, kind, method):
     assert context.n_outputs == len(TEXT)
     assert np.isfinite(whole).all()
     assert whole.std() > 0.1
-    with pytest.raises(UnsupportedError, match="computes embeddings, and no logits"):
+    with pytest.raises(UnsupportedError, match="computes embeddings instead of logits"):
         context.logits()
     # Every token sees those behind it, and nothing is remembered.
     getattr(context, method)(batch_of(TEXT[:3]))
@@ -169,7 +169,7 @@ def test_pooling_by_mean_needs_room_for_all(random_context, random_path):
         with pytest.raises(ContextError, match="a multiple of n_seq_max"):
             Context(model, n_ctx=256, n_threads=1, n_seq_max=3, embeddings=True)
         with Context(model, n_ctx=256, n_threads=1, n_seq_max=3) as context:
-            with pytest.raises(ArgumentError, match="n_ubatch=512 to be a multiple of n_seq_max=3"):
+            with pytest.raises(ArgumentError, match="n_ubatch=512 must be a multiple of"):
                 context.set_embeddings(True)
             assert not context.embeddings_enabled
 
@@ -195,12 +195,15 @@ def test_ranks_are_the_scores_of_the_classifier(random_context, random_path):
 
 def test_what_an_encoder_refuses(random_context):
     context = random_context("bert", embeddings=True, n_ctx=2048, n_ubatch=600, n_batch=600)
-    with pytest.raises(ArgumentError, match="position 512 is not in 0 to 511"):
+    with pytest.raises(
+        ArgumentError,
+        match="positions must be between 0 and 511, which",
+    ):
         context.encode(batch_of([1] * 513))
     context.encode(batch_of([1] * N_CTX))
     with pytest.raises(ArgumentError, match="the batch is empty"):
         context.encode(Batch(1))
-    with pytest.raises(ArgumentError, match="token 96 at index 0"):
+    with pytest.raises(ArgumentError, match="the token at index 0 must be between 0 and 95"):
         context.encode(batch_of([N_VOCAB]))
     with pytest.raises(UnsupportedError, match="no memory"):
         context.memory.clear()
@@ -223,7 +226,10 @@ def test_learned_positions_end(random_context):
     """llama.cpp would end the process, from a thread of its own."""
     context = random_context("gpt2", n_ctx=1024, n_batch=1024)
     context.decode(batch_of([1] * N_CTX, logits="last"))
-    with pytest.raises(ArgumentError, match="position 512 is not in 0 to 511"):
+    with pytest.raises(
+        ArgumentError,
+        match="positions must be between 0 and 511, which",
+    ):
         context.decode(batch_of([1], pos=N_CTX))
     assert context.memory.pos_max() == N_CTX - 1
 

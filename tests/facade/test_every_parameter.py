@@ -36,6 +36,7 @@ from llamacffi import (
 from llamacffi._generated.params import KINDS
 from llamacffi.backend import threads
 from llamacffi.context import params as context_params
+from llamacffi.context.handle import params_of
 from llamacffi.model import params as model_params
 from llamacffi.tools.quantize_params import quantize_params
 from tests.facade.gguf_models import edited, write_llama
@@ -342,7 +343,7 @@ def model_struct(_: World, params: dict[str, Any]) -> Any:
 
 
 def context_struct(world: World, params: dict[str, Any]) -> Any:
-    return world.context("llama", **params)._params, None
+    return params_of(world.context("llama", **params)), None
 
 
 def quantize_struct(world: World, params: dict[str, Any]) -> Any:

@@ -219,7 +219,7 @@ def test_a_prompt_longer_than_a_batch(new_context, chain):
             {"stop": ["a" * 99_999, "bc"]},
             "have 100001 characters together; .* 100000",
         ),
-        (PROMPT, {"seq_id": 1}, "seq_id 1 is not in 0 to 0"),
+        (PROMPT, {"seq_id": 1}, "seq_id must be 0, not 1"),
         (PROMPT, {"top_logprobs": -1}, "top_logprobs must be between 0 and 514, not -1"),
         (PROMPT, {"top_logprobs": 515}, "top_logprobs must be between 0 and 514, not 515"),
     ],
@@ -472,7 +472,7 @@ def test_using_the_context_between_tokens(context, chain):
     generation = run(context, chain)
     next(generation)
     with (
-        context.lock,
+        context.exclusive,
         pytest.raises(BusyError, match="this thread is using this Context already"),
     ):
         next(generation)
@@ -498,7 +498,7 @@ def test_what_may_change_between_two_tokens(new_context, chain, change):
             assert context.embeddings().any()
             context.set_embeddings(False)
         if change == "pool":
-            with pool.lock, pytest.raises(BusyError):  # another context uses it to compute
+            with pool.exclusive, pytest.raises(BusyError):  # another context uses it to compute
                 next(generation)
     assert found == PATH[:10]
 

@@ -105,7 +105,7 @@ def test_memory_that_changes_between_two_tokens(new_context, chain, change, over
 
     change(context.memory, decode)
     end = context.memory.pos_max(), context.memory.pos_max(1)
-    with pytest.raises(ContextError, match="memory of sequence 0 was changed while"):
+    with pytest.raises(ContextError, match="memory of sequence 0 has changed since"):
         next(generation)
     assert (context.memory.pos_max(), context.memory.pos_max(1)) == end
     with pytest.raises(StopIteration):
@@ -126,7 +126,7 @@ def test_memory_that_is_loaded_between_two_tokens(new_context, chain, form):
         context.restore(saved)
     else:
         context.load_state(saved, seq_id=seq_id)
-    with pytest.raises(ContextError, match="was changed while"):
+    with pytest.raises(ContextError, match="has changed since"):
         next(generation)
 
 

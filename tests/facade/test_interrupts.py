@@ -29,6 +29,9 @@ from llamacffi import (
 )
 from llamacffi._core.locks import CallLock, CallLocks
 from llamacffi._core.ownership import live_objects
+from llamacffi.batch.arrays import BatchArrays
+from llamacffi.batch.batch import arrays_of
+from llamacffi.context.handle import computing_of
 from llamacffi.sampling.chain import native
 from tests.conftest import ROOT
 from tests.facade import interrupts, loras, operations
@@ -175,8 +178,8 @@ def test_a_call_that_is_over_keeps_no_context(model):
 
     def interrupt_and_drop():
         context = Context(model, n_ctx=32, n_threads=1)
-        for pool in context._pools.attached:
-            pool.lock.enter(sys._getframe())
+        for pool in computing_of(context).pools.attached:
+            pool.exclusive.enter(sys._getframe())
 
     before = live_objects()
     interrupt_and_drop()
@@ -271,7 +274,7 @@ def test_a_generator_that_waits_is_not_over():
 
 def test_a_batch_that_nobody_reads_any_more():
     batch = Batch(4)
-    entered(batch._lock)
+    entered(arrays_of(batch).lock)
     batch.add([1, 2])
     batch.set_one(3, 0)
     assert batch.tokens.tolist() == [3]
@@ -296,14 +299,18 @@ def test_a_chain_is_free_when_its_context_is_interrupted(model, monkeypatch):
 def test_what_was_computed_before_an_interrupt_is_known(new_context, error):
     """A signal is handled when C has computed, nearly always; its handler may raise anything."""
 
-    class Interrupted(Batch):
+    class Interrupted(BatchArrays):
+        __slots__ = ()
+
         def submit(self, *args):
             assert super().submit(*args) == 0
             raise error("by a handler")
 
     context = new_context(n_seq_max=2, kv_unified=True)
+    batch = Batch.from_tokens([1, 2, 3], seq_ids=(0, 1))
+    arrays_of(batch).__class__ = Interrupted
     with pytest.raises(error, match="by a handler"):
-        context.decode(Interrupted.from_tokens([1, 2, 3], seq_ids=(0, 1)))
+        context.decode(batch)
     assert context.memory.pos_max(0) == context.memory.pos_max(1) == 2
     with pytest.raises(UnsupportedError, match="may share tokens at positions 0 to 2"):
         context.memory.shift(0, 1)
@@ -318,7 +325,7 @@ def test_what_c_did_not_get_changes_nothing(new_context):
     context.decode(batch)
     batch.set_one(4, 3)
     want = context.logits().copy()
-    with batch._lock, pytest.raises(BusyError):  # as while another thread decodes it
+    with arrays_of(batch).lock, pytest.raises(BusyError):  # as while another thread decodes it
         context.decode(batch)
     assert (context.logits() == want).all()
     assert context.memory.pos_max(0) == 2
@@ -330,13 +337,17 @@ def test_a_callback_that_stops_and_an_interrupt(model):
         model, n_ctx=64, n_threads=1, cb_eval=lambda _node, ask: ask or not stop
     ) as context:
 
-        class Both(Batch):
+        class Both(BatchArrays):
+            __slots__ = ()
+
             def submit(self, *args):
                 super().submit(*args)
                 raise KeyboardInterrupt
 
+        batch = Batch.from_tokens([1, 2, 3])
+        arrays_of(batch).__class__ = Both
         with pytest.raises(KeyboardInterrupt):
-            context.decode(Both.from_tokens([1, 2, 3]))
+            context.decode(batch)
         stop = False
         context.decode(Batch.from_tokens([1], context.memory.next_pos()))
 

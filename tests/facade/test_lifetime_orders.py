@@ -237,14 +237,14 @@ def test_handlers_of_the_exit(quiet):
     """)
 
 
-PLAIN = {"close", "closed", "lock", "computing"}  # for all of them
+PLAIN = {"close", "closed", "exclusive"}  # for all of them
 # What is known without C.
 KNOWN = {
     Model: {"path", "without_weights", "vocab", "architecture", "metadata", "recommended_sampling"},
     Context: {"model", "kv_unified", "cancel", "memory"},
     SamplerChain: {"count", "index", "with_seed"},
     Adapter: {"alpha", "invocation_start", "invocation_tokens", "model"},
-    Threadpool: {"n_threads", "cpus", "placement", "attached_to"},
+    Threadpool: {"n_threads", "cpus", "placement"},
     Gguf: {"data_offset", "keys", "values", "items", "update"},
 }
 

@@ -14,6 +14,7 @@ from hypothesis.stateful import (
 )
 
 from llamacffi import ArgumentError, Batch, Context, UnsupportedError
+from llamacffi.context.handle import bookkeeping_of
 from tests.facade.oracle import close_to, logits_after
 
 N_SEQ, N_CTX = 4, 256
@@ -146,7 +147,7 @@ class MemoryMachine(RuleBasedStateMachine):
     @invariant()
     def tokens_are_known(self):
         for seq_id, found in self.expected.items():
-            known = self.context._bookkeeping.tokens
+            known = bookkeeping_of(self.context).tokens
             assert known.before(seq_id, N_CTX) == [token for _pos, token in sorted(found)]
 
     def positions(self, seq_id):
@@ -263,8 +264,8 @@ def test_nothing_happens_to_an_empty_sequence(new_context):
         (lambda memory: memory.shift(0, -6, 5), "positions 5 to 5 cannot be moved by -6"),
         (lambda memory: memory.shift(0, 2**31 - 6), "positions 2 to 5 cannot be moved"),
         (lambda memory: memory.shift(0, 2**70), "cannot be moved"),
-        (lambda memory: memory.divide(0, 0), "d=0 must be at least 1"),
-        (lambda memory: memory.divide(0, -2), "d=-2 must be at least 1"),
+        (lambda memory: memory.divide(0, 0), "d must be at least 1, not 0"),
+        (lambda memory: memory.divide(0, -2), "d must be at least 1, not -2"),
     ],
 )
 def test_moves_out_of_range(context, use, message):
@@ -301,7 +302,7 @@ def test_sequences_out_of_range(context, seq_id):
         lambda: memory.pos_max(seq_id),
         lambda: memory.next_pos(seq_id),
     ):
-        with pytest.raises(ArgumentError, match=f"seq_id {seq_id} is not in 0 to 0"):
+        with pytest.raises(ArgumentError, match=f"must be 0, not {seq_id}"):
             use()
 
 
@@ -314,7 +315,7 @@ def test_positions_out_of_range(context, p):
         lambda: context.memory.shift(0, 1, p),
         lambda: context.memory.cut(0, p, 3),
     ):
-        with pytest.raises(ArgumentError, match=f"p.={p} is not a position"):
+        with pytest.raises(ArgumentError, match=f"p. must be between 0 and .*, not {p}, or None"):
             use()
 
 

@@ -321,7 +321,7 @@ def test_rows_of_different_lengths(demo_path, name, call):
 
 def test_integers_that_are_too_large_for_any_array():
     for call in (lambda v: Batch(4).add(v), lambda v: Batch(4).add([1], v)):
-        with pytest.raises(ArgumentError, match=r"do not fit 32 bits: 10{20} to 10{20}$"):
+        with pytest.raises(ArgumentError, match=r"must fit 32 bits, not 10{20} to 10{20}$"):
             call([10**20])
 
 

@@ -22,7 +22,7 @@ from llamacffi import (
     merge_lora,
     quantize,
 )
-from llamacffi import shards as split_files
+from llamacffi.gguf import shards as split_files
 
 BAD = {
     "a NUL": "a\0b",

@@ -112,12 +112,12 @@ def test_a_warm_up_of_each_kind(random_context, kind):
 def test_a_warm_up_loses_nothing(new_context, random_context):
     context = new_context()
     context.decode(batch_of(PROMPT))
-    with pytest.raises(ContextError, match="something in memory"):
+    with pytest.raises(ContextError, match="memory is not empty"):
         context.warmup()
     assert context.logits() == close_to(logits_after(PROMPT)[-1])
     t5 = random_context("t5")
     t5.encode(batch_of([5, 6]))
-    with pytest.raises(ContextError, match="something in memory"):
+    with pytest.raises(ContextError, match="memory is not empty"):
         t5.warmup()
     draft = random_context("mimo2", ctx_type="mtp")
     with pytest.raises(UnsupportedError, match="without its target"):

@@ -284,7 +284,7 @@ def test_a_chain_is_for_one_thread(context, chain):
         thread.join()
     assert len(errors) == 4
     errors.clear()
-    with context.lock:
+    with context.exclusive:
         thread = threading.Thread(target=use)
         thread.start()
         thread.join()

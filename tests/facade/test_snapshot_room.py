@@ -45,7 +45,7 @@ for _ in range(N // 2000):
 size = len(context.save_state(seq_id=0))
 refused = taken = 0
 for part in (0, 0.1, 0.3, 0.6, 0.9, 1.2, 2):
-    before = context._snapshots[0]
+    before = context._snapshots._marks[0]
     with limited(part * size):
         try:
             context.snapshot(0)
@@ -53,7 +53,7 @@ for part in (0, 0.1, 0.3, 0.6, 0.9, 1.2, 2):
             break
         except (StateError, MemoryError):
             refused += 1
-            assert context._snapshots[0] is before
+            assert context._snapshots._marks[0] is before
 feed(1)
 if not taken:
     context.restore(first)

@@ -268,7 +268,7 @@ def test_values_that_are_no_sequences_or_flags(context, tmp_path):
 
 def test_the_state_of_one_sequence_and_of_all_are_not_the_same(context):
     one, whole = context.save_state(seq_id=0), context.save_state()
-    with pytest.raises(ArgumentError, match="is of one sequence: say with seq_id="):
+    with pytest.raises(ArgumentError, match="is of one sequence: give seq_id"):
         context.load_state(one)
     with pytest.raises(ArgumentError, match="is of all sequences"):
         context.load_state(whole, seq_id=0)
@@ -300,7 +300,7 @@ def test_only_the_last_snapshot_of_a_sequence_is_valid(new_context):
     assert repr(second) == "<Snapshot of sequence 0, up to position 1>"
     with pytest.raises(TypeError, match="not b'x'"):
         context.restore(b"x")
-    with pytest.raises(StateError, match="not valid"):
+    with pytest.raises(StateError, match="is invalid"):
         other.restore(Snapshot(0, False, 1, None))
 
 
@@ -327,7 +327,7 @@ def test_use_from_two_threads_is_refused(context, tmp_path):
         lambda: context.save_file(tmp_path / "x"),
         lambda: context.load_file(tmp_path / "x"),
     )
-    with context.lock:
+    with context.exclusive:
         errors = [raised_in_thread(use) for use in uses]
     assert all(isinstance(error, BusyError) for error in errors), errors
 

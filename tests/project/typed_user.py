@@ -230,7 +230,7 @@ def compute(model: Model, pool: Threadpool) -> Context:
     assert_type(batch.outputs(), bytes)
     numbers: list[int] = [batch.capacity, batch.n_left, batch.n_seq_max, batch.n_embd, len(batch)]
     batch.check(len(model.vocab), 4)
-    print(batch.ptr, batch.is_coupled, batch.submit(context.ptr), numbers)
+    print(batch.ptr, batch.is_coupled, numbers)
     batch.clear()
     context.decode(Batch.from_tokens(model.vocab.tokenize_array("text")))
     context.encode(batch)
@@ -238,8 +238,6 @@ def compute(model: Model, pool: Threadpool) -> Context:
     assert_type((context.logits_view(), context.logits_all()), tuple[Floats, Floats])
     assert_type((context.embeddings(0), context.embeddings_view()), tuple[Floats, Floats])
     assert_type((context.embeddings_all(), context.embeddings_seq(0)), tuple[Floats, Floats])
-    context.check_output(-1)
-    context.check_scores(-1)
     context.set_embeddings(True)
     context.set_causal_attn(False)
     assert_type((context.embeddings_enabled, context.causal_attn), tuple[bool, bool])
@@ -256,7 +254,7 @@ def compute(model: Model, pool: Threadpool) -> Context:
     context.reset_perf()
     context.synchronize()
     context.cancel()
-    with context.computing(1), context.lock:
+    with context.exclusive:
         assert_type(context.model, Model)
     return context
 

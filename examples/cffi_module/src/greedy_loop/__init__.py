@@ -32,7 +32,7 @@ def generate(context: Context, prompt: str, max_tokens: int) -> str:
     if len(before) + max_tokens >= context.n_ctx_seq:
         raise ValueError(f"{len(before)} + {max_tokens} tokens do not fit {context.n_ctx_seq}")
     out = ffi.new("llama_token[]", max_tokens)
-    with context.lock:  # a context serves one thread at a time
+    with context.exclusive:  # a context serves one thread at a time
         n = lib.greedy_loop(context.ptr, last, out, max_tokens)
     if n < 0:
         raise RuntimeError("llama.cpp cannot decode")

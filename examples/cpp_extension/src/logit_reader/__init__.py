@@ -20,5 +20,5 @@ if THERE != _reader.BUILT:
 def entropy(context: Context, i: int = -1) -> float:
     """Return the entropy of the prediction after token ``i`` of the last batch, in nats."""
     _held = context.ptr  # keeps the context alive if another thread closes it
-    with context.lock:  # no other thread computes, which could move the logits
+    with context.exclusive:  # no other thread computes, which could move the logits
         return _reader.entropy(context.address, i)

@@ -1,4 +1,4 @@
-"""A memory while its context is held, with the checks that llama.cpp does not make."""
+"""The memory of a context during one call, with the checks that llama.cpp does not make."""
 
 from __future__ import annotations
 
@@ -6,52 +6,54 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.values import integer
 from .._native import ffi, lib
-from ..errors import ArgumentError, UnsupportedError
+from ..errors import UnsupportedError
 from .bookkeeping import END, Bookkeeping
-from .compat import is_draft
-from .turning import why_not
 
 if TYPE_CHECKING:
-    from .context import Context
+    from .k_shift import KShift
+    from .traits import ContextTraits
 
 
 class LockedMemory:
-    """The memory of a context for one call; the caller holds ``context.lock``.
+    """The memory of a context for one call; the caller holds the context's lock.
 
     Ranges of positions have both ends here: 0, and ``END`` for an open one.
     """
 
-    def __init__(self, context: Context) -> None:
-        self.context: Any = context.ptr  # the memory's pointer does not keep it alive
-        self.ptr: Any = lib.llama_get_memory(self.context)
+    __slots__ = ("_context", "_k_shift", "_n_swa", "_traits", "bookkeeping", "n_seq_max", "ptr")
+
+    def __init__(
+        self, context: Any, traits: ContextTraits, bookkeeping: Bookkeeping, k_shift: KShift
+    ) -> None:
+        """Look at the memory of a context.
+
+        Args:
+            context: The ``struct llama_context *``: the memory's own pointer does not keep it.
+            traits: Of the context.
+            bookkeeping: Of its sequences.
+            k_shift: Whether its keys can be rotated.
+
+        Raises:
+            UnsupportedError: The model has no memory.
+        """
+        self._context, self._traits, self._k_shift = context, traits, k_shift
+        self.bookkeeping: Bookkeeping = bookkeeping
+        self.ptr: Any = lib.llama_get_memory(context)
         if self.ptr == ffi.NULL:
             raise UnsupportedError("this model has no memory: it sees one batch at a time")
-        self.n_seq_max: int = lib.llama_n_seq_max(self.context)
-        self.bookkeeping: Bookkeeping = context._bookkeeping
-        self.unified: bool = context.kv_unified
-        model = lib.llama_get_model(self.context)
-        self.n_swa: int = lib.llama_model_n_swa(model)
-        # A state, which has no parts, for each sequence; perhaps besides its tokens.  Layers for
-        # multi-token prediction have none, whatever the others have.
-        recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
-        mtp = is_draft(context._params)
-        self.has_state: bool = recurrent and not mtp
-        # Whether tokens are there that the first position of a sequence does not tell of.
-        self.has_more: bool = self.n_swa > 0 or (
-            self.has_state and not lib.llama_model_is_recurrent(model)
-        )
-        self._owner = context
+        self.n_seq_max: int = traits.n_seq_max
+        self._n_swa: int = lib.llama_model_n_swa(traits.model.ptr)
 
     def why_not_shift(self) -> str | None:
         """Return why positions cannot be moved, in words; None if they can."""
-        # Beside a state, there may be no layer with a window, or none without: llama.cpp would then
-        # turn the keys in a buffer that is not there.
-        if not lib.llama_memory_can_shift(self.ptr) or (self.n_swa and self.has_state):
+        # upstream: src/llama-memory-hybrid-iswa.cpp get_can_shift: beside a state, there
+        # may be no layer with a window, or none without, and it rotates the keys of both.
+        if not lib.llama_memory_can_shift(self.ptr) or (self._n_swa and self._traits.keeps_state):
             return (
                 "they have several parts (M-RoPE), or the model's sliding windows are stored apart "
                 "(create the Context with swa_full=True), or it has a recurrent state besides them"
             )
-        return why_not(self._owner)
+        return self._k_shift.why_not(self._context, self._traits)
 
     def check_shift(self) -> None:
         """Raise UnsupportedError unless positions can be moved."""
@@ -61,22 +63,16 @@ class LockedMemory:
 
     def check(self, seq_id: int, name: str = "seq_id") -> int:
         """Return the number of a sequence, the argument ``name``; raise unless it exists."""
-        number = integer(name, seq_id)
-        if not 0 <= number < self.n_seq_max:
-            which = "" if name == "seq_id" else f"{name}: "
-            raise ArgumentError(
-                f"{which}seq_id {number} is not in 0 to {self.n_seq_max - 1}: create the Context "
-                "with a larger n_seq_max"
-            )
-        return number
+        last = self.n_seq_max - 1
+        return integer(name, seq_id, 0, last, ": create the Context with a larger n_seq_max")
 
     def pos_min(self, seq_id: int) -> int:
-        """Return the first position that is complete; -1 if there is none."""
+        """Return the first position from which everything is there; -1 if the sequence is empty."""
         pos: int = lib.llama_memory_seq_pos_min(self.ptr, seq_id)
         return pos
 
     def pos_max(self, seq_id: int) -> int:
-        """Return the last position; -1 if there is none."""
+        """Return the last position; -1 if the sequence is empty."""
         pos: int = lib.llama_memory_seq_pos_max(self.ptr, seq_id)
         return pos
 
@@ -85,15 +81,15 @@ class LockedMemory:
         return start < end and start <= self.pos_max(seq_id)
 
     def window_holds(self, seq_id: int, end: int) -> bool:
-        """Return whether a token at position ``end`` would find all that its window shows."""
-        return not self.n_swa or self.pos_min(seq_id) <= max(0, end - self.n_swa + 1)
+        """Return whether the sliding window of a token at position ``end`` is complete."""
+        return not self._n_swa or self.pos_min(seq_id) <= max(0, end - self._n_swa + 1)
 
     def can_remove(self, seq_id: int, start: int, end: int) -> bool:
-        """Return whether tokens can go so that what stays is sound."""
+        """Return whether tokens can be removed so that the rest stays correct."""
         last = self.pos_max(seq_id)
         if not start and end > last:
             return True
-        if self.has_state:
+        if self._traits.keeps_state:
             return end > last and self.bookkeeping.can_undo(seq_id, last - start + 1)
         return end <= last or self.window_holds(seq_id, start)
 
@@ -104,7 +100,7 @@ class LockedMemory:
         if not lib.llama_memory_seq_rm(self.ptr, seq_id, start, -1 if to_end else end):
             return False
         if to_end:
-            if self.pos_max(seq_id) >= start:  # the cells of another context: nothing happens
+            if self.pos_max(seq_id) >= start:  # the memory is another context's: nothing happens
                 return False
             self.bookkeeping.removed(seq_id, start)
         else:
@@ -112,17 +108,17 @@ class LockedMemory:
         return True
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
-        """Copy tokens that are there to another sequence."""
+        """Copy tokens that exist to another sequence."""
         last = self.pos_max(source)
         whole = not start and end > last
         if not whole:
             self._check_part(source, min(end, last + 1), last)
         self.check_state(source)
-        if not self.unified or self.has_state:
+        if not self._traits.kv_unified or self._traits.keeps_state:
             self.remove(target, 0, END)
         p0, p1 = (-1, -1) if whole else (start, end)
         lib.llama_memory_seq_cp(self.ptr, source, target, p0, p1)
-        if self.unified or self.has_state:
+        if self._traits.kv_unified or self._traits.keeps_state:
             self.bookkeeping.copied(source, target, min(end, last + 1))
         self.bookkeeping.tokens.copied(source, target, start, end)
 
@@ -130,8 +126,8 @@ class LockedMemory:
         """Raise unless the state of a recurrent sequence is where the sequence ends."""
         if self.bookkeeping.is_rolled_back(source):
             raise UnsupportedError(
-                f"the end of sequence {source} was removed, and its state goes back only with the "
-                "next batch: decode a token before it is copied"
+                f"the end of sequence {source} was removed, and its state is rolled back only with "
+                "the next batch: decode a token before you copy it"
             )
 
     def movable(self, seq_id: int, start: int, end: int) -> tuple[int, int] | None:
@@ -139,9 +135,7 @@ class LockedMemory:
         number = self.check(seq_id)
         self.check_shift()
         last = self.pos_max(number)
-        # What a window has lost is still there for the layers without one; and a state, which is at
-        # the last position, says nothing of the tokens beside it.
-        least = start if self.has_more else max(start, self.pos_min(number))
+        least = start if self._hides_tokens() else max(start, self.pos_min(number))
         most = min(end - 1, last)
         if least > most:
             return None
@@ -158,18 +152,27 @@ class LockedMemory:
         last = self.pos_max(seq_id)
         lib.llama_memory_seq_add(self.ptr, seq_id, start, end, delta)
         if delta and start <= last < end and self.pos_max(seq_id) == last:
-            raise UnsupportedError("this memory is that of ctx_other: move the tokens there")
+            raise UnsupportedError("this memory belongs to ctx_other: move the tokens there")
         self.bookkeeping.moved(seq_id)
         self.bookkeeping.tokens.moved(seq_id, start, end, delta)
 
+    def _hides_tokens(self) -> bool:
+        """Return whether a sequence may have tokens before its first position.
+
+        What a window has lost is still there for the layers without one; and a state, which is at
+        the last position, does not show the tokens beside it.
+        """
+        traits = self._traits
+        return self._n_swa > 0 or (traits.keeps_state and not traits.recurrent)
+
     def _check_part(self, source: int, end: int, last: int) -> None:
         """Raise UnsupportedError where llama.cpp would assert, copy all, or leave a hole."""
-        if not self.unified:
+        if not self._traits.kv_unified:
             raise UnsupportedError(
                 "only a whole sequence can be copied between separate buffers: create the "
                 "Context with kv_unified=True"
             )
-        if self.has_state:
+        if self._traits.keeps_state:
             raise UnsupportedError("a recurrent model's sequence can only be copied as a whole")
         if end <= last and not self.window_holds(source, end):
             raise UnsupportedError(
