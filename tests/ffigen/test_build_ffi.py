@@ -163,7 +163,7 @@ def test_generate_twice(build, llama_cpp, tmp_path):
     assert first.returncode == 0, first.stderr
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert {f"wrote {path}" for path in files} == set(first.stdout.splitlines())
-    assert len(files) == 11
+    assert len(files) == 14
     second = build("generate", "--out", out, "--llama-cpp", llama_cpp)
     assert (second.returncode, second.stdout) == (0, "")
     assert {path: path.stat().st_mtime_ns for path in files} == files
@@ -173,7 +173,12 @@ def test_generate_twice(build, llama_cpp, tmp_path):
 def test_generate_puts_the_python_where_it_is_told(build, llama_cpp, tmp_path):
     out, package = tmp_path / "out", tmp_path / "package"
     build("generate", "--out", out, "--package", package, "--llama-cpp", llama_cpp)
-    assert {path.name for path in out.iterdir()} == {"_llama.c", "guards.cpp", "has.h"}
+    assert {path.name for path in out.iterdir()} == {
+        "_llama.c",
+        "guards.cpp",
+        "has.h",
+        "llamacffi.h",
+    }
     assert {path.name for path in package.iterdir()} == {"_llama.pyi", "_generated"}
 
 
