@@ -115,6 +115,8 @@ class Adapter(Handle):
     @property
     def task_name(self) -> str | None:
         """The task that it was trained for, if its file names one."""
+        # upstream: src/llama-arch.cpp LLM_KV_ADAPTER_LORA_TASK_NAME,
+        # LLM_KV_ADAPTER_LORA_PROMPT_PREFIX: this key and the next.
         return self.metadata.get("adapter.lora.task_name")
 
     @property
@@ -219,7 +221,10 @@ def _check_tensors(gguf: Gguf, name: str, model: Model) -> None:
 
 
 def _has_tied_output(model: Model, shapes: Mapping[str, Any]) -> bool:
-    """Return whether the model computes its output with the token embeddings (tied weights)."""
+    """Return whether the model computes its output with the token embeddings (tied weights).
+
+    upstream: src/models/llama.cpp TENSOR_DUPLICATED: it does, as most do, if it has no other.
+    """
     if "output.weight" in shapes or not lib.llama_model_has_decoder(model.ptr):
         return False
     return model.metadata.get(f"{model.architecture}.attention.causal") != "false"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # The highest layer that a file may name, so that a small file cannot make us allocate much memory.
 MOST_LAYERS = 4096
+# upstream: common/common.cpp common_control_vector_load_one: finds the layer of a tensor like this.
 DIRECTION = re.compile(r"direction\.([0-9]{1,6})")
 
 

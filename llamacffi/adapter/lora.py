@@ -36,6 +36,7 @@ def check_kind(gguf: Gguf, name: str, architecture: str, whose: str) -> None:
         architecture: The architecture of the model.
         whose: The model, for messages.
     """
+    # upstream: src/llama-adapter.cpp LLM_KV_GENERAL_TYPE, LLM_KV_ADAPTER_TYPE: checks these, too.
     kind = kind_of(gguf.ptr)
     if kind not in ("", LORA):
         raise AdapterError(f"{name!r} is not a LoRA adapter: it is {kind}")

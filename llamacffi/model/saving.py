@@ -135,5 +135,7 @@ def _left_out(model: ModelInfo) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
+# upstream: src/llama-model-saver.cpp LLM_KV_GENERAL_QUANTIZATION_VERSION, LLM_KV_GENERAL_FILE_TYPE:
+# not saved, like others whose type is not clear.
 NUMBERS = "general.file_type", "general.quantization_version"
 BOOLS = "true", "false"

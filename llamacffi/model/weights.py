@@ -17,6 +17,7 @@ SAMPLE_BYTES, N_SAMPLES = 64, 4
 DIGEST_BYTES = 4
 UNREADABLE = bytes(DIGEST_BYTES)
 # Weights that are read a few rows at a time, and weights that compute the output.
+# upstream: src/llama-arch.cpp "token_embd", "per_layer_token_embd", "output": their names.
 ROWS = ("token_embd.weight", "per_layer_token_embd.weight")
 OUTPUTS = ("output.weight", "token_embd.weight")
 

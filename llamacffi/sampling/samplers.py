@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 # upstream: include/llama.h LLAMA_DEFAULT_SEED: the number after MAX_SEED asks for a random one.
 MAX_SEED = 2**32 - 2
-# Dividing logits by a smaller temperature could make them infinite.
+# upstream: src/llama-sampler.cpp llama_sampler_temp_impl: divides logits by the temperature; a
+# smaller one could make them infinite.
 MIN_TEMP = 1e-6
 # upstream: src/llama-sampler.cpp llama_sampler_typical_apply: it multiplies each probability by its
 # logarithm, so that a probability of 0 gives NaN; we remove those candidates first.

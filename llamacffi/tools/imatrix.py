@@ -215,6 +215,7 @@ class ImatrixCollector:
         # so.
         parts = weight.name.split("#")
         name = parts[1] if len(parts) > 1 else parts[0]
+        # upstream: tools/imatrix/imatrix.cpp "blk.", process_output: it observes the same weights.
         wanted = name.startswith("blk.") or (self._process_output and name == "output.weight")
         return name if wanted else None
 

@@ -101,6 +101,7 @@ class Tokenizing(Entries):
     def _tokenizer(self) -> Any:
         """The ``struct llamacffi_tokenizer *`` for this vocabulary."""
         model = self._model.ptr  # noqa: F841  held while C reads the vocabulary
+        # upstream: src/llama-arch.cpp "tokenizer.chat_template": the key of the default template.
         prefix = "tokenizer.chat_template"
         templates = [one for key, one in self._model.metadata.items() if key.startswith(prefix)]
         text = "\n".join(templates).encode()
