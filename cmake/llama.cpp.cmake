@@ -7,14 +7,16 @@ set(BUILD_SHARED_LIBS ON)
 set(CMAKE_PLATFORM_NO_VERSIONED_SONAME ON) # a wheel has no symbolic links
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(GGML_BACKEND_DL ON)
-option(GGML_OPENMP "" OFF) # its threads spin: another thread of the process then starves
+# upstream: ggml/src/ggml-cpu/ggml-cpu.c "#pragma omp barrier": OpenMP's threads spin, and starve the other
+# threads of the process.
+option(GGML_OPENMP "" OFF)
 option(GGML_CPU_ALL_VARIANTS "" OFF)
 option(GGML_RPC "" ON) # one small library, idle until a server is named
 option(LLAMA_OPENSSL "" OFF)
 
-# GGML_NATIVE: ggml refuses it beside GGML_BACKEND_DL, since the score by which a backend is chosen
-# does not know the features then.  A build for this machine has one CPU backend and needs no score, so
-# the flag is given below, to that backend alone.
+# upstream: ggml/src/ggml-cpu/CMakeLists.txt GGML_NATIVE, GGML_BACKEND_DL: it refuses both together, since the
+# score by which a backend is chosen does not know the features then.  A build for this machine has one CPU
+# backend and needs no score, so the flag is given below, to that backend alone.
 if(GGML_CPU_ALL_VARIANTS OR CMAKE_CROSSCOMPILING)
   option(GGML_NATIVE "" OFF)
 else()
@@ -34,7 +36,8 @@ endforeach()
 set(LLAMA_BUILD_COMMON ON) # configured for the reference programs of the tests, not built by default
 set(LLAMA_BUILD_MTMD ON)
 
-# The commit is the pin's; the git repository around the tree is not llama.cpp's.
+# upstream: ggml/CMakeLists.txt GIT_EXE: asks git for the commit.  But the commit is the pin's, since the git
+# repository around the tree is not llama.cpp's.
 set(GIT_EXE "" CACHE FILEPATH "ggml asks git for the commit unless this is empty" FORCE)
 set(LLAMA_BUILD_NUMBER 0)
 

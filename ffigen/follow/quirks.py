@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..preprocess import GeneratorError
 
-PLACES = ("llamacffi", "native", "headers", "ffigen")
-SUFFIXES = frozenset({".py", ".c", ".h", ".cpp", ".hpp", ".toml"})
+PLACES = ("llamacffi", "native", "headers", "ffigen", "cmake")
+SUFFIXES = frozenset({".py", ".c", ".h", ".cpp", ".hpp", ".toml", ".cmake"})
 SKIPPED = frozenset({"_generated", "__pycache__", "build", "include", "lib"})
 
 # What begins a comment or a line of a docstring, and the mark.
