@@ -1,4 +1,6 @@
 // Regular expressions that are searched in a growing text, reading each byte once.
+// upstream: src/llama-grammar.cpp "std::regex_search(input, match, regex)": searches the whole text again for each
+// token, may take exponential time, and recurses for each character.
 #pragma once
 
 #include "llamacffi/grammar.h"

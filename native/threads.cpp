@@ -1,4 +1,5 @@
 // How many threads the system allows.
+// upstream: ggml/src/ggml-cpu/ggml-cpu.c ggml_thread_create: a thread that cannot start fails an assertion.
 #include "llamacffi/threads.h"
 
 #include <atomic>

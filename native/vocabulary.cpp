@@ -199,8 +199,8 @@ std::string check_charsmap(const gguf_context *gguf) {
     return "";
 }
 
-// upstream: src/llama-vocab.cpp llm_tokenizer_spm_session, llm_tokenizer_ugm_session: compare scores, and find no best
-// one among NaN.
+// upstream: src/llama-vocab.cpp llm_tokenizer_spm_session, llm_tokenizer_ugm_session: compare scores, which only finite
+// ones allow.
 std::string check_scores(const gguf_context *gguf, size_t n_tokens) {
     const auto scores = find_array(gguf, "tokenizer.ggml.scores", {GGUF_TYPE_FLOAT32});
     if (!scores) {

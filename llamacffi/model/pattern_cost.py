@@ -1,6 +1,8 @@
 """Limit how long std::regex can search for a pattern in the name of a tensor.
 
 It backtracks through every way to match, recursing at each step, and cannot be interrupted.
+
+upstream: src/llama-model-loader.cpp "std::regex_search(tensor_name, pattern)": the search.
 """
 
 from __future__ import annotations

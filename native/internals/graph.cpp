@@ -54,8 +54,8 @@ float number(const ggml_tensor *node, int i) {
 }
 
 // Describes the first node that the CPU backend cannot compute; empty if it can compute all.
-// upstream: ggml/src/ggml-cpu/ops.cpp "GGML_ASSERT(eps >= 0.0f)": it asserts some of what is checked here while it
-// computes, which ends the process; with other values it reads out of bounds or gives NaN.
+// upstream: ggml/src/ggml-cpu/ops.cpp "GGML_ASSERT(eps >= 0.0f)": asserts some of what is checked here while it
+// computes, on threads where a failure ends the process, and computes nonsense with the rest.
 class Problem {
   public:
     explicit Problem(char (&text)[256]) : text(text) {}

@@ -1,5 +1,6 @@
 // Work that llama.cpp defers to the next decode.
-// upstream: src/llama-context.cpp sched_reserve, memory_update: called by it, and by no function of llama.h.
+// upstream: src/llama-context.cpp sched_reserve, memory_update: called by decode; llama.h has no functions for
+// them.
 // Without this file, llamacffi cannot apply updates that a memory defers to the next decode.
 #include "llama-context.h" // the functions are exported, but only as members
 #include "llamacffi/abort.h"

@@ -417,7 +417,7 @@ void llamacffi::look_at_keys(const llama_context &context, ggml_cgraph *graph,
         const ggml_tensor *turn =
             origin(node->src[0], [](const ggml_tensor *one) { return one->op == GGML_OP_ROPE; });
         const bool alike = hparams.has_rope(il) ? turn && turns_like(context, il, turn) : !turn;
-        // upstream: src/llama-kv-cache.cpp get_can_shift: without RoPE, it rotates nothing.
+        // upstream: src/llama-kv-cache.cpp LLAMA_ROPE_TYPE_NONE: without RoPE, it rotates nothing.
         found.turns_all &= alike || hparams.rope_type == LLAMA_ROPE_TYPE_NONE;
     }
     found.turns_each = !any || (turns_full && (turns_sliding || !divided));
