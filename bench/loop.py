@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import llamacffi
 from llamacffi import ffi, library_dir
+from llamacffi.context.decoding import Decoder
 
 from .measure import alternately, ratio, row
 from .models import random_llama
@@ -80,6 +82,10 @@ def measure(loop: Any, what: str, n_tokens: int, by_hand: bool, **shape: int) ->
         row(f"{what}: generate()", facade, "us/token")
         kept = ratio(f"{what}: generate(), speed relative to C", c, facade)
         if by_hand:
+            facade, plain = alternately(
+                lambda: timed("facade", facade_loop), lambda: timed("plain", plain_loop)
+            )
+            ratio(f"{what}: generate() by decode() and sample(), of it", facade, plain)
             c, hand = alternately(in_c, lambda: timed("hand", hand_loop))
             row(f"{what}: loop of sample, clear, add, decode", hand, "us/token")
             ratio(f"{what}: that loop, speed relative to C", c, hand)
@@ -118,19 +124,30 @@ def facade_loop(
     return time.perf_counter() - began, tokens[:n]
 
 
+def plain_loop(
+    context: llamacffi.Context, greedy: llamacffi.SamplerChain, prompt: list[int], n: int
+) -> tuple[float, list[int]]:
+    """Generate as `facade_loop`, without the shortcut that decodes a token and samples the next."""
+    with mock.patch.object(Decoder, "decode_and_sample", _nothing):
+        return facade_loop(context, greedy, prompt, n)
+
+
+def _nothing(*_: object) -> None:
+    """Stand for a shortcut that is not possible."""
+
+
 def hand_loop(
     context: llamacffi.Context, greedy: llamacffi.SamplerChain, prompt: list[int], n: int
 ) -> tuple[float, list[int]]:
-    """Generate with a loop that users write themselves; return the seconds and the tokens."""
+    """Generate with the loop that users write themselves, without texts."""
     batch = llamacffi.Batch(len(prompt))
     batch.add(prompt)
     context.decode(batch)
-    vocab, tokens = context.model.vocab, []
+    tokens: list[int] = []
     began = time.perf_counter()
     for pos in range(len(prompt), len(prompt) + n):
         token = greedy.sample(context)
         tokens.append(token)
-        vocab.piece(token)
         batch.clear()
         batch.add([token], pos)
         context.decode(batch)

@@ -30,7 +30,7 @@ class BatchArrays:
 
     __slots__ = (
         *("content", "coupled", "embd", "first_pos", "first_token", "lock", "logits", "n_embd"),
-        *("n_rows", "n_seq_id", "n_seq_id_max", "output_flags", "pos", "rows", "sections"),
+        *("n_rows", "n_seq_id", "n_seq_id_max", "output_flags", "pos", "row", "rows", "sections"),
         *("seq_id", "seq_id_max", "single", "struct", "token", "token_range", "value"),
     )
 
@@ -42,6 +42,8 @@ class BatchArrays:
     """What `outputs` returns; None until somebody asks."""
     sections: npt.NDArray[np.int32] | None
     """Positions of M-RoPE, ``[capacity, SECTIONS]``; None until an entry has them."""
+    row: int | None
+    """The sequence that the first entry is set to, with an output; None if it is set otherwise."""
     single: int | None
     """The sequence of the one token that `Batch.set_one` has put here; None otherwise."""
     token_range: tuple[int, int] | None
@@ -63,6 +65,7 @@ class BatchArrays:
         # written is not allocated.
         self.rows: npt.NDArray[np.uintp] = np.zeros(capacity, np.uintp)
         self.n_rows: int = 0
+        self.row = None
         # Held while C reads the arrays.
         self.lock: CallLock = CallLock("Batch")
         self.content = ""
@@ -126,7 +129,8 @@ class BatchArrays:
         self.coupled, self.single = False, None
         self.output_flags, self.token_range = b"", (0, 0)
         self.sections = None
-        self.set_content(TOKENS)
+        if self.content is not TOKENS:
+            self.set_content(TOKENS)
 
     def truncate(self, n: int) -> None:
         """Keep only the first ``n`` entries, at least one."""
@@ -159,6 +163,7 @@ class BatchArrays:
         """
         start = len(self)
         self.set_content(content)
+        self.row = None
         if stop > self.n_rows:
             self.set_rows(stop)
         if positions.ndim == 2 and self.sections is None:
@@ -180,9 +185,15 @@ class BatchArrays:
     def set_one(self, token: int, pos: int, seq_id: int) -> None:
         """Become one token with an output; the values fit 32 bits."""
         if self.single != seq_id or self.lock.holders:
-            self.lock.check()
-            self.clear()
-            self.n_seq_id[0], self.seq_id[0, 0], self.logits[0] = 1, seq_id, 1
+            if self.lock.holders:
+                self.lock.check()
+            if self.value.n_tokens or self.content is not TOKENS:
+                self.clear()
+            if self.row != seq_id:
+                self.row = None  # until all of it is written
+                self.n_seq_id[0], self.seq_id[0, 0], self.logits[0] = 1, seq_id, 1
+                self.row = seq_id
+            self.coupled, self.sections = False, None
             self.seq_id_max, self.n_seq_id_max, self.output_flags = seq_id, 1, b"\1"
             self.value.n_tokens, self.single = 1, seq_id
         self.first_token[0] = token
@@ -249,7 +260,9 @@ class BatchArrays:
                 code = lib.llama_process(context, kind, filled)
             return code
         finally:
-            self.lock.leave()
+            self.lock.holders.clear()  # as `self.lock.leave()`
+            if self.lock.ended:
+                self.lock.leave()
 
     def set_content(self, content: str) -> None:
         """Say what the entries are, to C too."""

@@ -60,7 +60,10 @@ class Bookkeeping:
 
     def decoded(self, batch: BatchArrays) -> None:
         """Note the tokens that a batch has added."""
-        self.tokens.decoded(batch)
+        if batch.single is None:
+            self.tokens.decoded(batch)
+        else:  # for a loop that decodes token by token
+            self.tokens.one(batch.single, batch.first_pos[0], batch.first_token[0])
         if self.turning:
             self.turning = set()
         if not (batch.coupled or self._rolls_back or (self._recurrent and self._shared)):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .._core.locks import CallLock
     from ..backend.tensor import Observer
     from ..batch.arrays import BatchArrays
+    from ..sampling.native_chain import NativeChain
     from .adapters import ActiveAdapters
     from .bookkeeping import Bookkeeping
     from .last_batch import LastBatch
@@ -44,8 +45,8 @@ class Decoder:
     """Computes batches in a context; the first argument is the ``struct llama_context *``."""
 
     __slots__ = (
-        *("_abort", "_adapters", "_bookkeeping", "_computing", "_last", "_observer", "_other"),
-        *("_recovery", "_special", "_traits", "contention", "embeddings"),
+        *("_abort", "_adapters", "_bookkeeping", "_complex", "_computing", "_last", "_observer"),
+        *("_other", "_recovery", "_special", "_traits", "contention", "embeddings"),
     )
 
     embeddings: bool
@@ -85,6 +86,9 @@ class Decoder:
         limited = param_or_zero(traits.params, "n_outputs_max") or traits.n_positions
         # Whether its batches need more checks than others.
         self._special = bool(traits.encodes or limited or self.embeddings or traits.drafts)
+        # Whether `decode` may have more to do for a token than to compute it.
+        self._complex = traits.memoryless or not traits.has_logits or bookkeeping.watches
+        self._complex = self._complex or observer is not None or other is not None
 
     def decode(self, ptr: Any, batch: BatchArrays) -> None:
         """Compute a batch and remember it; see `Context.decode`."""
@@ -96,7 +100,11 @@ class Decoder:
         # notices each of them.  A variable for the frame would be a reference cycle.
         pools = self._computing.enter(here(), n)
         try:
-            self._check(ptr, batch, n)
+            self._check(batch, n)
+            if n > 1:
+                check_several(traits, ptr, n)
+            if self._special:
+                check_decode(traits, ptr, batch, self.embeddings, last.encoded)
             if n > 1 or self.contention.due():
                 with self.contention.of(n_threads_for(ptr, n)):
                     self._compute(ptr, batch, encode=False)
@@ -119,7 +127,7 @@ class Decoder:
         n: int = batch.value.n_tokens
         pools = self._computing.enter(here(), n)
         try:
-            self._check_any(batch, n)
+            self._check(batch, n)
             check_encode(traits, batch)
             with self.contention.of(n_threads_for(ptr, n)):
                 self._compute(ptr, batch, encode=True)
@@ -133,6 +141,70 @@ class Decoder:
         finally:
             self._computing.leave(here(), pools)
         drain()
+
+    def decode_and_sample(
+        self, ptr: Any, batch: BatchArrays, chain: NativeChain, version: int
+    ) -> int | None:
+        """Decode one token and sample the next, for `generate`: `decode` and `SamplerChain.sample`.
+
+        It does the same, in a third of the function calls, while neither has more to do than to
+        call C.  The weights of a small model stream through the processor's cache and evict the
+        interpreter, so that each call of a Python function takes a microsecond.
+
+        Args:
+            ptr: The context.
+            batch: One token with an output, in the vocabulary.
+            chain: What samples.
+            version: That of the sequence, `Bookkeeping.versions`, when the last token was decoded.
+
+        Returns:
+            What ``llamacffi_chain_sample`` returns; None if nothing was done, since there is more
+            to do, or the version has changed.
+
+        Source: ``llama_decode``, ``llamacffi_chain_sample``.
+        """
+        last, bookkeeping, traits = self._last, self._bookkeeping, self._traits
+        seq_id, pools = batch.single, self._computing.pools
+        outer, inner = pools.locks.first, chain.lock
+        if outer.holders.setdefault(0, here()) is not here():
+            outer.enter(here())
+        try:
+            if inner.holders.setdefault(0, here()) is not here():
+                inner.enter(here())
+            try:
+                owner = chain.owner  # held as long as C uses it
+                if (
+                    self._complex
+                    or self._special
+                    or not pools.alone
+                    or last.exports.live
+                    or self._abort.requested
+                    or not self._adapters.reserved
+                    or bookkeeping.turning
+                    or seq_id is None
+                    or bookkeeping.versions[seq_id] != version
+                    or owner is None
+                    or chain.attachment is not None
+                    or chain.prepared() is not traits.vocab
+                ):
+                    return None
+                last.flags = None
+                try:
+                    code = lib.llama_decode(ptr, batch.value)
+                except NativeError:
+                    self._recovery.after_exception(ptr, batch)
+                    raise
+                if code:
+                    self._fail(ptr, batch, code, None, encode=False)
+                last.flags, last.logits, last.embeddings = b"\1", True, False
+                chosen: int = lib.llamacffi_chain_sample(chain.struct, ptr, -1)
+            finally:
+                inner.leave()
+        finally:
+            outer.leave()
+        bookkeeping.tokens.one(seq_id, batch.first_pos[0], batch.first_token[0])
+        drain()
+        return chosen
 
     def set_embeddings(self, ptr: Any, lock: CallLock, embeddings: bool) -> None:
         """Compute embeddings or not; see `Context.set_embeddings`."""
@@ -152,15 +224,7 @@ class Decoder:
             self.embeddings = embeddings
             self._special = self._special or embeddings
 
-    def _check(self, ptr: Any, batch: BatchArrays, n: int) -> None:
-        """Check a batch for `decode`."""
-        self._check_any(batch, n)
-        if n > 1:
-            check_several(self._traits, ptr, n)
-        if self._special:
-            check_decode(self._traits, ptr, batch, self.embeddings, self._last.encoded)
-
-    def _check_any(self, batch: BatchArrays, n: int) -> None:
+    def _check(self, batch: BatchArrays, n: int) -> None:
         """Check what every batch must be."""
         traits, tokens = self._traits, batch.token_range
         if self._last.exports.live:

@@ -58,8 +58,6 @@ class KnownTokens:
 
     def decoded(self, batch: BatchArrays) -> None:
         """Note the tokens of a batch."""
-        if batch.single is not None:  # the fast way, for a loop over tokens
-            return self.one(batch.single, batch.first_pos[0], batch.first_token[0])
         tokens = batch.tokens
         if not len(tokens):  # embeddings alone
             return

@@ -191,7 +191,10 @@ class Computing:
         """End."""
         if self._alone:
             self._alone = False
-            pools.locks.first.leave()
+            first = pools.locks.first
+            first.holders.clear()  # as `first.leave()`
+            if first.ended:
+                first.leave()
             return
         if self._placement:
             self._placement.apply()

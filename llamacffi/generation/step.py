@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..batch.batch import Batch
-from ..context.handle import bookkeeping_of
+from ..batch.batch import Batch, arrays_of
+from ..context.handle import bookkeeping_of, decoder_of
 from ..errors import ContextError
+from ..sampling.chain import native
 
 if TYPE_CHECKING:
     from ..context.context import Context
@@ -17,9 +18,11 @@ class Step:
     """Decodes a token and samples the next."""
 
     def __init__(self, context: Context, chain: SamplerChain, seq_id: int) -> None:
-        self._context, self._chain, self._seq_id = context, chain, seq_id
-        self._versions = bookkeeping_of(context).versions
+        self._context, self._decoder = context, decoder_of(context)
+        self._chain, self._native = chain, native(chain)
+        self._seq_id, self._versions = seq_id, bookkeeping_of(context).versions
         self._batch = Batch(1)
+        self._arrays = arrays_of(self._batch)
         self.look()
 
     def look(self) -> None:
@@ -36,11 +39,17 @@ class Step:
         Raises:
             ContextError: The memory of the sequence was changed since the last token.
         """
-        if self._versions[self._seq_id] != self._version:
-            raise changed(self._seq_id)
-        self._batch.set_one(token, pos, self._seq_id)
-        self._context.decode(self._batch)
-        return self._chain.sample(self._context)
+        context, chain = self._context, self._native
+        self._arrays.set_one(token, pos, self._seq_id)
+        chosen = self._decoder.decode_and_sample(context.ptr, self._arrays, chain, self._version)
+        if chosen is None:
+            if self._versions[self._seq_id] != self._version:
+                raise changed(self._seq_id)
+            context.decode(self._batch)
+            return self._chain.sample(context)
+        if chosen < 0:
+            raise chain.failure(chosen)
+        return chosen
 
 
 def changed(seq_id: int) -> ContextError:

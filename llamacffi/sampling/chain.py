@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from sys import _getframe as here
 from typing import TYPE_CHECKING, Any, overload
 
 from .._core.hints import hinting
@@ -210,10 +211,22 @@ class SamplerChain(Pointer):
             raise not_a_context(context) from None
         if native.prepared() is not vocab:
             native.prepare(vocab)
-        with native.lock, outputs.lock:
-            _owner, ptr = native.ready(), context.ptr
-            outputs.check_scores(i)
-            token: int = lib.llamacffi_chain_sample(native.struct, ptr, i)
+        inner, outer = native.lock, outputs.lock
+        # As `with inner, outer`, without the function calls of that: a loop that samples token by
+        # token notices each of them.
+        if inner.holders.setdefault(0, here()) is not here():
+            inner.enter(here())
+        try:
+            if outer.holders.setdefault(0, here()) is not here():
+                outer.enter(here())
+            try:
+                _owner, ptr = native.ready(), context.ptr
+                outputs.check_scores(i)
+                token: int = lib.llamacffi_chain_sample(native.struct, ptr, i)
+            finally:
+                outer.leave()
+        finally:
+            inner.leave()
         if token < 0:
             raise native.failure(token)
         return token

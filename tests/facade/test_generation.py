@@ -19,10 +19,14 @@ from llamacffi import (
     Greedy,
     Penalties,
     SamplerChain,
+    Temp,
     Threadpool,
+    TopK,
     UnsupportedError,
     generate,
 )
+from llamacffi.context.decoding import Decoder
+from llamacffi.context.handle import bookkeeping_of
 from tests.facade.oracle import END, START, greedy, logits_after, token
 from tests.facade.test_text import stopped
 
@@ -564,3 +568,32 @@ def test_answers_to_two_prompts_do_not_mix(random_context, chain):
 def test_models_that_do_not_generate(random_context, chain, kind):
     with pytest.raises(UnsupportedError):
         run(random_context(kind), chain, prompt=[1, 2]).text()
+
+
+@pytest.mark.parametrize(
+    "samplers", [(Greedy(),), (TopK(5), Temp(1.5), Dist(7)), (Penalties(8, 1.5), Greedy())]
+)
+def test_the_shortcut_gives_the_same_as_decode_and_sample(
+    new_context, chain, monkeypatch, samplers
+):
+    """`Decoder.decode_and_sample` is the same as the two calls, and leaves the same behind."""
+
+    def run():
+        context, found = new_context(n_ctx=128), []
+        for one in generate(context, PROMPT, sampler=chain(*samplers), max_tokens=24):
+            found.append((one.id, context.logits().tobytes(), context.n_outputs))
+        known = bookkeeping_of(context).tokens.before(0, 1000)
+        return found, known, context.memory.pos_max(), context.save_state()
+
+    taken, original = [], Decoder.decode_and_sample
+
+    def spy(*args):
+        taken.append(original(*args))
+        return taken[-1]
+
+    monkeypatch.setattr(Decoder, "decode_and_sample", spy)
+    short = run()
+    assert len(taken) == len(short[0]) - 1
+    assert None not in taken
+    monkeypatch.setattr(Decoder, "decode_and_sample", lambda *_: None)
+    assert run() == short
