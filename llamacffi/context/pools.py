@@ -51,7 +51,7 @@ class Pools:
         # Their pointers, for what the context points into.  Without the pools: the lock of one may
         # hold a call that is over, and its variables the context.
         self.pointers: set[Any] = set()
-        self.left = self.placed = False
+        self.alone = self.own = self.left = self.placed = False
         self.others: tuple[CallLock, ...] = ()  # of what else C uses while it computes
         # Whether C has the pools that are attached; if not, it may have others that are held.
         self._settled = True
