@@ -248,7 +248,7 @@ def stream(context: Context, prompt: bytes, tokens: list[int], args: argparse.Na
     finally:
         print(flush=True)
     if not args.quiet:
-        if (reason := decoder_of(context).contention.told) is not None:
+        if (reason := decoder_of(context).contention.reason) is not None:
             remedy = "; try -t 1" if context.n_threads > 1 else ""
             print(f"llamacffi: slow: {reason}{remedy}", file=sys.stderr)
         print(summary(generation, chain.seed), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Whether the threads of a context wait for each other in vain."""
+"""Detection of other processes that take the CPUs away from a context's threads."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from ..log import logger
 
 try:
     import resource
-except ImportError:  # not on every system
-    resource = None  # type: ignore[assignment]  # no module
+except ImportError:  # Windows does not have it
+    resource = None  # type: ignore[assignment]  # stands for a missing module
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-# How much has to be measured before it is judged, in seconds of computation.
+# The seconds of computation to measure before judging.
 ENOUGH = 0.25
-# How many processors the threads have to lack, and how often other work has to take one away from
-# them in a second of their computation.  Threads that sleep or wait for the disk lack some too, but
-# nobody takes them away; on a machine that does nothing else there are a few a second.
+# There is contention if the threads lack at least this many CPUs, and are preempted at least this
+# often per second of CPU time.  Threads that sleep or wait for the disk lack CPUs too, but are not
+# preempted; on an idle machine a thread is preempted a few times a second.
 LACKING, SWITCHES = 0.25, 20
-LACKING_ALONE = 0.5  # of a single thread, which need not wait for others
-# Of computations of a single token, one of so many is measured; or each, where one takes so many
-# seconds that this is nothing.
+LACKING_ALONE = 0.5  # for a single thread, which never waits for others
+# Of the computations of a single token, one in EVERY is measured; all of them, if one takes more
+# than SLOW seconds, so that measuring costs next to nothing.
 EVERY, SLOW = 16, 0.01
 
 
 class Usage(NamedTuple):
-    """How long a computation took, and what of the processors it got."""
+    """How long a computation took, and how much CPU time it got."""
 
     wall: float
-    """Seconds."""
+    """Elapsed time in seconds."""
     cpu: float
-    """Seconds of all threads of the process on a processor."""
+    """CPU time of all threads of the process, in seconds."""
     caller: float
-    """Seconds of the thread that calls; it computes as the others do."""
+    """CPU time of the calling thread in seconds; it computes like the other threads."""
     switches: int
-    """How often a thread of the process was taken off a processor for other work."""
+    """How often a thread of the process was preempted."""
 
     @classmethod
     def now(cls) -> Usage:
-        """Return the clocks, of which differences count."""
+        """Read the clocks; only differences between two readings are meaningful."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         cpu = used.ru_utime + used.ru_stime
         return cls(time.perf_counter(), cpu, time.thread_time(), used.ru_nivcsw)
 
     def plus(self, end: Usage, start: Usage) -> Usage:
-        """Return this with the time from ``start`` to ``end``."""
+        """Return the sum of this usage and that from ``start`` to ``end``."""
         return Usage(
             self.wall + end.wall - start.wall,
             self.cpu + end.cpu - start.cpu,
@@ -56,10 +56,10 @@ class Usage(NamedTuple):
         )
 
     def lacking(self, n_threads: int) -> float:
-        """Return how many processors ``n_threads`` threads lacked, if other work took them."""
+        """Return how many CPUs ``n_threads`` threads lacked because of other work."""
         if self.wall < ENOUGH or self.switches < SWITCHES * self.cpu:
             return 0.0
-        # The process may have other threads that compute: then the one that calls tells.
+        # Other threads of the process may compute too, so look at the calling thread as well.
         lacking = max(n_threads - self.cpu / self.wall, 1 - self.caller / self.wall)
         return lacking if lacking > (LACKING if n_threads > 1 else LACKING_ALONE) else 0.0
 
@@ -68,24 +68,24 @@ NOTHING = Usage(0.0, 0.0, 0.0, 0)
 
 
 class Contention:
-    """Measures some computations of a context, and says once if its threads lack processors.
+    """Measures some computations of a context, and warns once if its threads lack CPUs.
 
-    It is held while C computes.
+    Use it as a context manager around a computation in C.
     """
 
-    __slots__ = ("_began", "_n_left", "_n_threads", "_sum", "slow", "told")
+    __slots__ = ("_began", "_n_left", "_n_threads", "_sum", "reason", "slow")
 
     slow: bool
-    """Whether the last computation that was measured was so slow that the next can be, too."""
-    told: str | None
-    """What was said; None if nothing was."""
+    """Whether the last measured computation was so slow that the next can be measured too."""
+    reason: str | None
+    """Why the threads are slow; None if they lacked no CPUs so far."""
 
     def __init__(self) -> None:
         self._sum = self._began = NOTHING
         self._n_threads = 0
         self._n_left = 1
         self.slow = False
-        self.told = None
+        self.reason = None
 
     def due(self) -> bool:
         """Return whether to measure this computation of a single token."""
@@ -96,7 +96,7 @@ class Contention:
         return True
 
     def of(self, n_threads: int) -> Contention:
-        """Measure what so many threads compute while this is held."""
+        """Return this object, to measure a computation with ``n_threads`` threads."""
         if n_threads != self._n_threads:
             self._sum, self._n_threads = NOTHING, n_threads
         return self
@@ -118,15 +118,17 @@ class Contention:
         self._sum = self._sum.plus(now, self._began)
         if self._sum.wall < ENOUGH:
             return
-        if self.told is None and self._sum.lacking(self._n_threads):
-            self._tell()
+        if self.reason is None and self._sum.lacking(self._n_threads):
+            self._warn()
         self._sum = NOTHING
 
-    def _tell(self) -> None:
+    def _warn(self) -> None:
         n, got = self._n_threads, self._sum.cpu / self._sum.wall
-        self.told = f"other work has the processors: {n} threads computed with {got:.1f} of them"
-        if n == 1:
-            self.told = f"other work has the processors: the thread got {got:.0%} of one"
-            return  # which is nobody's mistake
-        self.told += "; they wait for each other by spinning, so that fewer are much faster"
-        logger.warning("%s; try n_threads=1", self.told)
+        if n == 1:  # fewer threads are impossible, so a warning would not help
+            self.reason = f"other work uses the CPUs: the thread got {got:.0%} of one"
+            return
+        self.reason = (
+            f"other work uses the CPUs: {n} threads got {got:.1f} CPUs on average; they wait for "
+            "each other by spinning, so fewer threads are much faster"
+        )
+        logger.warning("%s; try n_threads=1", self.reason)

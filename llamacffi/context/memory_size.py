@@ -1,7 +1,10 @@
-"""How much memory a context needs at least, and how much there is.
+"""The least memory that a context needs, and how much is available.
 
-Linux promises more memory than it has, and ends the process that takes the promise at its word:
-llama.cpp fills the cache with zeros at once.  So the size is compared with what is there first.
+Linux overcommits memory, and kills a process that uses more than there is.  So the size of the
+cache is compared with the available memory first.
+
+upstream: src/llama-kv-cache.cpp ggml_backend_buffer_clear: it fills the cache with zeros at once,
+so all of the memory is really used.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ from ..errors import ContextError
 if TYPE_CHECKING:
     from ..model.model import Model
 
-# What llama.cpp notes of each cell, whatever is in it: its position in three numbers, a shift and
-# the set of its sequences.
+# upstream: src/llama-kv-cells.h llama_kv_cells, llama_kv_cell_ext, seq_set_t: for each cell it
+# stores three numbers of a position, a shift and the set of its sequences, whatever the types.
 CELL_BYTES = 16 + 256 // 8
 GIB = 2**30
 
-# Where one of these is in the metadata, layers differ, or keep something else than K and V.
+# Models with one of these metadata keys have layers that differ, or cache other data than K and V.
 UNEVEN = (
     *("attention.key_length_mla", "attention.kv_lora_rank", "attention.key_length_swa"),
     *("attention.shared_kv_layers", "attention.compress_ratios"),
@@ -30,28 +33,28 @@ UNEVEN = (
 
 
 def check_memory(struct: Any, model: Model) -> None:
-    """Raise ContextError if what a context needs at least is not there.
+    """Raise ContextError if the least memory that a context needs is not available.
 
     Args:
         struct: The ``struct llama_context_params *``.
         model: The model.
     """
     n_bytes = cache_bytes(struct, model)
-    if n_bytes > GIB // 4:  # less is always there, and asking the system takes time
+    if n_bytes > GIB // 4:  # not worth the time to ask the system if it is less
         free = available_bytes()
         if n_bytes > free:
             raise ContextError(
                 f"the memory for n_ctx={struct.n_ctx or model.n_ctx_train} needs "
-                f"{n_bytes / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free: lower n_ctx or "
-                "n_seq_max, or give type_k and type_v of fewer bits"
+                f"{n_bytes / GIB:.1f} GiB, but only {free / GIB:.1f} GiB are free: lower n_ctx or "
+                "n_seq_max, or set type_k and type_v to types with fewer bits"
             )
 
 
 def cache_bytes(struct: Any, model: Model) -> int:
-    """Return how many bytes of main memory the cache of a context takes at least.
+    """Return the least number of bytes of main memory that the cache of a context takes.
 
-    It is what it takes where all layers have the same attention; else a part of it.  Caches on
-    another device are not counted: there an allocation that is too large fails.
+    It is exact if all layers have the same attention, and too low otherwise.  Caches on other
+    devices are not counted: an allocation that is too large fails there.
     """
     ptr = model.ptr
     if lib.llama_model_is_recurrent(ptr) or lib.llama_model_is_diffusion(ptr):
@@ -68,12 +71,12 @@ def cache_bytes(struct: Any, model: Model) -> int:
 
 
 def _row_bytes(struct: Any, model: Model, name: str) -> Iterator[int]:
-    """Yield the sizes of K and V for one token, over all layers that are known to be alike."""
+    """Yield the sizes of K and V of one token, summed over all layers known to be alike."""
     ptr, metadata = model.ptr, model.metadata
     small_window = not struct.swa_full and lib.llama_model_n_swa(ptr) > 0
     if small_window or any(f"{name}.{key}" in metadata for key in UNEVEN):
         return
-    # A list, one number for each layer, is not in the metadata; the function returns the first.
+    # A list with a number for each layer is missing here; the function returns the first of them.
     alike = f"{name}.attention.head_count_kv" in metadata
     n_layer = lib.llama_model_n_layer(ptr) if alike else 1
     n_head_kv = lib.llama_model_n_head_kv(ptr)
@@ -85,7 +88,7 @@ def _row_bytes(struct: Any, model: Model, name: str) -> Iterator[int]:
 
 
 def available_bytes() -> int:
-    """Return how many bytes this process may still take without pushing others out."""
+    """Return how many bytes this process can still use without displacing other memory."""
     found = [*_of_system(), *_of_group()]
     if not found:
         found = [one.memory_free for one in backend.devices() if one.kind == "cpu"]
@@ -93,7 +96,7 @@ def available_bytes() -> int:
 
 
 def _of_system() -> Iterator[int]:
-    """Yield what Linux says is available."""
+    """Yield the available memory that Linux reports."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -104,7 +107,7 @@ def _of_system() -> Iterator[int]:
 
 
 def _of_group() -> Iterator[int]:
-    """Yield what is left of the limit that a container has; files it has read can go."""
+    """Yield what is left of a container's limit, where Linux can drop cached files."""
     root = Path("/sys/fs/cgroup")
     try:
         limit = (root / "memory.max").read_text().strip()

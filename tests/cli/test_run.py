@@ -158,14 +158,14 @@ STRICT = """if True:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="nobody tells")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count preemptions")
 def test_the_reason_for_slowness(start_cli: StartCli) -> None:
     args = ("run", "-t", 2, "-n", 20, "-c", 256, "--temp", 0, "The")
     with start_cli(*args, code=STRICT, stderr=subprocess.PIPE) as process:
         _, stderr = process.communicate(timeout=HANGS)
     *_, reason, summary = stderr.decode().splitlines()
-    assert reason.startswith("llamacffi: slow: other work has the processors: 2 threads computed ")
-    assert reason.endswith("fewer are much faster; try -t 1")
+    assert reason.startswith("llamacffi: slow: other work uses the CPUs: 2 threads got ")
+    assert reason.endswith("fewer threads are much faster; try -t 1")
     assert SUMMARY.fullmatch(summary)
 
 

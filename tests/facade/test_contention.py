@@ -1,4 +1,4 @@
-"""Threads that wait for each other are few where other work has the processors, and are told of."""
+"""A context chooses its number of threads with care, and warns if other work uses the CPUs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ THERE = _cores.processors()
     [
         (2, Usage(1.0, 1.98, 0.99, 4), False),  # nothing else runs
         (2, Usage(0.2, 0.1, 0.1, 99), False),  # too short to say
-        (2, Usage(1.0, 1.0, 0.5, 300), True),  # two others on two processors
+        (2, Usage(1.0, 1.0, 0.5, 300), True),  # two others on two CPUs
         (2, Usage(1.0, 1.3, 0.66, 300), True),  # one other
         (32, Usage(1.0, 31.4, 1.0, 1000), True),  # one other among many
         (32, Usage(1.0, 31.9, 1.0, 700), False),
@@ -36,7 +36,7 @@ THERE = _cores.processors()
         (1, Usage(1.0, 0.7, 0.7, 90), False),
     ],
 )
-def test_when_threads_lack_processors(n_threads, usage, lack):
+def test_when_threads_lack_cpus(n_threads, usage, lack):
     assert bool(usage.lacking(n_threads)) == lack
 
 
@@ -69,7 +69,7 @@ def test_how_many_threads_of_others_run(tmp_path, file, own, running):
     assert _cores._running(tmp_path) == running
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what runs")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports who runs")
 def test_threads_of_this_process_do_not_count():
     """Those of a context that was made just now spin."""
     proc = _cores.Path("/proc")
@@ -116,32 +116,32 @@ os.sched_setaffinity(0, map(int, sys.argv[2:]))
 logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stdout)
 with Model(sys.argv[1]) as model:
     context = Context(model, n_ctx=256, n_threads=2)
-    batch, told = Batch(1), None
-    while time.process_time() < 60 and told is None:
+    batch, reason = Batch(1), None
+    while time.process_time() < 60 and reason is None:
         context.memory.clear()
-        told = decoder_of(context).contention.told  # and another round after that
+        reason = decoder_of(context).contention.reason  # and another round after that
         for pos in range(20):
             batch.set_one(5, pos)
             context.decode(batch)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what runs")
-@pytest.mark.skipif(_cores.physical_cores() < 2, reason="there is one core")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports who runs")
+@pytest.mark.skipif(_cores.physical_cores() < 2, reason="needs two cores")
 @pytest.mark.no_asan
 def test_a_busy_machine(run_python, demo_path):
-    """On two processors, both of which others use, however many there are."""
+    """The context may use two CPUs, and other processes use both."""
     processors = sorted(os.sched_getaffinity(0))[:2]
     with busy(processors):
         result = run_python(SLOW, demo_path, *processors)
     assert result.returncode == 0, result
     (line,) = result.stdout.splitlines()  # once
-    assert line.startswith("WARNING other work has the processors: 2 threads computed with ")
-    assert line.endswith("fewer are much faster; try n_threads=1")
+    assert line.startswith("WARNING other work uses the CPUs: 2 threads got ")
+    assert line.endswith("fewer threads are much faster; try n_threads=1")
 
 
 def test_one_thread_is_left_alone(model):
-    """Whatever else runs."""
+    """It gets no warning and no other number of threads."""
     with Context(model, n_ctx=64, n_threads=1) as context:
         assert (context.n_threads, context.n_threads_batch) == (1, 1)
 

@@ -90,7 +90,7 @@ def test_a_state_has_no_parts(make, kind):
         assert memory.remove(*nothing) is True
     with pytest.raises(UnsupportedError, match="as a whole"):
         memory.copy(0, 1, 0, 4)
-    with pytest.raises(UnsupportedError, match="cannot forget a part"):
+    with pytest.raises(UnsupportedError, match="cannot remove a part"):
         memory.cut(0, 1, 4)
     memory.copy(0, 1, 0, 8)
     assert memory.pos_max(1) == 7
@@ -191,7 +191,7 @@ def test_a_stored_window_is_neither_moved_nor_copied_in_part(make):
     ):
         with pytest.raises(UnsupportedError, match="swa_full=True"):
             use()
-    with pytest.raises(UnsupportedError, match="have lost what precedes position 100"):
+    with pytest.raises(UnsupportedError, match="have dropped the tokens before position 100"):
         memory.copy(0, 1, 0, 100)
     memory.copy(0, 1, 0, 410)
     assert memory.pos_max(1) == 409
