@@ -1,8 +1,8 @@
 """Python callables called from C, without letting an exception cross the boundary.
 
-C cannot carry a Python exception.  A trampoline therefore stores it on the `Bridge` and returns the
-value that makes C stop; when the C call is over, `bridged` raises it.  The trampolines are declared
-in headers/callbacks.h.
+A Python exception cannot pass through C.  So a trampoline stores it on the `Bridge` and returns the
+value that makes C stop; after the C call has returned, `bridged` raises it.  The trampolines are
+declared in headers/callbacks.h.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..errors import LoadError
 
 
 class Bridge:
-    """One callable on its way through a C ``void *user_data``."""
+    """A callable that C passes along as ``void *user_data``."""
 
     __slots__ = ("__weakref__", "error", "function", "on_error")
 
@@ -26,18 +26,18 @@ class Bridge:
     ) -> None:
         self.function = function
         self.on_error = on_error
-        """Called when there is an error, for what the value that the trampoline returns cannot
-        do."""
+        """Called after an error, if the value that the trampoline returns is not enough to make C
+        stop."""
         self.error: BaseException | None = None
 
     def fail(self, error: BaseException) -> None:
-        """Keep an error for who made the call of C."""
+        """Keep an error until the C call has returned."""
         self.error = error
         if self.on_error is not None:
             self.on_error()
 
     def reraise(self) -> None:
-        """Raise the error that there is, if any, and forget it: it knows frames that know this."""
+        """Raise the stored error, if any, and forget it: its traceback refers to this object."""
         if self.error is not None:
             try:
                 raise self.error  # the cause; what C made of it becomes its __context__
@@ -47,10 +47,10 @@ class Bridge:
 
 @contextmanager
 def bridged(function: Callable[..., Any]) -> Iterator[Any]:
-    """Yield the ``user_data`` that leads C back to ``function``, for one C call.
+    """Yield the ``user_data`` by which one C call finds ``function``.
 
-    The handle is alive only inside the ``with``: C must not keep the pointer.  For a callback that
-    C does keep, pass the handle as ``keep`` to `own`.
+    The handle is valid only inside the ``with``, so C must not keep the pointer.  If C does keep
+    it, make a handle of your own and pass it to `own` as ``keep``.
     """
     bridge = Bridge(function)
     user_data = ffi.new_handle(bridge)
@@ -61,7 +61,7 @@ def bridged(function: Callable[..., Any]) -> Iterator[Any]:
 
 
 def _on_entry(_type: Any, error: BaseException, traceback: Any) -> None:
-    """Store what was raised before the `try` of a trampoline: by the handler of a signal."""
+    """Store an exception that a signal handler raised before the `try` of a trampoline."""
     bridge: Bridge = ffi.from_handle(traceback.tb_frame.f_locals["args"][-1])
     bridge.fail(error)
 
@@ -72,9 +72,9 @@ def trampoline(
     """Register an ``extern "Python"`` function.
 
     Args:
-        stop: What it returns to tell C to give up.
-        over: Gets the arguments of a call that comes although C was told so, and returns what is to
-            be returned; ``stop`` by default.
+        stop: The value to return that makes C stop.
+        over: Gets the arguments if C calls again after an error, and returns the value to return
+            then; by default that is ``stop``.
     """
 
     def register(target: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +97,7 @@ def trampoline(
 
 @trampoline(stop=False)
 def llamacffi_on_progress(function: Callable[[float], object], progress: float) -> bool:
-    """Go on loading unless the user's function returns False."""
+    """Continue loading unless the user's function returns False."""
     if function(progress) is False:
         raise LoadError(f"the load was stopped at {progress:.0%}: progress returned False")
     return True
@@ -105,12 +105,12 @@ def llamacffi_on_progress(function: Callable[[float], object], progress: float) 
 
 @trampoline(stop=None)
 def llamacffi_on_tensor_data(function: Callable[[Any], None], tensor: Any) -> None:
-    """Set the data of a tensor of a model that is made in memory."""
+    """Fill a tensor of a model that is made in memory."""
     function(tensor)
 
 
 @trampoline(stop=False)
 def llamacffi_on_quantize(function: Callable[[bytes], object], text: Any) -> bool:
-    """Go on quantizing."""
+    """Pass a line of output on, and continue quantizing."""
     function(ffi.string(text))
     return True

@@ -1,4 +1,4 @@
-"""Which functions are running, and in which thread."""
+"""Whether a function is still running, and whether this thread is inside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENE
 
 
 def is_inside(frame: object) -> bool:
-    """Return whether a function that runs in this thread has called, over others, this one."""
+    """Return whether this thread is inside a function: whether its frame is one of our callers."""
     caller: FrameType | None = sys._getframe()
     while caller is not None:
         if caller is frame:
@@ -23,8 +23,8 @@ def is_inside(frame: object) -> bool:
 
 
 def is_running(frame: FrameType) -> bool:
-    """Return whether a function, of any thread, is not over; if it is, its variables are gone."""
-    if frame.f_code.co_flags & GENERATORS:  # one that waits would be ended
+    """Return whether a function is still running in any thread; clear its variables if not."""
+    if frame.f_code.co_flags & GENERATORS:  # clear() would end a suspended one
         return True
     try:
         frame.clear()

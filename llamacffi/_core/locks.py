@@ -1,12 +1,12 @@
-"""Locks that tell instead of waiting, and that an interrupt cannot leave locked.
+"""Locks that raise an error instead of waiting, and that an interrupt cannot leave locked.
 
-Ctrl-C raises KeyboardInterrupt between any two steps of the interpreter, so also between taking a
-lock and the ``try`` that is to release it, or before the release.  Therefore a lock is held by a
-function call (its frame): it is free as soon as that is over, however it has ended.  Whoever finds
-it taken looks whether the call still runs; that costs nothing where it is free.
+Ctrl-C raises KeyboardInterrupt between any two steps of the interpreter: also between taking a lock
+and the ``try`` that releases it, or just before the release.  So a lock is held by a function call
+(its frame), and counts as free once that call has ended, however it ended.  A call that finds the
+lock taken checks whether its holder is still running; taking a free lock needs no such check.
 
-It relies on what CPython does in one step: `dict.setdefault` and `dict.clear`, with keys and values
-that are compared by identity.
+The locks rely on `dict.setdefault` and `dict.clear` being atomic in CPython, as they are for keys
+and values that are compared by identity.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from .frames import is_inside, is_running
 if TYPE_CHECKING:
     from types import FrameType
 
-# Holds what nobody may use any more: the interpreter exits.
-END: Any = object()
+# Holds the locks that are closed for good, since the interpreter is exiting.
+EXIT_HOLDER: Any = object()
 
 
 class CallLock:
-    """Lets one thread at a time in, and tells the others so instead of making them wait.
+    """Admits one thread at a time, and raises `BusyError` in the others instead of waiting.
 
-    llama.cpp's contexts and samplers are for one thread at a time.  A program that uses one from
-    two threads has a bug, which waiting would hide.
+    Only one thread at a time may use a context or a sampler of llama.cpp.  A program that uses one
+    from two threads has a bug, which waiting would hide.
     """
 
-    __slots__ = ("__weakref__", "_claims", "_generation", "_name", "ended", "holders")
+    __slots__ = ("__weakref__", "_generation", "_name", "_successors", "ended", "holders")
 
     ended: bool
-    """Whether nobody may come in or go on, since the interpreter exits."""
+    """Whether the lock refuses everyone, its holder too, since the interpreter is exiting."""
     holders: dict[int, FrameType]
-    """The call that is inside, by the key 0; it may be over."""
+    """The call that holds the lock, under the key 0; it may have ended."""
 
     def __init__(self, name: str) -> None:
         self.holders = {}
         self.ended = False
         self._name = name
         self._generation = shutdown.generation
-        # By a call that is over, the one that comes in its place.
-        self._claims: dict[FrameType, FrameType] = {}
+        # Maps a holder that has ended to the call that takes the lock over from it.
+        self._successors: dict[FrameType, FrameType] = {}
 
     def __enter__(self) -> None:
         self.enter(sys._getframe(1))
 
     def enter(self, frame: FrameType) -> None:
-        """Let a function that is running in, until it calls `leave` or is over."""
+        """Take the lock for a running function, until it calls `leave` or ends."""
         if self.holders.setdefault(0, frame) is not frame:
-            error = self._succeed(frame)
+            error = self._take_over(frame)
             if error is not None:
                 raise error
 
@@ -64,51 +64,51 @@ class CallLock:
         self.leave()
 
     def leave(self) -> None:
-        """Let others in; called by who is inside."""
+        """Release the lock; only its holder may call this."""
         self.holders.clear()
         if self.ended:
-            shutdown.leave(self._name)
+            shutdown.refuse_at_exit(self._name)
 
     def check(self) -> None:
-        """Raise BusyError if somebody is inside."""
+        """Raise BusyError if a running call holds the lock."""
         holder = self.holders.get(0)
         if holder is not None and is_running(holder):
             raise self._busy(holder)
 
     def sweep(self) -> None:
-        """Forget a call that is over: its variables may keep the C object."""
+        """Clear the variables of a holder that has ended: they may keep the C object alive."""
         holder = self.holders.get(0)
-        if holder is not None and holder is not END:
-            is_running(holder)
+        if holder is not None and holder is not EXIT_HOLDER:
+            is_running(holder)  # clears them
 
-    def _succeed(self, frame: FrameType) -> BusyError | ForkError | None:
-        """Take the place of a call that is over; return why that is not possible."""
+    def _take_over(self, frame: FrameType) -> BusyError | ForkError | None:
+        """Take the lock from a holder that has ended, or return the error that prevents it."""
         if self.ended:
-            shutdown.leave(self._name)
-        if self._generation < shutdown.ours:  # one of the parent's threads was inside
-            return shutdown.of_parent(self._name)
+            shutdown.refuse_at_exit(self._name)
+        if self._generation < shutdown.first_own_generation:  # held by a thread of the parent
+            return shutdown.parent_process_error(self._name)
         first = last = self.holders.get(0, frame)
         claimed = []
         while last is not frame:
             if is_running(last):
                 return self._busy(last)
             claimed.append(last)
-            # One of several that come at once.  One that claims it and is over too, has a
-            # successor in its turn.
-            last = self._claims.setdefault(last, frame)
-        # Only who has the claim may replace it, and nobody has done so before.
-        won = self.holders.setdefault(0, frame)
-        if won is first:
-            self.holders[0] = won = frame
+            # Of several calls that try this at once, one becomes the successor.  If that one has
+            # ended too, it gets a successor in turn.
+            last = self._successors.setdefault(last, frame)
+        # Only its successor may replace `first`, and only if no earlier successor has done so.
+        winner = self.holders.setdefault(0, frame)
+        if winner is first:
+            self.holders[0] = winner = frame
         for one in claimed:
-            self._claims.pop(one, None)
-        return None if won is frame else self._busy(won)
+            self._successors.pop(one, None)
+        return None if winner is frame else self._busy(winner)
 
     def _busy(self, holder: FrameType) -> BusyError:
         if is_inside(holder):
             return BusyError(
-                f"this thread is using this {self._name} already: what is called meanwhile, as "
-                "cb_eval, a sampler in Python, or the handler of a signal, cannot use it too"
+                f"this thread is using this {self._name} already: code that runs in the middle of "
+                "that call, such as cb_eval, a Python sampler or a signal handler, cannot use it"
             )
         return BusyError(
             f"another thread is using this {self._name}; give each thread its own, "
@@ -117,27 +117,27 @@ class CallLock:
 
 
 class CallLocks:
-    """Holds several `CallLock` as one: all of them or none."""
+    """Takes several `CallLock` as one: all of them or none."""
 
     __slots__ = ("_held", "first", "others")
 
     def __init__(self, first: CallLock, *others: CallLock) -> None:
         self.first: CallLock = first
         self.others: tuple[CallLock, ...] = others
-        """For the next to come; changed only by who holds ``first``."""
+        """The locks that the next call takes too; only the holder of ``first`` may change them."""
         self._held: tuple[CallLock, ...] = ()
 
     def __enter__(self) -> None:
         self.enter(sys._getframe(1))
 
     def enter(self, frame: FrameType) -> None:
-        """Let a function that is running in, until it calls `leave` or is over."""
+        """Take the locks for a running function, until it calls `leave` or ends."""
         self.first.enter(frame)
         held = self.others
         try:
             for other in held:
                 other.enter(frame)
-        except BaseException:  # also if interrupted: all of them or none
+        except BaseException:  # also an interrupt: hold all of them or none
             self._release(held, frame)
             raise
         self._held = held
@@ -146,7 +146,7 @@ class CallLocks:
         self.leave(sys._getframe(1))
 
     def leave(self, frame: FrameType) -> None:
-        """Let others in; called by who is inside."""
+        """Release the locks; only their holder may call this."""
         held = self._held
         self._release(held, frame)
         for one in (self.first, *held):
@@ -160,12 +160,12 @@ class CallLocks:
 
 
 class ExitGuard:
-    """What the exit of the interpreter needs of an object that one thread at a time may use."""
+    """Lets the interpreter's exit stop and lock an object that one thread at a time may use."""
 
     __slots__ = ("_cancel", "_lock", "in_use")
 
     in_use: Callable[[], bool]
-    """Tells whether its memory is used otherwise: then it stays."""
+    """Returns whether something else still uses the memory, which then must not be freed."""
 
     def __init__(
         self,
@@ -173,18 +173,18 @@ class ExitGuard:
         cancel: Callable[[], object] | None = None,
         in_use: Callable[[], bool] = bool,
     ) -> None:
-        """Describe one.
+        """Guard an object.
 
         Args:
-            lock: Who is inside.  Only a weak reference to it is kept.
-            cancel: Makes a call that is running return soon.
+            lock: The lock of the object.  Only a weak reference to it is kept.
+            cancel: Makes a running call return soon.
             in_use: See the attribute.
         """
         self._lock = weakref.ref(lock)
         self._cancel, self.in_use = cancel, in_use
 
     def stop(self) -> None:
-        """Stop what is running, and let nobody in or go on."""
+        """Stop the running call, and refuse all use from now on."""
         lock = self._lock()
         if lock is not None:
             lock.ended = True
@@ -192,15 +192,15 @@ class ExitGuard:
             self._cancel()
 
     def wait(self) -> bool:
-        """Keep everybody out for ever; return whether who was inside has come out in time."""
+        """Take the lock for good; return False if its holder does not release it in time."""
         lock = self._lock()
         if lock is None:
             return True
         deadline = time.monotonic() + shutdown.EXIT_SECONDS
-        while lock.holders.setdefault(0, END) is not END:
+        while lock.holders.setdefault(0, EXIT_HOLDER) is not EXIT_HOLDER:
             holder = lock.holders.get(0)
-            if holder is not None and holder is not END and not is_running(holder):
-                lock.holders[0] = END
+            if holder is not None and holder is not EXIT_HOLDER and not is_running(holder):
+                lock.holders[0] = EXIT_HOLDER
             elif time.monotonic() > deadline:
                 return False
             else:

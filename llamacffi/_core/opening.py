@@ -1,7 +1,7 @@
-"""Descriptors that have an owner from the beginning.
+"""File descriptors that have an owner from the start.
 
-Ctrl-C raises KeyboardInterrupt between any two steps of the interpreter, so also between the call
-that opens a file and the line that is to close it.
+Ctrl-C raises KeyboardInterrupt between any two steps of the interpreter: also between the call that
+opens a file and the line that stores the result.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from collections.abc import Callable
 
 
 def open_owned(mode: str, function: Callable[..., int], *args: object) -> io.FileIO:
-    """Return the file of a descriptor, which is closed with it.
+    """Open a descriptor, and return a file object that closes it.
 
-    Opening it is one step for the interpreter, as in `llamacffi._handle.make`.
+    For the interpreter this is a single step, as in `llamacffi._core.ownership.make`.
 
     Args:
-        mode: As the descriptor can be used: ``"r"`` or ``"r+"``.
-        function: What returns the descriptor, as `os.open`: no function in Python.
-        *args: Its arguments.  It must not open a directory.
+        mode: What the descriptor allows: ``"r"`` or ``"r+"``.
+        function: A C function that returns a descriptor, such as `os.open`.  The descriptor must
+            not be that of a directory.
+        *args: The arguments of ``function``.
 
     Raises:
-        OSError: Where ``function`` does.
+        OSError: ``function`` failed.
     """
     return next(map(io.FileIO, itertools.starmap(function, (args,)), (mode,)))

@@ -1,17 +1,18 @@
-"""Ownership of C objects: one owner each, freed once, after everything that stands on it.
+"""Ownership of C objects: each has one owner and is freed once, after everything that uses it.
 
-The owner of a C object is a cdata (`own`).  Whoever holds it keeps the object alive: a running call
-holds it as an argument, a zero-copy array through its buffer, a child among what it points into.
-`Handle.close` only lets go of it.  When the last reference goes, C frees the object: no Python runs
-for that, so that an interrupt can neither prevent it nor be lost in it.
+The owner of a C object is a cdata (`own`), and each reference to it keeps the object alive: a
+running call has one as an argument, a zero-copy array has one through its buffer, and a child has
+one among the objects that it points into.  `Handle.close` only drops its own reference.  When the
+last one goes, C frees the object.  No Python code runs for that, so an interrupt can neither
+prevent the free nor get lost in it.
 
-This relies on CPython's reference counts for the moment of the free.
+The moment of the free depends on CPython's reference counts.
 
-At interpreter exit everything is freed, whoever still refers to it, and daemon threads may be
-using it.  So first (`_end`) it is taken away from all: the main thread gets `ClosedError`, a daemon
-thread ends.  What computes is told to stop, and the frees wait for the calls that are running.  If
-one does not end in time nothing is freed, and the process ends without the destructors of static
-objects.
+When the interpreter exits, every object is freed, even if references to it remain and daemon
+threads are using it.  So `_free_at_exit` first revokes access: from then on the main thread gets
+`ClosedError`, and a daemon thread ends.  Running computations are told to stop, and the frees wait
+until those calls return.  If one does not return in time, nothing is freed, and the process ends
+without running the destructors of static objects.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    # What an object points into, and the pointer to it, whose destructor frees the object.
+    # The objects that a C object points into, and the pointer to it, whose destructor frees it.
     Made: TypeAlias = tuple[tuple[object, ...], Any]
 
 
@@ -48,19 +49,19 @@ def make(
 ) -> Made:
     """Call a C function that makes an object, for `own`.
 
-    All of it is one step for the interpreter: an interrupt comes before the call, or when the
-    object is freed with what is returned here.
+    For the interpreter, this is a single step: an interrupt comes either before the call, or when
+    the returned pointer already frees the object.
 
     Args:
-        free: The C function that frees it, itself: it must run no Python.
-        keep: What the C object points into: parents, buffers, callback handles.  It outlives the
+        free: The C function that frees the object; not a Python wrapper around it.
+        keep: What the object points into: parents, buffers, callback handles.  They outlive the
             object even when the garbage collector takes a whole cycle, and at interpreter exit.
-        function: The C function that makes it.
+        function: The C function that makes the object.
         *args: Its arguments.
 
     Returns:
-        ``keep`` and the pointer.  If that is NULL, there is nothing to own: only the caller knows
-        the error.
+        ``keep`` and the pointer.  If the pointer is NULL, the call has failed: raise the error
+        instead of calling `own`.
     """
     pointers = map(ffi.gc, itertools.starmap(function, (args,)), (free,))
     return next(zip((keep,), pointers, strict=True))
@@ -70,59 +71,59 @@ def own(made: Made, *keep: object) -> Any:
     """Return the pointer that owns an object: C frees it when the last reference to that goes.
 
     Args:
-        made: What `make` has returned; not NULL.
-        *keep: What else the object points into from now on.
+        made: What `make` returned; its pointer must not be NULL.
+        *keep: Anything else that the object points into from now on.
     """
     assert made[1] != ffi.NULL, "check for NULL first: only the caller knows the error"
     owner = ffi.cast(ffi.typeof(made[1]), made[1])  # a second cdata: the first has the destructor
     if not _registered:
         _register()
-    # Outside of all cycles; what C calls when the owner goes is C too.
+    # This dict is in no reference cycle, and its `pop`, called when the owner goes, is C.
     shutdown.owned[weakref.ref(owner, shutdown.owned.pop)] = (*keep, *made[0]), made[1]
-    if shutdown.ending:
-        shutdown.end_daemon()
+    if shutdown.exiting:
+        shutdown.end_daemon_thread()
     return owner
 
 
 _registered = False
-_afterwards: set[Callable[[], object]] = set()
+_after_frees: set[Callable[[], object]] = set()
 
 
-def after_end(function: Callable[[], object]) -> None:
-    """Call a function, once, when the interpreter exits and all objects are freed.
+def call_after_frees(function: Callable[[], object]) -> None:
+    """Call a function once, when the interpreter exits and all objects have been freed.
 
-    If one cannot be freed, since a thread is in a call of C, the function is not called either: it
-    takes away what objects stand on.
+    If a thread is still inside a C call, so that an object cannot be freed, the function is not
+    called either: it would remove what the object depends on.
     """
-    _afterwards.add(function)
+    _after_frees.add(function)
     if not _registered:
         _register()
 
 
 def _register() -> None:
     global _registered
-    atexit.register(_end)
+    atexit.register(_free_at_exit)
     _registered = True
 
 
 def live_objects() -> int:
-    """Count the C objects that are owned and not freed; for the leak tests."""
+    """Count the C objects that have not been freed yet; for the leak tests."""
     return len(shutdown.owned)
 
 
-def _end() -> None:
-    """Take all objects away from their users, wait until no call is running, and free them."""
-    shutdown.begin_end()
+def _free_at_exit() -> None:
+    """Revoke access to all objects, wait until no call is running, and free them."""
+    shutdown.begin_exit()
     lib.llamacffi_guard_exit()
-    if _is_quiet() and _free_all():
-        for function in _afterwards:
+    if _wait_for_calls() and _free_all():
+        for function in _after_frees:
             function()
     else:
-        shutdown.abandon()
+        shutdown.abandon_all()
 
 
-def _is_quiet() -> bool:
-    """Wait until no other thread is in a call of C; return whether that has become so in time."""
+def _wait_for_calls() -> bool:
+    """Wait until no other thread is inside a C call; return False if that takes too long."""
     if len(sys._current_frames()) == 1:
         return True
     for keep, _ptr in list(shutdown.owned.values()):
@@ -130,7 +131,7 @@ def _is_quiet() -> bool:
             if isinstance(one, ExitGuard):
                 one.stop()
     deadline, quiet = time.monotonic() + shutdown.EXIT_SECONDS, 0
-    # A thread may have a pointer already, but not have called yet: let each of them run.
+    # A thread may already hold a pointer that it is about to pass to C: let each thread run first.
     while quiet < shutdown.EXIT_POLLS + len(sys._current_frames()):
         if time.monotonic() > deadline:
             return False
@@ -140,27 +141,27 @@ def _is_quiet() -> bool:
 
 
 def _free_all() -> bool:
-    """Free all objects, the last first; return whether nobody was inside."""
+    """Free all objects, the newest first; return False if a call is still using one of them."""
     while shutdown.owned:
-        # Without its weak reference, which would want to take it out again.
+        # Drops the weak reference too, whose callback would remove the entry a second time.
         keep, ptr = made = shutdown.owned.popitem()[1]
-        endings = [one for one in keep if isinstance(one, ExitGuard)]
-        for ending in endings:
-            ending.stop()
-        if not all(ending.wait() for ending in endings):
-            shutdown.leave_alone(made)
-            return False  # the call that runs stands on the rest too
-        if any(ending.in_use() for ending in endings):
-            shutdown.leave_alone(made)
+        guards = [one for one in keep if isinstance(one, ExitGuard)]
+        for guard in guards:
+            guard.stop()
+        if not all(guard.wait() for guard in guards):
+            shutdown.never_free(made)
+            return False  # the running call depends on the remaining objects too
+        if any(guard.in_use() for guard in guards):
+            shutdown.never_free(made)
         elif not any(one is shutdown.ABANDONED for one in keep):
             ffi.release(ptr)
     return True
 
 
 class Pointer:
-    """Base of the classes that have a `ptr`, for code that takes it as a number.
+    """Base of the classes that have a `ptr`; also gives it as a number.
 
-    As with `Unique`, `copy` and `pickle` refuse them.
+    Like those of `Unique`, its objects cannot be copied or pickled.
     """
 
     __slots__ = ()
@@ -179,12 +180,13 @@ class Pointer:
 
     @property
     def address(self) -> int:
-        """The address in `ptr`, for C and C++ that CFFI does not know of.
+        """The address in `ptr` as an integer, for C and C++ code outside CFFI.
 
-        It keeps nothing alive: hold `ptr`, or this object open, as long as the address is used.
+        The number does not keep the C object alive: hold on to `ptr`, or keep this object open,
+        while the address is in use.
 
         Raises:
-            ClosedError: Where `ptr` does.
+            ClosedError: The object is closed.
         """
         return int(ffi.cast("uintptr_t", self.ptr))
 
@@ -195,16 +197,16 @@ class Handle(Pointer):
     __slots__ = ("__weakref__", "_children", "_generation", "_owner")
 
     def __init__(self, owner: Any) -> None:
-        """Take an owner; see `own`.  Who has a parent says so when it is whole, by `_join`."""
+        """Take over an owner; see `own`.  An object with a parent calls `_join` once complete."""
         self._owner: Any = owner
         self._generation = shutdown.generation
         self._children: set[weakref.ref[Handle]] = set()
 
     def _join(self, parent: Handle) -> None:
-        """Be closed when ``parent`` is, from now on.
+        """Close this object when ``parent`` is closed.
 
         Raises:
-            ClosedError: It has been closed meanwhile; then this is closed too.
+            ClosedError: The parent is closed already; then this object gets closed too.
         """
         parent._adopt(self)
         if parent.closed:
@@ -213,11 +215,11 @@ class Handle(Pointer):
 
     @property
     def ptr(self) -> Any:
-        """The C pointer, for `llamacffi.lib`.  Whoever holds it keeps the object alive.
+        """The C pointer, for `llamacffi.lib`.  A reference to it keeps the C object alive.
 
         Raises:
-            ClosedError: After `close`, or when the interpreter exits.
-            ForkError: In a process forked from the one that made the object.
+            ClosedError: After `close`, or once the interpreter is exiting.
+            ForkError: The object belongs to the parent of this forked process.
         """
         owner = self._owner
         if owner is None:
@@ -227,31 +229,32 @@ class Handle(Pointer):
         return owner
 
     def _noun(self) -> str:
-        """Return what errors call the object."""
+        """Return the name of the object in error messages."""
         return type(self).__name__
 
     def _refuse(self) -> NoReturn:
         name = self._noun()
-        if not shutdown.ending or self._generation < shutdown.ours:
-            raise shutdown.of_parent(name)
-        shutdown.leave(name)
+        if not shutdown.exiting or self._generation < shutdown.first_own_generation:
+            raise shutdown.parent_process_error(name)
+        shutdown.refuse_at_exit(name)
 
     @property
     def closed(self) -> bool:
-        """Whether `close` has been called, or the interpreter exits."""
-        return self._owner is None or (shutdown.ending and self._generation != shutdown.generation)
+        """Whether `close` has been called, or the interpreter is exiting."""
+        return self._owner is None or (shutdown.exiting and self._generation != shutdown.generation)
 
     def _adopt(self, child: Handle) -> None:
-        """Close ``child`` too when this is closed, and before."""
+        """Close ``child`` before this object, whenever this object is closed."""
         self._children.add(weakref.ref(child, self._children.discard))
 
     def close(self) -> None:
-        """Free the C object now, after everything made from it.  Idempotent.
+        """Free the C object now, after everything that was made from it.  Idempotent.
 
-        Only a call still running in another thread, or a live zero-copy array, delays the free
-        until it is done.
+        If a call is still running in another thread, or a zero-copy array is alive, the C object is
+        freed when that is done.
         """
-        # Who joins from now on sees that this is closed; the owner stays until the children are.
+        # A child that joins from now on finds its parent closed.  The local variable keeps the
+        # owner alive until all children are closed.
         _owner, self._owner = self._owner, None
         for child in [ref() for ref in self._children.copy()]:
             if child is not None:

@@ -1,4 +1,4 @@
-"""The life of this process, as far as C objects depend on it: its forks, and its end."""
+"""What a fork and the exit of the interpreter mean for C objects."""
 
 from __future__ import annotations
 
@@ -11,56 +11,57 @@ from typing import Any, NoReturn
 from .._native import ffi, lib
 from ..errors import ClosedError, ForkError
 
-# How long the exit of the interpreter waits for daemon threads to come out of C.
+# How long the exit of the interpreter waits for daemon threads to return from C.
 EXIT_SECONDS = 5.0
-# How often it looks, and how often in a row there must be no call.
+# Seconds between two checks, and how many checks in a row must find no running call.
 EXIT_POLL, EXIT_POLLS = 0.002, 3
 
-# Objects of an earlier generation cannot be used: a fork begins a new one, and so does the exit.
+# Each fork, and the exit, begins a new generation; objects of earlier ones cannot be used.
 generation = 0
-# The first generation whose objects this process may free.
-ours = 0
-# Whether the interpreter exits.
-ending = False
+# The first generation whose objects belong to this process; earlier ones are its parent's.
+first_own_generation = 0
+# Whether the interpreter is exiting.
+exiting = False
 
-# What is owned, by weak references to the owners: what the object points into, and the pointer,
-# whose destructor frees it.  A tuple lets go of its last element first.
+# All owned objects, by weak references to their owners: what each object points into, and the
+# pointer, whose destructor frees it.  The pointer comes last, since a tuple drops its last element
+# first.
 owned: dict[weakref.ref[Any], tuple[tuple[object, ...], Any]] = {}
 
-# What stands before what an object points into that is not freed.
+# Marks objects that are never freed: it precedes what such an object points into.
 ABANDONED = object()
 
-_left_alone: list[tuple[tuple[object, ...], Any]] = []
+_never_freed: list[tuple[tuple[object, ...], Any]] = []
 
 
-def leave_alone(made: tuple[tuple[object, ...], Any]) -> None:
-    """Never free an object, nor what it points into."""
+def never_free(made: tuple[tuple[object, ...], Any]) -> None:
+    """Keep an object, and all that it points into, until the process ends."""
     ffi.gc(made[1], None)
-    _left_alone.append(made)
+    _never_freed.append(made)
 
 
-def abandon() -> None:
-    """Leave all objects as they are: they are not used again, and not freed."""
-    global generation, ours
+def abandon_all() -> None:
+    """Make all objects unusable, and never free them."""
+    global generation, first_own_generation
     generation += 1
-    ours = generation
+    first_own_generation = generation
     for ref, (keep, ptr) in list(owned.items()):
         ffi.gc(ptr, None)
         owned[ref] = (ABANDONED, keep), ptr
 
 
-def _forked() -> None:
-    """Leave the objects to the parent: what they are here is a copy without its threads."""
-    abandon()
+def _abandon_in_child() -> None:
+    """Leave the objects to the parent: a forked child has copies of them, without their threads."""
+    abandon_all()
     lib.llamacffi_forget_calls()
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_abandon_in_child)
 
 
 def hold_at_fork(lock: Any) -> Any:
-    """Return a lock that no other thread has while this one forks, since in the child it would."""
+    """Hold a lock during each fork, so that the child never inherits it locked; return the lock."""
     if sys.platform != "win32":
         os.register_at_fork(
             before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
@@ -76,42 +77,42 @@ if sys.platform != "win32":
     )
 
 
-def begin_end() -> None:
-    """Take all objects away from their users: the interpreter exits."""
-    global ending, generation
-    ending = True
+def begin_exit() -> None:
+    """Make all objects unusable: the interpreter is exiting."""
+    global exiting, generation
+    exiting = True
     generation += 1
 
 
-def end_daemon() -> None:
-    """End the calling thread at the exit, unless it is the main thread."""
+def end_daemon_thread() -> None:
+    """End the calling thread during the exit, unless it is the main thread."""
     if threading.get_ident() != threading.main_thread().ident:
-        raise SystemExit  # silent, and it releases the locks that the thread has
+        raise SystemExit  # silent, and releases the locks that the thread holds
 
 
-def leave(name: str) -> NoReturn:
-    """Let nobody use an object at the exit."""
-    end_daemon()
-    raise ClosedError(f"the {name} is closed: the interpreter exits")
+def refuse_at_exit(name: str) -> NoReturn:
+    """Refuse the use of an object during the exit: raise `ClosedError`, or end a daemon thread."""
+    end_daemon_thread()
+    raise ClosedError(f"the {name} is closed: the interpreter is exiting")
 
 
-def of_parent(name: str) -> ForkError:
-    """Return the error for an object of another process."""
+def parent_process_error(name: str) -> ForkError:
+    """Return the error for an object that belongs to the parent process."""
     return ForkError(f"this {name} belongs to the parent process; {_advice(has_gpu())}")
 
 
 def _advice(gpu: bool) -> str:
     if gpu:
         return (
-            "start processes with the 'spawn' method: a GPU that the parent has used cannot be "
-            "used in a forked process, not even by new objects"
+            "start processes with the 'spawn' method: after a fork, a GPU that the parent has used "
+            "does not work in the child, not even for new objects"
         )
     return "make a new one in the child, or start processes with the 'spawn' method"
 
 
 def has_gpu() -> bool:
-    """Return whether a backend for another device than the processor is loaded."""
+    """Return whether a loaded backend has a GPU."""
     devices = (lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count()))
-    integrated = getattr(lib, "GGML_BACKEND_DEVICE_TYPE_IGPU", None)  # not in an older llama.cpp
+    integrated = getattr(lib, "GGML_BACKEND_DEVICE_TYPE_IGPU", None)  # missing in older llama.cpp
     gpus = lib.GGML_BACKEND_DEVICE_TYPE_GPU, integrated
     return any(lib.ggml_backend_dev_type(device) in gpus for device in devices)

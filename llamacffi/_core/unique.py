@@ -1,15 +1,15 @@
-"""Objects that cannot be copied: a copy would be a second owner of what they stand for."""
+"""Objects that cannot be copied: a copy would be a second owner of the same C memory."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, NoReturn
 
-WHY = "it stands for memory of C in this process"
-INSTEAD = "make another one in the same way"
+WHY = "it refers to C memory of this process"
+INSTEAD = "create another one instead"
 
 
 def refuse_copy(one: Any, why: str, instead: str) -> NoReturn:
-    """Raise TypeError for an object that somebody copies or pickles."""
+    """Raise the TypeError for an attempt to copy or pickle an object."""
     name = type(one).__name__
     article = "an" if name[0] in "AEIOU" else "a"
     raise TypeError(f"{article} {name} cannot be copied or pickled, since {why}: {instead}")

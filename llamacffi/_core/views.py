@@ -1,6 +1,7 @@
 """Arrays over memory that C owns.
 
-No Python runs when one goes: an interrupt could be lost in it, with what it was to do.
+No Python code runs when an array is deleted: an interrupt there would be swallowed, and the cleanup
+left undone.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Exports:
-    """Knows the live views of a buffer that C may move, as `bytearray` does."""
+    """Tracks the live views of a buffer that C may move, as `bytearray` does."""
 
     __slots__ = ("live",)
 
     live: set[weakref.ref[_Floats]]
-    """One for each view; C takes it out."""
+    """One reference for each view; removed, by C code, when the view is deleted."""
 
     def __init__(self) -> None:
         self.live = set()
@@ -30,13 +31,13 @@ class Exports:
         """Raise `BufferError` while a view is alive."""
         if n := len(self.live):
             raise BufferError(
-                f"{n} zero-copy view(s) of the outputs are alive; delete them before "
-                "decoding, or use logits(), which copies"
+                f"{n} zero-copy view(s) of the outputs are alive: delete them before decoding, or "
+                "use logits(), which copies"
             )
 
 
 class _Floats:
-    """Memory of C as numpy reads it: the base of an array, and of all that look into that."""
+    """C memory in the form that numpy reads: the base of an array and of all its slices."""
 
     __slots__ = ("__array_interface__", "__weakref__", "_owner")
 
@@ -57,7 +58,7 @@ def float_view(
 ) -> npt.NDArray[np.float32]:
     """Return a read-only float32 array over ``ptr`` that keeps ``owner`` alive.
 
-    The owner goes no earlier than the last array, slice or memoryview that looks into its memory.
+    The owner lives at least as long as the last array, slice or memoryview of its memory.
     """
     import numpy as np
 

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from .._core.ownership import after_end, live_objects
+from .._core.ownership import call_after_frees, live_objects
 from .._core.text import checked_path
 from .._core.unique import Unique
 from .._core.values import elements, integer
@@ -156,7 +156,7 @@ class RpcServer(Unique):
         self._end = weakref.finalize(self, _end, process, output, os.getpid())
         self._end.atexit = False
         _running.add(self)
-        after_end(_end_all)
+        call_after_frees(_end_all)
         try:
             _wait(self.endpoint, process, output, timeout)
         except BaseException:

@@ -268,10 +268,10 @@ def test_the_log_after_a_fork_while_others_log(run_python):
 def test_what_it_advises_depends_on_the_devices(monkeypatch):
     from llamacffi._core import shutdown
 
-    assert not shutdown.has_gpu() or "spawn" in str(shutdown.of_parent("Model"))
-    for gpu, advice in ((False, "make a new one in the child"), (True, "not even by new objects")):
+    assert not shutdown.has_gpu() or "spawn" in str(shutdown.parent_process_error("Model"))
+    for gpu, advice in ((False, "make a new one in the child"), (True, "not even for new objects")):
         monkeypatch.setattr(shutdown, "has_gpu", lambda gpu=gpu: gpu)
-        error = str(shutdown.of_parent("Model"))
+        error = str(shutdown.parent_process_error("Model"))
         assert error.startswith("this Model belongs to the parent process; ")
         assert advice in error
         assert "'spawn'" in error
