@@ -185,13 +185,12 @@ def test_the_exit_takes_no_time(run_python, demo_path):
         context = Context(Model(sys.argv[1]), n_ctx=64, n_threads=1)
         threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
         import atexit
-        from llamacffi._core import locks as _lock
-        from llamacffi._core import ownership as _handle
-        atexit.unregister(_handle._end)
+        from llamacffi._core import locks, ownership
+        atexit.unregister(ownership._free_at_exit)
         slept = []
-        for module in (_handle, _lock):
+        for module in (ownership, locks):
             module.time = types.SimpleNamespace(monotonic=time.monotonic, sleep=slept.append)
-        _handle._end()
+        ownership._free_at_exit()
         print(sum(slept))
     """
     result = run_python(code, demo_path)
