@@ -1,10 +1,11 @@
-"""What the saved state of a context depends on."""
+"""The facts about a context that a saved state must match."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .._native import ffi, lib
+from .._core.text import c_text
+from .._native import lib
 from ..model.info import fingerprint_of
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from .adapters import ActiveAdapters
     from .traits import ContextTraits
 
-# Parameters that change what is in memory, beside those that `_layout` examines.
+# Parameters that change the contents of memory, besides those that `_layout` computes.
 FIELDS = (
     *("type_k", "type_v", "attention_type", "rope_scaling_type", "rope_freq_base"),
     *("rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast"),
@@ -23,12 +24,12 @@ FIELDS = (
 def fingerprint(ptr: Any, traits: ContextTraits, adapters: ActiveAdapters) -> dict[str, Any]:
     """Return what a saved state must have in common with a context, ready for JSON.
 
-    ``params`` is what keys and values depend on; a recurrent state depends on none of it.  The
-    number of sequences and their lengths are for `fits_surely` only.
+    ``params`` holds what keys and values depend on; a recurrent state does not depend on it.  The
+    number of sequences and their lengths are only for `fits_surely`.
     """
     model = traits.model
     return {
-        "llama.cpp": ffi.string(lib.ggml_commit()).decode(),
+        "llama.cpp": c_text(lib.ggml_commit()),
         "model": fingerprint_of(model),
         "params": {} if traits.recurrent else _layout(ptr, traits),
         "adapters": _adapters(adapters),
@@ -57,7 +58,7 @@ def _control_vector(active: ActiveAdapters) -> list[list[Any]]:
 
 
 def _layout(ptr: Any, traits: ContextTraits) -> dict[str, Any]:
-    """Return the parameters that decide what keys and values are, and how they are stored."""
+    """Return the parameters that determine keys and values, and how they are stored."""
     from .._generated.enums import ENUMS
     from .._generated.params import KINDS
 
@@ -70,14 +71,14 @@ def _layout(ptr: Any, traits: ContextTraits) -> dict[str, Any]:
     # Without flash attention values are stored transposed.
     disabled = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     layout["flash_attn"] = struct.flash_attn_type != disabled
-    # Sequences share one buffer, or have one each.
+    # The sequences share one buffer, or each has its own.
     layout["n_buffers"] = 1 if traits.kv_unified else traits.n_seq_max
     layout["long_context"] = _is_long(ptr, traits.model)
     return layout
 
 
 def _is_long(ptr: Any, model: Model) -> bool:
-    """Return whether a model with two ways to compute positions uses that for long contexts."""
+    """Return whether a LongRoPE model uses its factors for long contexts."""
     metadata = model.metadata
     prefix = f"{model.architecture}.rope.scaling"
     if metadata.get(f"{prefix}.type") != "longrope":

@@ -1,4 +1,4 @@
-"""Sampling in the graph of a context: on the device, before anything is copied from it."""
+"""Sampling in the compute graph of a context: on the device, before outputs are copied."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ArgumentError, UnsupportedError
 from ..log import with_log
 from ..sampling.chain import SamplerChain, native
 from ..sampling.native_chain import NativeChain
-from .graph_entry import GONE, check_first, check_free, enter, give, take_back
+from .graph_entry import GONE, check_first, check_free, give, prepare, take_back
 
 if TYPE_CHECKING:
     from .._core.locks import CallLock
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class InGraph:
-    """The attachment of a chain that is in a graph; it does not keep the context alive."""
+    """The attachment of a chain in a graph; it does not keep the context alive."""
 
     __slots__ = ("_samplers",)
 
@@ -33,7 +33,7 @@ class InGraph:
         self._samplers = weakref.ref(samplers)
 
     def gone(self) -> bool:
-        """Return whether the context is gone."""
+        """Return whether the context no longer exists."""
         return self._samplers() is None
 
     def release(self, chain: NativeChain) -> None:
@@ -57,7 +57,7 @@ class GraphSamplers:
     chains: dict[int, SamplerChain]
     """By sequence."""
     owners: dict[int, Any]
-    """What C has of them, as long as it has it."""
+    """By sequence: keeps what C has of the chain alive."""
 
     def __init__(
         self,
@@ -67,27 +67,27 @@ class GraphSamplers:
         adapters: ActiveAdapters,
         computing: Computing,
     ) -> None:
-        """Describe the graph of a context that has no samplers yet.
+        """Start with a graph without samplers.
 
         Args:
             model: Its model.
             lock: Its lock.
-            last: Its outputs, which a change of samplers makes invalid.
-            adapters: A change of samplers makes the context reserve memory anew.
-            computing: Also holds the chains while C computes.
+            last: Its outputs, which a change of samplers invalidates.
+            adapters: Told to reserve memory again after a change of samplers.
+            computing: Holds the chains while C computes.
         """
         self._model, self._lock, self._last = model, lock, last
         self._adapters, self._computing = adapters, computing
-        self._context: Callable[[], Handle | None] = _nobody
+        self._context: Callable[[], Handle | None] = _no_context
         self.chains, self.owners = {}, {}
 
     @contextmanager
     def given(self, chains: Mapping[int, SamplerChain], struct: Any) -> Iterator[None]:
-        """Give chains to the context that is created in the ``with``; take them back if it fails.
+        """Put chains into the parameters of a context; take them back if creating it fails.
 
         Args:
             chains: By sequence.
-            struct: The parameters of the context.
+            struct: The parameters of the context that is created in the ``with`` block.
         """
         configs = ffi.new("struct llama_sampler_seq_config[]", len(chains))
         entered: list[NativeChain] = []
@@ -99,7 +99,7 @@ class GraphSamplers:
                 )
             struct.samplers, struct.n_samplers = configs, len(chains)
             yield
-        except BaseException:  # also if interrupted: the chains are free again
+        except BaseException:  # also KeyboardInterrupt: the chains must be usable again
             for one in entered:
                 take_back(one)
             raise
@@ -107,7 +107,7 @@ class GraphSamplers:
             struct.samplers, struct.n_samplers = ffi.NULL, 0
 
     def attach(self, context: Handle, chains: Mapping[int, SamplerChain]) -> None:
-        """Note the chains that a context was created with."""
+        """Record the chains that a context was created with."""
         self._context = weakref.ref(context)
         for seq_id, chain in chains.items():
             self._attach(seq_id, chain)
@@ -116,7 +116,7 @@ class GraphSamplers:
             self._check_memory(context.ptr)
 
     def set(self, ptr: Any, seq_id: int, chain: SamplerChain | None) -> None:
-        """Sample a sequence in the graph, or no longer; see `Context.set_sampler`."""
+        """Set or remove the chain of a sequence; see `Context.set_sampler`."""
         integer("seq_id", seq_id, 0, lib.llama_n_seq_max(ptr) - 1)
         if chain is not None:
             if self.chains.get(seq_id) is chain:
@@ -131,12 +131,12 @@ class GraphSamplers:
             one = native(chain)
             with one.lock:
                 one.settle_for(self._model.vocab)
-                enter(one, len(self._model.vocab))
+                prepare(one, len(self._model.vocab))
                 self._remove(ptr, seq_id)
                 self._put(ptr, seq_id, chain)
 
     def drop(self, chain: NativeChain) -> None:
-        """Let go of a chain that is being closed."""
+        """Remove a chain that is being closed."""
         context = self._context()
         for seq_id, one in self.chains.items():
             if context is not None and native(one) is chain:
@@ -144,22 +144,22 @@ class GraphSamplers:
                 return
 
     def take_all(self) -> list[SamplerChain]:
-        """Return the chains, which are no longer known here: the context is being closed."""
+        """Return the chains and drop them here, because the context is being closed."""
         chains, self.chains = self.chains, {}
         return list(chains.values())
 
     def _check_memory(self, ptr: Any) -> None:
-        """Raise where llama.cpp computes by `encode`, and would ignore the samplers."""
+        """Raise if the model has no memory: llama.cpp then only encodes, and ignores samplers."""
         if lib.llama_get_memory(ptr) == ffi.NULL:
             raise UnsupportedError(
-                f"{self._model!r} has no memory, and llama.cpp samples in the graph only with one: "
-                "call SamplerChain.sample() after decode()"
+                f"llama.cpp cannot sample in the graph of {self._model!r}, which has no memory: "
+                "call SamplerChain.sample() after decode() instead"
             )
 
     def _remove(self, ptr: Any, seq_id: int) -> None:
         """Take the chain of a sequence out of the graph; the caller holds the context."""
         self._adapters.reserved = False
-        # In this order: an interrupt leaves what C has alive, and to be removed again.
+        # In this order, an interrupt leaves the objects that C still uses alive and registered.
         lib.llama_set_sampler(ptr, seq_id, ffi.NULL)
         before = self.chains.get(seq_id)
         if before is not None:
@@ -173,15 +173,15 @@ class GraphSamplers:
         self._adapters.reserved = False
         try:
             if not lib.llama_set_sampler(ptr, seq_id, self._attach(seq_id, chain)):
-                raise with_log(UnsupportedError("the context does not sample in its graph"))
+                raise with_log(UnsupportedError("llama.cpp cannot run this chain in the graph"))
             check_first(native(chain))
-        except BaseException:  # also if interrupted: C must not keep what nothing keeps alive
+        except BaseException:  # also KeyboardInterrupt: C must not keep a pointer to a freed chain
             self._remove(ptr, seq_id)
             native(chain).leave_graph()
             raise
 
     def _attach(self, seq_id: int, chain: SamplerChain) -> Any:
-        """Note that C has the chain, or will have it; return what it has."""
+        """Record that C has a chain, or is about to get it; return its pointer for C."""
         one = native(chain)
         owner = self.owners[seq_id] = one.held()
         self.chains[seq_id] = chain
@@ -190,28 +190,28 @@ class GraphSamplers:
         return owner
 
     def _hold_chains(self) -> None:
-        """Let nothing else use the chains while C computes."""
+        """Let the context hold the chains' locks while C computes."""
         locks = [native(chain).lock for chain in self.chains.values()]
         self._computing.pools.hold(locks)
 
 
 def forget(chains: list[SamplerChain]) -> None:
-    """Tell chains that their context is closed."""
+    """Detach chains from a context that was closed."""
     for chain in chains:
         native(chain).attachment = GONE
 
 
 def check_chains(chains: Any, n_seq_max: int) -> dict[int, SamplerChain]:
-    """Return the parameter ``samplers`` of a context, checked."""
+    """Check the parameter ``samplers`` of a context, and return it as a dict."""
     if not isinstance(chains, Mapping):
-        raise TypeError(f"samplers must be a mapping of sequences to chains, not {chains!r}")
+        raise TypeError(f"samplers must map sequence numbers to chains, not {chains!r}")
     for seq_id, chain in chains.items():
         integer("samplers: sequence", seq_id, 0, n_seq_max - 1)
         check_free(chain)
     if len(set(map(id, chains.values()))) < len(chains):
-        raise ArgumentError("samplers: give each sequence its own chain, such as chain.clone()")
+        raise ArgumentError("samplers: give each sequence its own chain, for example chain.clone()")
     return dict(chains)
 
 
-def _nobody() -> None:
+def _no_context() -> None:
     return None

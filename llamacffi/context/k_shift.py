@@ -1,14 +1,15 @@
 """Whether the keys in the KV cache of a context can be rotated to other positions (K-shift).
 
-llama.cpp only reports what it believes about backends: that the CPU rotates keys of any type.  A
-type without code ends the process on a worker thread, and not everything that can be rotated comes
-out right.  So it is tried, on a few keys in memory of their own.
+llama.cpp assumes that the CPU can rotate keys of any type.  A type that it cannot rotate aborts the
+process on a worker thread, and some rotations give wrong results.  So we try it on a few keys in
+separate memory.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._core.text import c_text
 from .._native import ffi, lib
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ class KShift:
     __slots__ = ("_reason",)
 
     def __init__(self) -> None:
-        self._reason: str | None = None  # "" if they can be rotated; None until it is tried
+        self._reason: str | None = None  # "" if they can be rotated; None before the test
 
     def why_not(self, ptr: Any, traits: ContextTraits) -> str | None:
-        """Return why keys cannot be rotated, in words; None if they can.
+        """Return the reason why keys cannot be rotated; None if they can.
 
         The caller holds the context, which has a memory.
 
@@ -41,12 +42,11 @@ class KShift:
 
 def _try(ptr: Any, traits: ContextTraits) -> str:
     """Find out; an empty text means that keys can be rotated."""
-    # upstream: src/llama-kv-cache.cpp get_can_shift: it does not look at learned
-    # positions.
+    # upstream: src/llama-kv-cache.cpp get_can_shift: it does not consider learned positions.
     if traits.n_positions:
         return "the model has learned positions, and its keys depend on where they were computed"
     params = traits.params
-    name = ffi.string(lib.ggml_type_name(params.type_k)).decode()
+    name = c_text(lib.ggml_type_name(params.type_k))
     remedy = 'create the Context with another type_k, such as "f16"'
     if not CAN_TRY:
         sure = params.type_k in (SURE, lib.GGML_TYPE_F32)
@@ -56,7 +56,7 @@ def _try(ptr: Any, traits: ContextTraits) -> str:
         ptr, params.type_k, params.offload_kqv, traits.graph, reason, len(reason)
     )
     if found == lib.LLAMACFFI_TURNS_NOT:
-        text = ffi.string(reason).decode(errors="replace")
+        text = c_text(reason)
         return f"llama.cpp cannot rotate its keys in {name} ({text}): {remedy}"
     if found == lib.LLAMACFFI_TURNS_AND_SCALES:
         return (

@@ -11,18 +11,19 @@ if TYPE_CHECKING:
 
     from ..batch.arrays import BatchArrays
 
-# A token with its position, in one number: so the numbers are sorted by position, and an interrupt
-# cannot come between the two.
+# One number holds the position (high bits) and the token: numbers sort by position, and an
+# interrupt cannot separate the two.
 BITS = 32
 MASK = 2**BITS - 1
 Line: TypeAlias = "array[int]"
 
 
 class KnownTokens:
-    """The tokens that were decoded, by sequence and position.
+    """The decoded tokens, by sequence and position.
 
-    `generate` has its samplers accept the whole text of a sequence, not only the last turn.  Tokens
-    that came as embeddings, or from a saved state without its tokens, are missing here.
+    `generate` lets its samplers accept the whole text of a sequence, not only the last turn.
+    Tokens that were decoded as embeddings, or loaded from a state saved without tokens, are
+    missing.
     """
 
     __slots__ = ("_lines",)
@@ -36,7 +37,7 @@ class KnownTokens:
         return [one & MASK for one in line[: bisect_left(line, end << BITS)]]
 
     def one(self, seq_id: int, pos: int, token: int) -> None:
-        """Note one token that was decoded."""
+        """Record one decoded token."""
         line, packed = self._lines.get(seq_id), pos << BITS
         if line and line[-1] < packed:
             line.append(packed | token)
@@ -44,22 +45,22 @@ class KnownTokens:
             self._put(seq_id, array("q", [packed | token]))
 
     def put(self, seq_id: int, tokens: Sequence[int]) -> None:
-        """Note all tokens of a sequence, from position 0."""
+        """Record all tokens of a sequence, from position 0."""
         self._put(seq_id, array("q", [p << BITS | t for p, t in enumerate(tokens)]))
 
     def _put(self, seq_id: int, added: Line) -> None:
-        """Note tokens at the end of a sequence, replacing those at the same or later positions."""
+        """Record tokens of a sequence, replacing all from the position of the first on."""
         line = self._lines.get(seq_id)
         if line and line[-1] < added[0] & ~MASK:
-            line.extend(added)  # a copy of a long text for each token would cost more than C does
+            line.extend(added)  # in place: copying a long text for each token would be slow
         else:
             line = self._line(seq_id)
             self._lines[seq_id] = line[: bisect_left(line, added[0] & ~MASK)] + added
 
     def decoded(self, batch: BatchArrays) -> None:
-        """Note the tokens of a batch."""
+        """Record the tokens of a batch."""
         tokens = batch.tokens
-        if not len(tokens):  # embeddings alone
+        if not len(tokens):  # only embeddings
             return
         added = array("q", (batch.positions.astype("q") << BITS | tokens).tobytes())
         if (seq_id := batch.only_sequence) is not None:
@@ -81,14 +82,14 @@ class KnownTokens:
         del line[bisect_left(line, start << BITS) : bisect_left(line, end << BITS)]
 
     def copied(self, source: int, target: int, start: int, end: int) -> None:
-        """Note that the tokens in a range also belong to another sequence."""
+        """Record that the tokens in a range also belong to another sequence."""
         line = self._line(source)
         part = line[bisect_left(line, start << BITS) : bisect_left(line, end << BITS)]
-        # The target keeps its own.
+        # The target keeps its own tokens.
         self._lines[target] = array("q", sorted({*self._line(target), *part}))
 
     def moved(self, seq_id: int, start: int, end: int, delta: int) -> None:
-        """Add ``delta`` to the positions of a range."""
+        """Add ``delta`` to the positions in a range."""
         line = self._line(seq_id)
         first, last = bisect_left(line, start << BITS), bisect_left(line, end << BITS)
         moved = [one + (delta << BITS) for one in line[first:last]]

@@ -1,4 +1,4 @@
-"""The parameters of a context: converted, and checked before C sees them."""
+"""Conversion and validation of the parameters of a context."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._core.params import fill
+from .._core.text import c_text
 from .._core.values import INT32_MAX, check_object
 from .._native import ffi, lib
 from ..backend.cores import free_cores
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
     from ..model.model import Model
     from ..sampling.chain import SamplerChain
 
-# Fields of llama_context_params that `Context` fills itself.
+# Fields of llama_context_params that `Context` sets itself, and what to do instead.
 OWNED = {
     "abort_callback": "use Context.cancel()",
     "abort_callback_data": "use Context.cancel()",
-    "cb_eval_user_data": "use cb_eval, a Python function, which has its own data",
-    "n_samplers": "it is the number of samplers",
-    "defrag_thold": "llama.cpp no longer defragments its memory, and ignores it",
+    "cb_eval_user_data": "give the data to cb_eval, which can be any Python function",
+    "n_samplers": "it follows from samplers",
+    "defrag_thold": "llama.cpp ignores it, since it no longer defragments its memory",
 }
 
-# What llama.cpp would assert, adjust, or compute nonsense with.
+# Beyond these limits llama.cpp would abort, adjust the value, or compute garbage.
 LIMITS = {
     "n_ctx": (0, INT32_MAX),
     "n_batch": (1, INT32_MAX),
@@ -43,44 +44,46 @@ LIMITS = {
     "n_threads_batch": (1, lib.GGML_MAX_N_THREADS),
 }
 
-# How long a context is that nobody has asked for: memory for all that a model was trained with may
-# be too much.
+# The largest default of n_ctx: the memory for the full length of the training may be too much.
 MODEST_CTX = 4096
-BLOCK = 256  # llama.cpp rounds up to a multiple of it
+# upstream: src/llama-context.cpp "GGML_PAD(cparams.n_ctx, 256)": it rounds lengths up to a multiple
+# of this, so our defaults are multiples.
+BLOCK = 256
 ROPE = ("rope_scaling_type", "rope_freq_base", "rope_freq_scale")
 YARN = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx")
-# Of these, llama.cpp reads some only where it interpolates by YaRN.
+# upstream: src/llama-context.cpp yarn_ext_factor: these matter only if it is not 0.
 YARN_ALONE = ("yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx")
 
 
 class ContextRequest:
-    """What a context is to be: the struct for C, and what it points to."""
+    """The parameters of a context to create: the struct for C, and the objects it points to."""
 
     __slots__ = ("abort", "chains", "keep", "n_outputs_max", "observer", "other", "struct")
 
     struct: Any
     """The ``struct llama_context_params *``."""
     keep: list[object]
-    """What C reads as long as the context lives."""
+    """Objects that C reads as long as the context lives."""
     abort: Any
     """The ``struct llamacffi_abort_flag *`` that C polls."""
     observer: Observer | None
-    """Who sees the compute graphs."""
+    """Calls ``cb_eval`` for the nodes of the compute graphs."""
     other: ContextHandle | None
     """The context whose memory or weights this one uses."""
     chains: dict[int, SamplerChain]
-    """What each sequence is sampled with in the graph."""
+    """The chain that samples each sequence in the graph."""
     n_outputs_max: int
-    """How many outputs a batch can have; 0 if as many as tokens."""
+    """The largest number of outputs of a batch; 0 if it is not limited."""
 
     def __init__(self, model: Model, params: Mapping[str, Any]) -> None:
         """Fill the struct and check it.
 
         Raises:
-            TypeError: A parameter is unknown, or of another type.
+            TypeError: A parameter is unknown, or has the wrong type.
             ArgumentError: A value is out of range.
-            ContextError: There is not memory enough.
-            UnsupportedError: The model cannot do that, or was loaded without its weights.
+            ContextError: There is not enough memory.
+            UnsupportedError: The model does not support a parameter, or was loaded without its
+                weights.
         """
         check_object("model", model, "Model")
         self.struct = struct = ffi.new("struct llama_context_params *")
@@ -127,19 +130,19 @@ class ContextRequest:
         if not isinstance(other, ContextHandle):
             raise TypeError(f"ctx_other must be a Context, not {other!r}")
         self.other = other
-        return other.ptr, other.ptr  # the pointer is what keeps it alive
+        return other.ptr, other.ptr  # the pointer keeps the C object alive
 
 
 def default_n_ctx(struct: Any, model: Model, other: ContextHandle | None) -> int:
-    """Return the length of a context if nobody gives one: that of the training, or a modest one.
+    """Return the default of ``n_ctx``: the length of the training, but at most `MODEST_CTX`.
 
-    A context that works with another has as many as that one.  Sequences with room of their own
-    have the same whole blocks each, so that there is nothing for llama.cpp to adjust.
+    A context that uses another one has the same length.  If sequences have separate buffers, each
+    gets the same number of whole blocks, so that llama.cpp adjusts nothing.
     """
     if other is not None:
         length: int = lib.llama_n_ctx(other.ptr)
         return length
-    trained: int = lib.llama_model_n_ctx_train(model.ptr)  # 0 of a vocabulary alone
+    trained: int = lib.llama_model_n_ctx_train(model.ptr)  # 0 if only a vocabulary was loaded
     n = int(struct.n_seq_max)
     if not trained or struct.kv_unified:
         return min(trained * n, MODEST_CTX) or int(struct.n_ctx)
@@ -148,55 +151,61 @@ def default_n_ctx(struct: Any, model: Model, other: ContextHandle | None) -> int
 
 
 def default_n_threads(model: Model, offload_kqv: bool) -> int:
-    """Return how many threads to compute with.
+    """Return the default number of threads.
 
     Args:
         model: The model.
-        offload_kqv: Whether what is remembered goes where the layers are.
+        offload_kqv: Whether the KV cache is on the devices of the layers.
     """
     if CAN_LIST and offload_kqv and model.devices and is_elsewhere(places(model.ptr)):
-        return 1  # which is faster than several: it has next to nothing to compute
+        return 1  # faster than several, since the CPU has next to nothing to compute
     return min(free_cores(), lib.GGML_MAX_N_THREADS)
 
 
 def check_ranges(struct: Any, model: Model) -> None:
-    """Check the numbers that llama.cpp would assert, adjust, or compute nonsense with."""
+    """Refuse numbers that make llama.cpp abort or compute garbage, or that it would adjust."""
     for name in ("n_threads", "n_threads_batch"):
         if name == "n_threads" or struct.n_threads_batch != struct.n_threads:
             check_computing(name, getattr(struct, name))
     if not struct.n_ctx and not lib.llama_model_n_ctx_train(model.ptr):
         raise ArgumentError(
-            "n_ctx=0 is the length that the model was trained with, which its file does not tell: "
-            "give a number"
+            "n_ctx=0 means the length that the model was trained with, but its file does not have "
+            "it: give a number"
         )
     for name in ("rope_freq_base", "rope_freq_scale"):
         if (number := getattr(struct, name)) < 0:
-            raise ArgumentError(f"{name}={number} must be above 0, or 0 for the model's own")
+            raise ArgumentError(
+                f"{name} must be positive, or 0 for the model's value, not {number}"
+            )
     _check_outputs(struct)
     for name in ("type_k", "type_v"):
         _check_cache_type(name, getattr(struct, name))
     disabled = struct.flash_attn_type == lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if disabled and lib.ggml_is_quantized(struct.type_v):
-        raise ArgumentError(
-            "type_v is quantized, which needs flash attention: leave out flash_attn_type"
-        )
+        raise ArgumentError("a quantized type_v needs flash attention: leave out flash_attn_type")
 
 
 def _check_outputs(struct: Any) -> None:
-    """Check that each sequence can have an output: llama.cpp makes room for that at once."""
+    """Check that each sequence can have an output.
+
+    upstream: src/llama-context.cpp output_reserve, n_seq_max: a new context reserves memory for one
+    output of each sequence.
+    """
     n_seq_max = struct.n_seq_max
     for name in ("n_ctx", "n_batch", "n_outputs_max"):
         value = param_or_zero(struct, name)
         if (value or name == "n_batch") and value < n_seq_max:
             raise ArgumentError(
-                f"{name}={value} is less than n_seq_max={n_seq_max}: each sequence needs a place"
+                f"{name}={value} is less than n_seq_max={n_seq_max}: raise {name}, or lower "
+                "n_seq_max"
             )
 
 
 def _check_cache_type(name: str, number: int) -> None:
-    """Check that attention can compute with a type: some are only for weights or indices.
+    """Check that attention supports a type; some are only for weights or indices.
 
-    Without these functions llama.cpp would call NULL.
+    upstream: ggml/src/ggml-cpu/ops.cpp vec_dot, from_float, to_float: it calls these functions of a
+    type without a check for NULL.
     """
     known = 0 <= number < lib.GGML_TYPE_COUNT
     plain = number == lib.GGML_TYPE_F32  # used as it is
@@ -206,22 +215,22 @@ def _check_cache_type(name: str, number: int) -> None:
         known = on_cpu.from_float != ffi.NULL and reads != ffi.NULL
     if not known:
         raise ArgumentError(
-            f"{name}={number} is not a type that a cache can have: give one of weights, as "
+            f"{name}={number} cannot be used for the KV cache: give another type, such as "
             '"f16", "bf16", "q8_0" or "q4_0"'
         )
 
 
 def check_model(struct: Any, model: Model, given: set[str]) -> None:
-    """Check what this model would ignore, or answer with nonsense.
+    """Refuse parameters that have no effect with this model, or make it compute garbage.
 
     Args:
         struct: The parameters.
         model: The model.
-        given: Those that the user has chosen.
+        given: The names of those that the user has set.
 
     Raises:
-        UnsupportedError: The model cannot do that.
-        ArgumentError: A parameter has no effect beside the others.
+        UnsupportedError: The model does not support a parameter.
+        ArgumentError: A parameter has no effect together with the others.
     """
     ptr = model.ptr
     if is_draft(struct):
@@ -230,7 +239,7 @@ def check_model(struct: Any, model: Model, given: set[str]) -> None:
         _check_trunk(model)
     encodes = lib.llama_model_has_encoder(ptr)
     if encodes and param_or_zero(struct, "n_outputs_max"):
-        raise UnsupportedError("an encoder has an output for each token: leave out n_outputs_max")
+        raise UnsupportedError("an encoder outputs every token: leave out n_outputs_max")
     pooled = struct.pooling_type not in (
         lib.LLAMA_POOLING_TYPE_UNSPECIFIED,
         lib.LLAMA_POOLING_TYPE_NONE,
@@ -238,56 +247,55 @@ def check_model(struct: Any, model: Model, given: set[str]) -> None:
     if encodes and lib.llama_model_has_decoder(ptr) and model.architecture not in SHARING:
         if pooled:
             raise UnsupportedError(
-                "the decoder reads the encoder's output for each token: leave out pooling_type"
+                "the decoder needs the encoder's output of each token: leave out pooling_type"
             )
         if struct.n_seq_max > 1 and not struct.kv_unified:
             raise UnsupportedError(
-                "the decoder of this model has one buffer for all sequences: give kv_unified=True"
+                "the decoder of this model shares one buffer between all sequences: set "
+                "kv_unified=True"
             )
     _check_blocks(struct, model)
     _check_rope(struct, model, given)
 
 
 def _check_blocks(struct: Any, model: Model) -> None:
-    """Check that each head fills whole blocks of a quantized type: else C reads beyond them."""
-    if not hasattr(lib, "llamacffi_model_head_unit"):  # an older llama.cpp does not tell
+    """Check that each head fills whole blocks of a quantized type; C would read past the end."""
+    if not hasattr(lib, "llamacffi_model_head_unit"):  # an older llama.cpp
         return
     for name, values in (("type_k", False), ("type_v", True)):
         number = getattr(struct, name)
         block = lib.ggml_blck_size(number)
         unit = lib.llamacffi_model_head_unit(model.ptr, values) if block > 1 else 0
         if unit % block:
-            kind = ffi.string(lib.ggml_type_name(number)).decode()
+            kind = c_text(lib.ggml_type_name(number))
             raise ArgumentError(
-                f"{name}={kind!r} stores blocks of {block} numbers, and the heads of this model "
-                f"have widths that are only multiples of {unit}: give another type"
+                f"{name}={kind!r} stores blocks of {block} numbers, but the head sizes of this "
+                f"model are multiples of {unit}: give another type"
             )
 
 
 def _check_draft(model: Model) -> None:
-    """Check that the layers that predict several tokens at once are there, and were loaded."""
+    """Check that the model has layers for multi-token prediction, and that they were loaded."""
     if not lib.llama_model_n_layer_nextn(model.ptr):
         raise UnsupportedError(
-            f"{model!r} has no layers for multi-token prediction: load one that has, with "
+            f"{model!r} has no layers for multi-token prediction: load a model that has them, with "
             "load_mtp=True"
         )
     own = re.compile(r"\bblk\.(\d+)\.(nextn\.)?")
-    found = (
-        own.search(ffi.string(one.name).decode(errors="replace")) for one in tensors(model.ptr)
-    )
+    found = (own.search(c_text(one.name)) for one in tensors(model.ptr))
     n_layer = lib.llama_model_n_layer(model.ptr)
     if not any(one and (one[2] or int(one[1]) >= n_layer) for one in found):
         raise UnsupportedError(
-            f"{model!r} was loaded without its layers for multi-token prediction: give "
+            f"{model!r} was loaded without its layers for multi-token prediction: pass "
             "load_mtp=True to Model"
         )
 
 
 def _check_trunk(model: Model) -> None:
-    """Check that there is more than the layers that predict several tokens at once.
+    """Check that the model has layers besides those for multi-token prediction.
 
-    Of a file that begins without this norm, llama.cpp takes all other layers for optional, and then
-    computes with those that are not there.
+    upstream: src/models/deepseek2.cpp mtp_only: if the first layer has no such norm, it takes all
+    normal layers to be optional, and then computes with missing ones.
     """
     if not hasattr(lib, "llama_model_n_layer_nextn"):  # an older llama.cpp has no such layers
         return
@@ -296,13 +304,13 @@ def _check_trunk(model: Model) -> None:
     first = {name for name in weight_shapes(model.ptr) if name.startswith("blk.0.")}
     if first.isdisjoint({"blk.0.attn_norm.weight", "blk.0.post_attention_norm.weight"}):
         raise UnsupportedError(
-            f"{model!r} has only layers for multi-token prediction, or is not whole: it drafts for "
-            'another model, with ctx_type="mtp" and load_mtp=True'
+            f"{model!r} has only layers for multi-token prediction, or is incomplete: use it as a "
+            'draft for another model, with ctx_type="mtp" and load_mtp=True'
         )
 
 
 def _check_rope(struct: Any, model: Model, given: set[str]) -> None:
-    """Check that what is said of positions reaches them."""
+    """Check that the parameters for positions have an effect."""
     defaults = lib.llama_context_default_params()
     chosen = [
         name
@@ -310,17 +318,17 @@ def _check_rope(struct: Any, model: Model, given: set[str]) -> None:
         if name in given and getattr(struct, name) != getattr(defaults, name)
     ]
     if chosen and lib.llama_model_rope_type(model.ptr) == lib.LLAMA_ROPE_TYPE_NONE:
-        raise UnsupportedError(f"{model!r} has no rotary positions: leave out {chosen[0]}")
+        raise UnsupportedError(f"{model!r} has no rotary embeddings: leave out {chosen[0]}")
     alone = [name for name in chosen if name in YARN_ALONE]
     if alone and not _interpolates(struct, model):
         raise ArgumentError(
-            f"{alone[0]} is for YaRN, which this context does not use: give "
-            'rope_scaling_type="yarn", or a yarn_ext_factor'
+            f"{alone[0]} has an effect only with YaRN, which this context does not use: set "
+            'rope_scaling_type="yarn" or yarn_ext_factor'
         )
 
 
 def _interpolates(struct: Any, model: Model) -> bool:
-    """Return whether positions are scaled by YaRN."""
+    """Return whether YaRN scales the positions."""
     if struct.yarn_ext_factor >= 0:
         return bool(struct.yarn_ext_factor > 0)
     key = f"{model.architecture}.rope.scaling"
@@ -332,10 +340,10 @@ def _interpolates(struct: Any, model: Model) -> bool:
 
 
 def check_sharing(other: ContextHandle | None, struct: Any, model: Model) -> None:
-    """Check that a context can use what another has: llama.cpp ignores it, or takes all on trust.
+    """Check ``ctx_other``, which llama.cpp ignores for most models, and never checks.
 
     Raises:
-        UnsupportedError: This model shares nothing.
+        UnsupportedError: A context of this model does not use another one.
         ArgumentError: The other context does not fit.
     """
     if other is None:
@@ -343,33 +351,40 @@ def check_sharing(other: ContextHandle | None, struct: Any, model: Model) -> Non
     own = model.architecture
     if own not in SHARING:
         raise UnsupportedError(
-            f"a context of {own!r} uses nothing of another: ctx_other is for draft models "
+            f"a context of {own!r} does not use another context: ctx_other is for draft models "
             f"({', '.join(SHARING)})"
         )
     n_vocab, theirs = len(model.vocab), len(traits_of(other).vocab)
     if n_vocab != theirs:
         raise ArgumentError(
-            f"ctx_other is of a model with {theirs} tokens, and this one has {n_vocab}: a draft "
-            "model has the vocabulary of its target"
+            f"the model of ctx_other has {theirs} tokens, but this one has {n_vocab}: a draft "
+            "model must have the vocabulary of its target"
         )
     if own == "gemma4-assistant":
         _check_shared_memory(other, struct)
 
 
 def _check_shared_memory(other: ContextHandle, struct: Any) -> None:
-    """Check that two contexts can share one memory, which llama.cpp resizes for the new one."""
+    """Check that two contexts can share one memory.
+
+    upstream: src/llama-model.cpp mem_other: the new context uses the memory of the other one, with
+    whatever parameters both have.
+    """
     target = traits_of(other).model.architecture
     if target != "gemma4":
-        raise ArgumentError(f"ctx_other is of {target!r}; a gemma4-assistant drafts for gemma4")
+        raise ArgumentError(
+            f"the model of ctx_other is {target!r}: a gemma4-assistant is a draft for gemma4"
+        )
     n_seq_max, unified = lib.llama_n_seq_max(other.ptr), bool(struct.kv_unified)
     if (struct.n_seq_max, unified) != (n_seq_max, traits_of(other).kv_unified):
         raise ArgumentError(
             f"ctx_other has n_seq_max={n_seq_max} and kv_unified={traits_of(other).kv_unified}: "
-            "give the same values"
+            "give both contexts the same values"
         )
-    ptr = other.ptr  # held as long as its memory is looked at
+    ptr = other.ptr  # keeps the context alive while its memory is read
     memory = lib.llama_get_memory(ptr)
     if any(lib.llama_memory_seq_pos_max(memory, i) >= 0 for i in range(n_seq_max)):
         raise ArgumentError(
-            "ctx_other remembers tokens, which llama.cpp would forget: create both contexts first"
+            "ctx_other has tokens, which llama.cpp would remove: create both contexts before the "
+            "first batch"
         )

@@ -1,4 +1,4 @@
-"""The counters of a context, and a run that does not count."""
+"""The performance counters of a context, and the warm-up, which they exclude."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ if TYPE_CHECKING:
     from .last_batch import LastBatch
     from .traits import ContextTraits
 
-# The counters that grow with each computation.
+# The counters that increase with each computation.
 GROWING = ("t_p_eval_ms", "t_eval_ms", "n_p_eval", "n_eval", "n_reused")
 
 
 class PerfCounters:
-    """Reads what llama.cpp counts; the first argument is the ``struct llama_context *``."""
+    """Reads llama.cpp's counters.
+
+    The first argument of its methods is the ``struct llama_context *``.
+    """
 
     __slots__ = ("_lock", "_skipped", "_traits")
 
     def __init__(self, traits: ContextTraits, lock: CallLock) -> None:
         self._traits, self._lock = traits, lock
-        self._skipped: ContextPerf | None = None  # what does not count
+        self._skipped: ContextPerf | None = None  # to subtract from the counters
 
     def read(self, ptr: Any) -> ContextPerf:
         """Return the counters; see `Context.perf`."""
         if self._traits.params.no_perf:
-            raise ContextError("nothing was measured: create the Context with no_perf=False")
+            raise ContextError("performance is not measured: create the Context with no_perf=False")
         with self._lock:
             counted = _counters(ptr)
             return counted if self._skipped is None else _minus(counted, self._skipped)
@@ -41,16 +44,16 @@ class PerfCounters:
     def reset(self, ptr: Any) -> None:
         """Count from zero; see `Context.reset_perf`."""
         with self._lock:
-            lib.llama_synchronize(ptr)  # what is still computed does not count
+            lib.llama_synchronize(ptr)  # unfinished work must not count
             lib.llama_perf_context_reset(ptr)
             self._skipped = None
 
     def now(self, ptr: Any) -> ContextPerf:
-        """Return what was counted until now, for `skip`; the caller holds the context."""
+        """Return the counters for a later `skip`; the caller holds the context."""
         return _counters(ptr)
 
     def skip(self, ptr: Any, before: ContextPerf) -> None:
-        """Do not count what was computed since `now`; the caller holds the context."""
+        """Exclude what was computed since ``before``; the caller holds the context."""
         skipped = _minus(_counters(ptr), before)
         self._skipped = skipped if self._skipped is None else _plus(skipped, self._skipped)
 
@@ -66,7 +69,7 @@ def warm_up(
 ) -> None:
     """Compute a few tokens and forget them; see `Context.warmup`."""
     if traits.drafts:
-        raise UnsupportedError("a draft model computes nothing without its target")
+        raise UnsupportedError("a draft model cannot compute without its target")
     memory = lib.llama_get_memory(ptr)
     with lock:
         if last.encoded is not None or any(
@@ -86,7 +89,7 @@ def warm_up(
 
 
 def _compute_any(ptr: Any, traits: ContextTraits, decoder: Decoder) -> None:
-    """Compute a short prompt and a single token, with all parts of the model."""
+    """Compute a short prompt and a single token with all parts of the model."""
     vocab = lib.llama_model_get_vocab(traits.model.ptr)
     token = max(0, lib.llama_vocab_bos(vocab))
     n = min(2, traits.n_ubatch)
@@ -100,13 +103,14 @@ def _compute_any(ptr: Any, traits: ContextTraits, decoder: Decoder) -> None:
 
 
 def _counters(ptr: Any) -> ContextPerf:
-    """Return what llama.cpp has counted."""
+    """Return llama.cpp's counters."""
     lib.llama_synchronize(ptr)
     data = lib.llama_perf_context(ptr)
     counted = ContextPerf(
         **{field.name: getattr(data, field.name) for field in fields(ContextPerf)}
     )
-    # It counts no tokens as one, to divide by it; but they take no time.
+    # upstream: src/llama-context.cpp perf_get_data: it returns at least 1 token, to divide by; so
+    # we set 0 where no time was spent.
     if not counted.t_p_eval_ms:
         counted = replace(counted, n_p_eval=0)
     return counted if counted.t_eval_ms else replace(counted, n_eval=0)

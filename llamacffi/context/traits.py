@@ -26,7 +26,7 @@ class ContextTraits:
     params: Any
     """The ``struct llama_context_params *`` that the context was created with."""
     graph: Any
-    """The ``struct llamacffi_graph *``: what its compute graph shows."""
+    """The ``struct llamacffi_graph *``: the description of its compute graph."""
     n_vocab: int
     n_ctx: int
     n_batch: int
@@ -34,36 +34,36 @@ class ContextTraits:
     n_seq_max: int
     n_outputs_max: int
     n_rs_seq: int
-    """Number of tokens that a recurrent sequence can be taken back."""
+    """Number of tokens that a recurrent sequence can be rolled back."""
     n_positions: int
     """Number of positions that the model has learned; 0 without such a limit."""
     pooling: int
     kv_unified: bool
     """Whether all sequences share one buffer."""
     recurrent: bool
-    """Whether a sequence is one state, and nothing besides."""
+    """Whether a sequence is stored as a recurrent state only."""
     has_state: bool
-    """Whether the model has recurrent layers, perhaps beside layers with a KV cache."""
+    """Whether the model has recurrent layers, perhaps besides layers with a KV cache."""
     keeps_state: bool
     """Whether a sequence in memory has a recurrent state.  The layers for multi-token prediction
     have none, whatever the other layers of their model have."""
     memoryless: bool
-    """Whether the context sees one batch at a time."""
+    """Whether the context processes each batch on its own."""
     encodes: bool
     decodes: bool
     feeds_decoder: bool
     """Whether the output of the encoder is for the decoder."""
     drafts: bool
-    """Whether it reads embeddings beside tokens: a draft model's, from its target's state."""
+    """Whether its model is a draft, which reads embeddings from its target besides tokens."""
     has_logits: bool
     """Whether its graph computes logits."""
 
 
 def examine(ptr: Any, model: Model, vocab: Vocab, struct: Any) -> ContextTraits:
-    """Find out what a new context can do, and refuse what llama.cpp has silently ignored.
+    """Find out what a new context can do, and refuse parameters that llama.cpp would ignore.
 
     Raises:
-        ArgumentError: A parameter does not suit the others.
+        ArgumentError: A parameter does not fit the others.
         ContextError: llama.cpp cannot build the graph.
         UnsupportedError: The model cannot do what was asked for.
     """
@@ -79,7 +79,7 @@ def examine(ptr: Any, model: Model, vocab: Vocab, struct: Any) -> ContextTraits:
     if memoryless and struct.attention_type == lib.LLAMA_ATTENTION_TYPE_CAUSAL:
         raise UnsupportedError(f"{model!r} has no memory: {SEES_ALL}")
     pooling, embeddings = lib.llama_pooling_type(ptr), bool(struct.embeddings)
-    # A classifier is in the graph only with embeddings.
+    # The graph has the classifier only if it computes embeddings.
     looks = embeddings or pooling == lib.LLAMA_POOLING_TYPE_RANK
     graph = describe(ptr, n_outputs_max, embeddings=looks, keep=embeddings)
     if looks:
@@ -112,14 +112,12 @@ def examine(ptr: Any, model: Model, vocab: Vocab, struct: Any) -> ContextTraits:
 
 
 def _check_rollback(ptr: Any, model: Model, struct: Any) -> None:
-    """Check that ``n_rs_seq`` does something."""
+    """Check that ``n_rs_seq`` has an effect."""
     n_kept = param_or_zero(struct, "n_rs_seq")
     if n_kept and not n_rs_seq(ptr):
-        raise UnsupportedError(
-            f"{model!r} has no recurrent state to go back to: leave out n_rs_seq"
-        )
+        raise UnsupportedError(f"{model!r} has no recurrent state to roll back: leave out n_rs_seq")
     if n_kept and (n_ubatch := lib.llama_n_ubatch(ptr)) < n_kept + 2:
         raise ArgumentError(
             f"n_ubatch must be at least {n_kept + 2} with n_rs_seq={n_kept}, not {n_ubatch}: the "
-            "tokens to go back over are computed at once"
+            "tokens to roll back are computed at once"
         )

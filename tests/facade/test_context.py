@@ -216,7 +216,7 @@ def test_positions_must_follow_those_in_memory(context, pos):
     assert caught.value.code == -1
     message = str(caught.value)
     assert (
-        f"ends at position 3 in memory, and its first token in the batch has position {pos}: "
+        f"ends at position 3 in memory, but its first token in the batch has position {pos}: "
         in (message)
     )
     assert "give pos=context.memory.next_pos(0), which is 4" in message
@@ -230,10 +230,10 @@ def test_positions_must_follow_those_in_memory(context, pos):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([([1, 2, 3], [0, 1, 5], [0])], "position 5 of sequence 0 comes after 1: .* without gaps"),
+        ([([1, 2, 3], [0, 1, 5], [0])], "position 5 of sequence 0 comes after 1: .* consecutive"),
         (
             [([1, 2], [1, 0], [1])],
-            "the positions of sequence 1 decrease in the batch: give them in",
+            "the positions of sequence 1 decrease in the batch: sort the",
         ),
         ([([1], 2, [3, 0])], "sequences 0 and 3 share tokens .* context.memory.fork"),
     ],

@@ -96,11 +96,17 @@ def test_sizes_are_told_as_they_have_become(random_context):
         ({"n_ctx": 2, "n_seq_max": 3}, "n_ctx=2 is less than n_seq_max=3"),
         ({"n_outputs_max": 2, "n_seq_max": 3}, "n_outputs_max=2 is less than n_seq_max=3"),
         ({"type_v": "q8_0", "flash_attn_type": "disabled"}, "needs flash attention"),
-        ({"rope_freq_base": -1.0}, "rope_freq_base=-1.0 must be above 0"),
-        ({"rope_freq_scale": -0.5}, "rope_freq_scale=-0.5 must be above 0"),
-        ({"yarn_beta_fast": 16.0}, "yarn_beta_fast is for YaRN"),
-        ({"yarn_orig_ctx": 128, "yarn_ext_factor": 0.0}, "yarn_orig_ctx is for YaRN"),
-        ({"yarn_beta_slow": 2.0, "rope_scaling_type": "linear"}, "yarn_beta_slow is for YaRN"),
+        ({"rope_freq_base": -1.0}, "rope_freq_base must be positive, .* not -1.0"),
+        ({"rope_freq_scale": -0.5}, "rope_freq_scale must be positive, .* not -0.5"),
+        ({"yarn_beta_fast": 16.0}, "yarn_beta_fast has an effect only with YaRN"),
+        (
+            {"yarn_orig_ctx": 128, "yarn_ext_factor": 0.0},
+            "yarn_orig_ctx has an effect only with YaRN",
+        ),
+        (
+            {"yarn_beta_slow": 2.0, "rope_scaling_type": "linear"},
+            "yarn_beta_slow has an effect only with YaRN",
+        ),
     ],
 )
 def test_values_that_do_not_fit_each_other(model, params, message):
@@ -112,11 +118,11 @@ def test_values_that_do_not_fit_each_other(model, params, message):
     ("kind", "params", "message"),
     [
         ("llama", {"n_rs_seq": 4}, "no recurrent state"),
-        ("mamba", {"n_rs_seq": 4}, "no recurrent state to go back to"),
+        ("mamba", {"n_rs_seq": 4}, "no recurrent state to roll back"),
         ("llama", {"ctx_type": "mtp"}, "no layers for multi-token prediction"),
-        ("gpt2", {"rope_freq_base": 1e6}, "no rotary positions: leave out rope_freq_base"),
-        ("mamba", {"yarn_attn_factor": 2.0}, "no rotary positions: leave out yarn_attn_factor"),
-        ("t5", {"rope_scaling_type": "yarn"}, "no rotary positions"),
+        ("gpt2", {"rope_freq_base": 1e6}, "no rotary embeddings: leave out rope_freq_base"),
+        ("mamba", {"yarn_attn_factor": 2.0}, "no rotary embeddings: leave out yarn_attn_factor"),
+        ("t5", {"rope_scaling_type": "yarn"}, "no rotary embeddings"),
     ],
 )
 def test_what_a_model_would_ignore(random_context, kind, params, message):
@@ -151,8 +157,8 @@ def test_bools(random_context):
 
 @pytest.mark.parametrize("n_ctx", [2**31 - 1, 2**30, 2**28])
 def test_a_context_that_does_not_fit(model, n_ctx):
-    """The system would give the memory, and end the process that uses it."""
-    with pytest.raises(ContextError, match=r"needs [0-9.]+ GiB, and [0-9.]+ GiB are free"):
+    """The system would overcommit the memory, and kill the process that uses it."""
+    with pytest.raises(ContextError, match=r"needs [0-9.]+ GiB, but only [0-9.]+ GiB are free"):
         Context(model, n_ctx=n_ctx, n_threads=1, type_k="f32", type_v="f32")
 
 
@@ -160,7 +166,7 @@ def test_a_context_that_does_not_fit(model, n_ctx):
     "params", [{}, {"type_k": "q8_0", "type_v": "q4_0"}, {"kv_unified": True, "n_seq_max": 4}]
 )
 def test_the_size_of_the_cache(random_path, params):
-    """As it is counted before, and as llama.cpp logs it."""
+    """The size computed in advance is the one that llama.cpp logs."""
     from llamacffi.log import capture_logs
 
     with Model(random_path("llama")) as model:

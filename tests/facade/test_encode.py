@@ -240,7 +240,7 @@ def test_parameters_that_an_encoder_would_ignore(random_path):
     for kind, params, message in (
         ("t5", {"n_outputs_max": 4}, "leave out n_outputs_max"),
         ("t5", {"pooling_type": "mean"}, "leave out pooling_type"),
-        ("t5", {"n_seq_max": 2}, "give kv_unified=True"),
+        ("t5", {"n_seq_max": 2}, "set kv_unified=True"),
         ("bert", {"attention_type": "causal"}, "sees all others"),
         ("bert", {"pooling_type": "rank"}, "no classifier"),
         ("llama", {"pooling_type": "rank"}, "no classifier"),
