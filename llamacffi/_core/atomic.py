@@ -1,8 +1,8 @@
-"""Files that are written at once or not at all.
+"""Files that are written completely or not at all.
 
-What is written grows beside the file that it is to replace, and takes its place when it is
-complete.  Only a regular file is replaced: a link is followed, and what is there keeps its mode
-and, where the system lets it, its owner.
+The new contents are written to a file beside the target, which they replace when complete.  Only a
+regular file is replaced; links are followed, and the mode of the old file is kept, and so is its
+owner if the system allows it.
 """
 
 from __future__ import annotations
@@ -28,51 +28,51 @@ KINDS = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
-# Of a file's name in that of the one beside it: a whole name takes at most 255 bytes, and in some
-# file systems 143.
-MOST_BYTES = 64
-# How often to look: another process may replace the file between two looks.
-LOOKS = 10
-PROBE = 2**20  # bytes that find out whether there is room
+# How many bytes of the target's name the file beside it gets: a name can have 255 bytes, and 143 in
+# some file systems.
+NAME_BYTES = 64
+# How often to try: another process may replace the file between the two steps of a try.
+ATTEMPTS = 10
+PROBE = 2**20  # bytes to write to learn whether the disk is full
 
 
 class Target:
-    """A file that is to be written."""
+    """A file to write."""
 
     __slots__ = ("name", "path", "status")
 
     name: str
-    """What the caller calls it."""
+    """The path as the caller gave it."""
     path: Path
-    """The file itself, behind all links."""
+    """The path of the file itself, with all links followed."""
     status: os.stat_result | None
-    """What is there now; None if nothing is."""
+    """The status of the existing file; None if there is none."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Look at what is there.
+        """Inspect the file.
 
         Raises:
-            OSError: It is no regular file, or must not be written.
-            ArgumentError: No file can be called so.
+            OSError: It is not a regular file, or not writable.
+            ArgumentError: The path is invalid.
         """
         self.name = os.fsdecode(checked_path(path))
-        for _ in range(LOOKS):
+        for _ in range(ATTEMPTS):
             self.status = self._look()
             self.path = Path(os.path.realpath(self.name))
             if self.status is None or self._is_at(self.path):
                 return
-        # The name of a file that is open and deleted leads elsewhere.
-        raise self.error(errno.EINVAL, "it is a file without a name, which cannot be replaced")
+        # A path in /proc, of a file that is open, but deleted: the link does not lead to it.
+        raise self.error(errno.EINVAL, "it is a deleted or unnamed file, which cannot be replaced")
 
     def _is_at(self, path: Path) -> bool:
-        """Return whether the file that was found has this path."""
+        """Return whether a path is that of the file found."""
         try:
             return self.status is not None and os.path.samestat(os.stat(path), self.status)
         except FileNotFoundError:
             return False
 
     def _look(self) -> os.stat_result | None:
-        """Return what is there now."""
+        """Return the status of the file now; None if there is none."""
         try:
             status = os.stat(self.name)
         except FileNotFoundError:
@@ -80,33 +80,35 @@ class Target:
                 raise
             if os.path.basename(self.name) not in ("", os.curdir, os.pardir):
                 return None
-            raise self.error(errno.EISDIR, "this names a directory; name a file") from None
+            raise self.error(
+                errno.EISDIR, "this is the path of a directory; give that of a file"
+            ) from None
         if stat.S_ISDIR(status.st_mode):
-            raise self.error(errno.EISDIR, "it is a directory; name a file")
+            raise self.error(errno.EISDIR, "it is a directory; give the path of a file")
         if not stat.S_ISREG(status.st_mode):
-            kind = KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
-            raise self.error(errno.EINVAL, f"it is {kind}, and only a regular file can be written")
+            kind = KINDS.get(stat.S_IFMT(status.st_mode), "a special file")
+            raise self.error(errno.EINVAL, f"it is {kind}, but must be a regular file")
         effective = os.access in os.supports_effective_ids
         if not os.access(self.name, os.W_OK, effective_ids=effective):
             raise self.error(errno.EACCES, "it is write-protected")
         return status
 
     def error(self, number: int | None, reason: str | None) -> OSError:
-        """Return an error that names the file as the caller does."""
+        """Return an error with the path as the caller gave it."""
         return OSError(number or errno.EIO, reason or "it cannot be written", self.name)
 
     def beside(self) -> Path:
-        """Return a new name beside it."""
-        start = os.fsencode(self.path.name)[:MOST_BYTES].decode("utf-8", "ignore")
+        """Return an unused path in the same directory."""
+        start = os.fsencode(self.path.name)[:NAME_BYTES].decode("utf-8", "ignore")
         return self.path.with_name(f".{start}.{secrets.token_hex(4)}.part")
 
     def create(self, part: Path) -> io.FileIO:
-        """Make an empty file, with the mode and the owner that the file has; return it open.
+        """Create an empty file with the mode and the owner of the target; return it open.
 
         Args:
-            part: Its name.  If this fails, it may be there.
+            part: Its path.  The file may exist even if this fails.
         """
-        # `tempfile` gives its files to their owner alone, whatever the umask says.
+        # `tempfile` ignores the umask, and makes its files readable for their owner alone.
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
         mode = 0o666 if self.status is None else 0o600
         try:
@@ -115,40 +117,40 @@ class Target:
             raise self._reason(error) from None
         if self.status is not None:
             try:
-                _be_like(file.fileno(), self.status)
-            except BaseException:  # also if interrupted: nobody else would close it
+                _copy_owner_and_mode(file.fileno(), self.status)
+            except BaseException:  # also an interrupt: nothing else would close it
                 file.close()
                 raise
         return file
 
     def _reason(self, error: OSError) -> OSError:
-        """Return why there can be no file beside it."""
+        """Return the error that says why no file can be created beside the target."""
         directory = os.fspath(self.path.parent)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return self.error(
                 error.errno,
-                f"{error.strerror}: it is replaced at once by a file that is written beside it, "
-                f"and no file can be made in {directory!r}",
+                f"{error.strerror}: the new file is written beside it first, but no file can be "
+                f"created in {directory!r}",
             )
         if error.errno == errno.ENOENT:
-            return self.error(error.errno, f"there is no directory {directory!r}")
+            return self.error(error.errno, f"the directory {directory!r} does not exist")
         return self.error(error.errno, error.strerror)
 
     def replace(self, part: Path) -> None:
-        """Let another file take its place.
+        """Replace the target with another file.
 
         Raises:
-            OSError: It cannot.
+            OSError: That is impossible.
         """
-        self._look()  # it may be something else by now
+        self._look()  # raises if it is no longer a regular file
         try:
             os.replace(part, self.path)
         except OSError as error:
             raise self.error(error.errno, error.strerror) from None
 
 
-def _be_like(descriptor: int, status: os.stat_result) -> None:
-    """Give a file the owner and the mode of another, as far as this process may."""
+def _copy_owner_and_mode(descriptor: int, status: os.stat_result) -> None:
+    """Give a file the owner and the mode of another, as far as this process is allowed to."""
     if not hasattr(os, "fchmod"):  # Windows
         return
     mode, mine = stat.S_IMODE(status.st_mode), os.fstat(descriptor)
@@ -158,35 +160,35 @@ def _be_like(descriptor: int, status: os.stat_result) -> None:
         except OSError:
             try:
                 os.fchown(descriptor, -1, status.st_gid)
-            except OSError:  # what was for that group is not for another
+            except OSError:  # another group gets the rights of others only
                 mode = mode & ~0o070 | (mode & 0o007) << 3
     os.fchmod(descriptor, mode)
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """Raise for what cannot be written, before the work.
+    """Check that a file can be written, before the work begins.
 
     Raises:
-        OSError: It is no regular file, or must not be written.
-        ArgumentError: No file can be called so.
+        OSError: It is not a regular file, or not writable.
+        ArgumentError: The path is invalid.
     """
     Target(path)
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Yield a file to write; it becomes ``path`` at the end, or vanishes if an exception passes.
+    """Yield a file to write; it becomes ``path`` at the end, or is removed after an exception.
 
-    Others see either what was there before or all of the new.
+    Other programs see either the old contents or all of the new ones.
 
     Raises:
-        OSError: It cannot be written.
-        ArgumentError: No file can be called so.
+        OSError: The file cannot be written.
+        ArgumentError: The path is invalid.
     """
     target = Target(path)
     part = target.beside()
-    with _vanishing([part]):
-        with _naming(target), target.create(part) as raw, io.BufferedWriter(raw) as file:
+    with _removing([part]):
+        with _adding_path(target), target.create(part) as raw, io.BufferedWriter(raw) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -198,33 +200,33 @@ def replacing_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield the path of an empty file for C to write, which becomes ``path`` as in `replacing`.
 
     Raises:
-        OSError: It cannot be written.
-        ArgumentError: No file can be called so.
+        OSError: The file cannot be written.
+        ArgumentError: The path is invalid.
     """
-    with replacing_all() as instead:
-        yield instead(path)
+    with replacing_all() as temporary:
+        yield temporary(path)
 
 
 @contextmanager
 def replacing_all() -> Iterator[Callable[[str | os.PathLike[str]], Path]]:
-    """Yield a function that makes for each path an empty file to write instead, beside it.
+    """Yield a function that creates, for a given path, an empty file beside it to write to.
 
-    At the end all of them take their places; if an exception passes, they vanish.
+    At the end, the files replace those at the given paths; after an exception, they are removed.
 
     Raises:
-        OSError: One cannot take its place.
+        OSError: A file cannot be replaced.
     """
     targets: dict[Path, Target] = {}
 
-    def instead(path: str | os.PathLike[str]) -> Path:
+    def temporary(path: str | os.PathLike[str]) -> Path:
         target = Target(path)
         part = target.beside()
-        targets[part] = target  # first: it may be made, and the exception come then
+        targets[part] = target  # before `create`, which may be interrupted after creating the file
         target.create(part).close()
         return part
 
-    with _vanishing(targets):
-        yield instead
+    with _removing(targets):
+        yield temporary
         for target in targets.values():
             target._look()
         for part, target in targets.items():
@@ -233,15 +235,15 @@ def replacing_all() -> Iterator[Callable[[str | os.PathLike[str]], Path]]:
 
 @contextmanager
 def scratch_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a new directory beside ``path``, for this user alone; it vanishes in the end.
+    """Yield a new private directory beside ``path``, which is removed at the end.
 
     Raises:
-        OSError: There cannot be one, or ``path`` cannot be written.
-        ArgumentError: No file can be called so.
+        OSError: It cannot be created, or ``path`` cannot be written.
+        ArgumentError: The path is invalid.
     """
     target = Target(path)
     directory = target.beside()
-    with _vanishing([directory]):
+    with _removing([directory]):
         try:
             directory.mkdir(0o700)
         except OSError as error:
@@ -250,17 +252,17 @@ def scratch_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def _vanishing(parts: Collection[Path]) -> Iterator[None]:
-    """Remove files and directories in the end, those that there are by then.
+def _removing(parts: Collection[Path]) -> Iterator[None]:
+    """Remove those of the files and directories that exist at the end.
 
-    Wherever Ctrl-C comes, nothing is left.
+    Nothing is left behind, wherever Ctrl-C comes.
     """
     try:
         try:
             yield
         finally:
             _remove(parts)
-    finally:  # Ctrl-C may have kept the first from it
+    finally:  # again: Ctrl-C may have interrupted the first attempt
         _remove(parts)
 
 
@@ -273,14 +275,14 @@ def _remove(parts: Collection[Path]) -> None:
 
 
 def explain_failure(part: Path, path: str | os.PathLike[str]) -> None:
-    """Raise the system's reason for a file that C could not write, if it still has one.
+    """Raise the system's error if a file, which C failed to write, still cannot be written.
 
     Args:
-        part: What was written of it.
-        path: What to call it.
+        part: The path of the file.
+        path: The path to name in the error.
 
     Raises:
-        OSError: Nothing more can be written to it.
+        OSError: Nothing more can be written, for instance because the disk is full.
     """
     try:
         with open(part, "ab", buffering=0) as file:
@@ -293,8 +295,8 @@ def explain_failure(part: Path, path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def _naming(target: Target) -> Iterator[None]:
-    """Name the file in an error of the system's that names none."""
+def _adding_path(target: Target) -> Iterator[None]:
+    """Add the path to an error of the system that has none."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What Python can read from, as a ``FILE *`` for C: an open file, a descriptor, or bytes.
+"""Open files, descriptors and bytes from Python, as a ``FILE *`` for C.
 
-C gets a file of its own, opened anew, so that its position is private: the caller's never moves,
-and several threads can read from one open file at once.
+C gets a file of its own, which is opened again, so that its position is private: the position of
+the caller's file never moves, and several threads can read from one open file at once.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ KINDS = {
     stat.S_IFCHR: "a character device",
 }
 
-PATH_BYTES = 1024  # what macOS takes for the path of a file
-PIECE = 2**20  # bytes that are copied at once
+PATH_BYTES = 1024  # the longest path of macOS
+PIECE = 2**20  # bytes to copy at a time
 
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file that C reads, valid inside of `c_file`."""
+    """A file that C reads; valid inside `c_file`."""
 
     ptr: Any
     """The ``FILE *``, at `offset`."""
     descriptor: int
     offset: int
-    """Where the contents begin, in bytes from the beginning of the file."""
+    """Where the contents begin, in bytes from the start of the file."""
     size: int
-    """Of the whole file, in bytes."""
+    """The size of the whole file, in bytes."""
     name: str
-    """For messages: the path if it has one."""
+    """The name for messages: the path if there is one."""
 
     def read(self, size: int) -> bytes:
-        """Return the first bytes of the contents, and move nothing.
+        """Return the first bytes of the contents; the position stays where it is.
 
         Raises:
-            LoadError: The system failed.
+            LoadError: The file cannot be read.
         """
         try:
             return os.pread(self.descriptor, size, self.offset)
@@ -72,23 +72,23 @@ class OpenFile:
 def c_file(
     source: types.FileSource, *, offset: int | None = None, name: str | None = None
 ) -> Iterator[OpenFile]:
-    """Open what ``source`` reads a second time, for C, with a position of its own.
+    """Open the file behind ``source`` again, for C, with a position of its own.
 
     Args:
         source: A binary file object with a descriptor, at any position; a descriptor; or bytes, a
             bytearray, a memoryview or an `io.BytesIO`, which are written to an anonymous file.
-        offset: Where the contents begin, in bytes; by default at the position of a file, and at
-            the first byte of bytes.
-        name: What to call it in messages; by default what `file_name` returns.
+        offset: Where the contents begin, in bytes; by default the position of a file, and 0 for
+            bytes.
+        name: The name for messages; by default what `file_name` returns.
 
     Yields:
         The open file.  ``source`` stays open, and its position stays where it is.
 
     Raises:
         TypeError: ``source`` is a path, a text file, or something else.
-        ArgumentError: It is closed, not open for reading, no regular file, or ends before
+        ArgumentError: It is closed, not open for reading, not a regular file, or shorter than
             ``offset``.
-        LoadError: The system failed.
+        LoadError: It cannot be read, or the anonymous file cannot be written.
     """
     if offset is not None:
         offset = _checked_offset(offset)
@@ -111,9 +111,9 @@ def c_file(
 
 
 def file_name(source: Any) -> str:
-    """Return what to call ``source`` in a message."""
+    """Return the name of ``source`` for messages."""
     name = source if isinstance(source, int) else getattr(source, "name", None)
-    if isinstance(name, int):  # as of what os.fdopen returns
+    if isinstance(name, int):  # a file from os.fdopen
         return f"<descriptor {name}>"
     if isinstance(name, (str, bytes)) and name:
         return os.fsdecode(name)
@@ -122,10 +122,12 @@ def file_name(source: Any) -> str:
 
 @contextmanager
 def own_file(descriptor: int, offset: int, name: str) -> Iterator[OpenFile]:
-    """Open a descriptor for C, which moves its position: nobody else may use that meanwhile."""
+    """Open a descriptor for C, which moves its position: do not use it elsewhere meanwhile."""
     size = os.fstat(descriptor).st_size
     if offset > size:
-        raise ArgumentError(f"offset={offset} is behind the end of {name!r}, at {size}")
+        raise ArgumentError(
+            f"offset={offset} is beyond the end of {name!r}, which has {size} bytes"
+        )
     file = make(lib.llamacffi_file_close, (), lib.llamacffi_file_open, descriptor, offset, False)[1]
     if file == ffi.NULL:
         raise LoadError(ffi.errno, os.strerror(ffi.errno), name)
@@ -136,14 +138,14 @@ def own_file(descriptor: int, offset: int, name: str) -> Iterator[OpenFile]:
 def _opened_anew(descriptor: int, name: str) -> io.FileIO:
     """Open the file behind a descriptor again: a duplicate would share the position.
 
-    Where the system cannot do that, as with a file that this process may not open any more, the
+    Where that is impossible, for instance because this process may no longer open the file, the
     result is a copy.
     """
     wanted = os.fstat(descriptor)
     for path in _paths_of(descriptor, name):
         try:
             file = open_at_once(path)
-        except OSError:  # of another user, or behind a name that is not the file's any more
+        except OSError:  # it belongs to another user, or its name is gone
             continue
         if os.path.samestat(os.fstat(file.fileno()), wanted):
             return file
@@ -152,9 +154,9 @@ def _opened_anew(descriptor: int, name: str) -> io.FileIO:
 
 
 def _paths_of(descriptor: int, name: str) -> Iterator[str]:
-    """Yield where the file behind a descriptor may be found."""
+    """Yield paths that may lead to the file behind a descriptor."""
     if sys.platform == "linux":
-        yield f"/proc/self/fd/{descriptor}"  # also a file that has no name any more
+        yield f"/proc/self/fd/{descriptor}"  # also works for a deleted file
     elif sys.platform == "darwin":
         import fcntl
 
@@ -165,7 +167,7 @@ def _paths_of(descriptor: int, name: str) -> Iterator[str]:
 
 
 def open_at_once(path: str) -> io.FileIO:
-    """Open a file for reading; of a pipe, do not wait for somebody who writes to it.
+    """Open a file for reading, without waiting for a writer if it is a pipe.
 
     Raises:
         OSError: It cannot be opened, or is a directory.
@@ -177,7 +179,7 @@ def open_at_once(path: str) -> io.FileIO:
 
 
 def _pieces(descriptor: int) -> Iterator[bytes]:
-    """Yield what is in a file, and leave its position alone."""
+    """Yield the contents of a file without moving its position."""
     at = 0
     while piece := os.pread(descriptor, PIECE, at):
         yield piece
@@ -189,9 +191,9 @@ def _checked_offset(offset: Any) -> int:
 
 
 def _descriptor(source: Any) -> int | None:
-    """Return the descriptor behind a file object; None if it has none, as bytes."""
+    """Return the descriptor behind a file object; None for bytes and others without one."""
     if isinstance(source, bool):
-        raise TypeError(f"{source!r} is no file")
+        raise TypeError(f"{source!r} is not a file")
     if isinstance(source, int):
         return source
     if not hasattr(source, "fileno"):
@@ -207,9 +209,9 @@ def _descriptor(source: Any) -> int | None:
 
 
 def file_position(source: Any, descriptor: int) -> int:
-    """Return where the caller is in a file, and let others see what was written to it.
+    """Return the caller's position in a file; flush what was written to it.
 
-    It need not be where Python has read to.
+    Python may have read ahead, so the position of the descriptor can be different.
     """
     if isinstance(source, int):
         return os.lseek(descriptor, 0, os.SEEK_CUR)
@@ -219,12 +221,12 @@ def file_position(source: Any, descriptor: int) -> int:
 
 
 def check_readable(descriptor: int, name: str) -> None:
-    """Raise unless it is open for reading and a regular file.
+    """Raise unless a descriptor is open for reading, and its file is a regular one.
 
     Raises:
-        ArgumentError: It is not.
+        ArgumentError: One of the two is not the case.
     """
-    import fcntl  # not everywhere, nor is this
+    import fcntl  # missing on Windows, where nothing calls this
 
     integer("a file descriptor", descriptor, 0, INT32_MAX)
     try:
@@ -233,41 +235,41 @@ def check_readable(descriptor: int, name: str) -> None:
     except OSError as error:
         raise ArgumentError(f"{name!r} is not open: {error.strerror}") from None
     if not stat.S_ISREG(mode):
-        kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
-        raise ArgumentError(f"{name!r} is {kind}; read it, and give the bytes")
+        kind = KINDS.get(stat.S_IFMT(mode), "not a regular file")
+        raise ArgumentError(f"{name!r} is {kind}: read it, and pass the bytes")
     if flags & getattr(os, "O_PATH", 0):
-        raise ArgumentError(f"{name!r} is open for its path only (O_PATH); open it with 'rb'")
+        raise ArgumentError(f"{name!r} is open for its path only (O_PATH): open it with 'rb'")
     if flags & os.O_ACCMODE == os.O_WRONLY:
-        raise ArgumentError(f"{name!r} is open for writing only; open it with 'rb'")
+        raise ArgumentError(f"{name!r} is open for writing only: open it with 'rb'")
 
 
 def _view(source: Any, offset: int | None) -> memoryview:
-    """Return the bytes of ``source`` from ``offset`` on, not copied."""
+    """Return the bytes of ``source`` from ``offset`` on, without a copy."""
     if isinstance(source, io.BytesIO):
         offset = source.tell() if offset is None else offset
-        source = source.getvalue()  # a view would keep others from writing
+        source = source.getvalue()  # a view would block writes to it
     try:
         view = memoryview(source)
     except TypeError:
         wanted = "a binary file with a descriptor, a descriptor, or bytes"
-        raise TypeError(f"{source!r} is not {wanted}; read it, and give the bytes") from None
+        raise TypeError(f"{source!r} is not {wanted}: read it, and pass the bytes") from None
     if not view.c_contiguous:
-        raise ArgumentError("the bytes are not contiguous; give bytes(view)")
+        raise ArgumentError("the bytes are not contiguous: pass bytes(view)")
     view = view.cast("B") if view.nbytes else memoryview(b"")
     if (offset or 0) > len(view):
-        raise ArgumentError(f"offset={offset} is behind the end of the {len(view)} bytes")
+        raise ArgumentError(f"offset={offset} is beyond the end of the {len(view)} bytes")
     return view[offset or 0 :]
 
 
 def anonymous_file(pieces: Iterable[Buffer], name: str) -> io.FileIO:
-    """Write bytes to a file without a name, which is gone when nobody has it open or mapped.
+    """Write bytes to a file without a name, which exists as long as it is open or mapped.
 
     Args:
-        pieces: The bytes, one after another.
-        name: What to call them in a message.
+        pieces: The bytes, in pieces.
+        name: The name for messages.
 
     Raises:
-        LoadError: There is no room for it.
+        LoadError: It cannot be written, for instance because the disk is full.
     """
     try:
         file = _new_anonymous()
@@ -276,7 +278,7 @@ def anonymous_file(pieces: Iterable[Buffer], name: str) -> io.FileIO:
                 view = memoryview(piece)
                 while view:
                     view = view[file.write(view) :]
-        except BaseException:  # also if interrupted: nobody else would close it
+        except BaseException:  # also an interrupt: nothing else would close it
             file.close()
             raise
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What to use instead of the parameters that other programs around llama.cpp have."""
+"""Suggestions for parameters that do not exist here, but in other llama.cpp programs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _LOG = "logging.getLogger('llamacffi').setLevel(...), or llamacffi.log.set_level
 _BATCH = 'logits="all" of Batch.add()'
 TEMPLATE = "Model.chat_template() with a renderer of templates such as Jinja"
 
-# By the name that others have: ours, and where it is.  Where a function has a parameter of our
-# name, that is what was meant.
+# Maps names of other programs to our name, and where it is.  If a function has a parameter with our
+# name, the user meant that one.
 HINTS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("temperature", "temp"), ("temp", _SAMPLER.format("temp"))),
     **dict.fromkeys(("seed", "rng_seed"), ("seed", _SAMPLER.format("seed"))),
@@ -62,7 +62,7 @@ HINTS: Mapping[str, tuple[str, str]] = {
     ),
     **dict.fromkeys(("prompt", "messages"), ("prompt", "the second argument of generate()")),
     "stream": ("", "generate(), which is an iterator of tokens"),
-    "echo": ("", "the prompt, which you have: print it first"),
+    "echo": ("", "print(prompt), before the generated text"),
     **dict.fromkeys(("logprobs", "top_logprobs"), ("", _GENERATE.format("top_logprobs"))),
     "verbose": ("", _LOG),
     **dict.fromkeys(("lora_path", "lora", "lora_adapters"), ("", _ADAPTER)),
@@ -98,7 +98,7 @@ HINTS: Mapping[str, tuple[str, str]] = {
     "numa": ("", "backend.numa_init(strategy), before the first model is loaded"),
 }
 
-# The structs whose fields are parameters, and of what.
+# The structs whose fields are parameters, and what takes them.
 OWNERS = {
     "llama_model_params": "Model",
     "llama_context_params": "Context",
@@ -107,9 +107,9 @@ OWNERS = {
 
 
 def hinting(function: _F) -> _F:
-    """Let a function say what to use instead of a parameter that it has not.
+    """Make a function suggest what to use in place of an unknown parameter.
 
-    It is called with one more Python frame.
+    This adds a Python frame to each call.
     """
     parameters = inspect.signature(function).parameters
 
@@ -124,17 +124,17 @@ def hinting(function: _F) -> _F:
 
 
 def unknown_parameter(name: str, known: Iterable[str]) -> str:
-    """Return the message for a parameter that does not exist, with what may have been meant.
+    """Return the message for a parameter that does not exist, with a suggestion.
 
     Args:
-        name: The parameter.
-        known: Those that exist.
+        name: The name of the parameter.
+        known: The names that exist.
     """
     from .._generated.params import KINDS
 
     known = list(known)
     ours, where = HINTS.get(name, ("", ""))
-    # A slip of the finger is likelier than a parameter of something else.
+    # A typing error is likelier than a parameter of something else.
     near = [ours] if ours in known else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     owner = next((owner for struct, owner in OWNERS.items() if name in KINDS[struct]), None)
     if near:
@@ -146,5 +146,5 @@ def unknown_parameter(name: str, known: Iterable[str]) -> str:
     elif near := difflib.get_close_matches(name, known, n=1):
         hint = f"did you mean {near[0]!r}?"
     else:
-        hint = f"known are {', '.join(known)}"
+        hint = f"the parameters are {', '.join(known)}"
     return f"unknown parameter {name!r}; {hint}"

@@ -1,4 +1,4 @@
-"""Keyword arguments to the fields of a parameter struct, checked before C sees them."""
+"""Keyword arguments as fields of a C parameter struct, checked before C sees them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import ArgumentError
 from .hints import unknown_parameter
 from .values import flag, integer, number, shown
 
-# Converts the value of a field to what C takes, and what must outlive C's use of it.
+# Returns the value of a field for C, and an object that must live as long as C uses it.
 Converter: TypeAlias = Callable[[Any], tuple[Any, object]]
 
 
@@ -22,21 +22,21 @@ def fill(
     converters: Mapping[str, Converter] | None = None,
     limits: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[object]:
-    """Set the fields of ``struct`` that ``params`` gives; the others keep their defaults.
+    """Set the fields of ``struct`` that are in ``params``; the others keep their defaults.
 
     Args:
-        struct: The cdata struct, with llama.cpp's defaults in it.
+        struct: The cdata struct, filled with llama.cpp's defaults.
         name: Its C name, such as ``llama_model_params``.
         params: Values by field.
         owned: Fields that the facade sets itself, each with what to use instead.
-        converters: For fields that take more than their C type says.
-        limits: The least and the greatest of integers of which C takes less than their type can be.
+        converters: Converters of fields that accept more than their C type.
+        limits: The minimum and maximum of integer fields whose range is smaller than their type's.
 
     Returns:
-        What the fields point to, to be kept as long as C may read it.
+        The objects that the fields point to: keep them as long as C may read them.
 
     Raises:
-        TypeError: A field is unknown, or its value is of another type.
+        TypeError: A field is unknown, or its value has the wrong type.
         ArgumentError: A value is out of range.
     """
     from .._generated.params import KINDS
@@ -65,7 +65,7 @@ def fill(
 
 
 def _limits(name: str, field: str) -> tuple[int, int]:
-    """Return the least and the greatest that fit an integer of a struct."""
+    """Return the minimum and the maximum of the type of an integer field."""
     struct: Any = ffi.typeof(f"struct {name}")
     ctype = dict(struct.fields)[field].type
     bits = 8 * ffi.sizeof(ctype)
@@ -83,7 +83,7 @@ def _pointer(field: str, value: Any) -> Any:
 
 
 def _enum(name: str) -> Callable[[str, Any], int]:
-    """Return the converter for an enum: its members are given by member, number or name."""
+    """Return the converter for an enum, which accepts a member, its number or its name."""
 
     def convert(field: str, value: Any) -> int:
         from .._generated.enums import ENUMS
@@ -100,11 +100,11 @@ def _enum(name: str) -> Callable[[str, Any], int]:
 
 
 def enum_number(enum: str, name: str, value: Any) -> int:
-    """Return the number of a member of ``enum``, which is given by member, number or name."""
+    """Return the number of a member of ``enum``, given as a member, a number or a name."""
     return _enum(enum)(name, value)
 
 
-# By kind, but for integers, which have limits; any other kind is the name of an enum.
+# By kind.  Integers are missing, as they have limits; any other kind is the name of an enum.
 CONVERTERS: Mapping[str, Callable[[str, Any], Any]] = {
     "bool": flag,
     "float": number,

@@ -1,4 +1,4 @@
-"""What may be meant by a path where there is no file."""
+"""Suggestions for a path that does not exist."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ import re
 
 from ..errors import ModelNotFoundError
 
-# A Path makes one slash of two.
+# pathlib.Path turns two slashes into one.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-# As pages of the Hugging Face hub are addressed: the repository, the revision and the file.
+# The address of a page of the Hugging Face hub: the repository, the revision and the file.
 _HUB_FILE = re.compile(
     r"(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s?#]+)"
     r"(?:/(?:resolve|blob|raw)/([^/\s]+)/([^\s?#]+))?"
 )
 _REPOSITORY = re.compile(r"(?:hf:/+)?([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
 _FILE_IN_REPOSITORY = re.compile(r"(?:hf:/+)?([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
-# How many names of a directory are compared.
+# At most this many names of a directory are compared.
 _MAX_NAMES = 1000
 
 
 def no_file(message: str, name: str) -> ModelNotFoundError:
-    """Return the error for a file that is not there; it says what may be meant.
+    """Return the error for a file that does not exist, with a suggestion if there is one.
 
     Args:
-        message: That there is no file.
-        name: The path, as it was given.
+        message: The message, without the suggestion.
+        name: The path as it was given.
     """
     hint = path_hint(name)
     return ModelNotFoundError(errno.ENOENT, f"{message} ({hint})" if hint else message, name)
 
 
 def path_hint(name: str) -> str:
-    """Return what would work in place of a path where there is no file; empty if nobody knows.
+    """Return a suggestion for a path that does not exist; empty if there is none.
 
     Args:
-        name: The path, as it was given.
+        name: The path as it was given.
     """
     if name.startswith("~"):
-        return f"'~' is the shell's: give os.path.expanduser({name!r})"
+        return f"only the shell expands '~': pass os.path.expanduser({name!r})"
     if os.path.expandvars(name) != name:
-        return f"variables are the shell's: give os.path.expandvars({name!r})"
+        return f"only the shell expands variables: pass os.path.expandvars({name!r})"
     if name.startswith("file:"):
-        return "give the path alone, without 'file:'"
+        return "pass the path alone, without 'file:'"
     return _on_hub(name) or _nearby(name)
 
 
 def _on_hub(name: str) -> str:
-    """Return what to call for what looks like a model of the hub, or like a URL."""
+    """Return a suggestion for a name that looks like a model of the hub, or like a URL."""
     if match := _HUB_FILE.match(name):
         repository, revision, file = match.groups()
     elif _URL.match(name) and not name.startswith("hf:"):
-        return "it is a URL: download the file, and give its path"
+        return "it is a URL: download the file, and pass its path"
     elif match := _FILE_IN_REPOSITORY.fullmatch(name):
         repository, revision, file = match[1], None, match[2]
     elif (match := _REPOSITORY.fullmatch(name)) and not name.endswith(".gguf"):
@@ -68,10 +68,10 @@ def _on_hub(name: str) -> str:
 
 
 def _nearby(name: str) -> str:
-    """Return the file of the same directory whose name is the nearest."""
+    """Return a suggestion: the file of the same directory with the most similar name."""
     directory, base = os.path.split(name)
     if directory and not os.path.isdir(directory):
-        return f"there is no directory {directory!r}"
+        return f"the directory {directory!r} does not exist"
     try:
         with os.scandir(directory or ".") as entries:
             names = [entry.name for entry, _ in zip(entries, range(_MAX_NAMES), strict=False)]

@@ -1,4 +1,4 @@
-"""Regular expressions of C++ (ECMAScript): read, to be run or judged without running them."""
+"""A parser of C++ regular expressions (ECMAScript), to run them or to estimate their cost."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ from typing import NoReturn, TypeAlias
 
 from ..errors import ArgumentError
 
-LAST = 0x1100FF  # the last character, and behind those one for each byte that is none
-MAX_DEPTH = 100  # groups in each other
-MAX_COUNT = 100_000
-MAX_REPEATED = 3  # how often something that repeats is repeated without a group around it
+# The last character: one for each byte that is not UTF-8 follows the code points of Unicode.
+LAST = 0x1100FF
+MAX_DEPTH = 100  # nested groups
+MAX_COUNT = 100_000  # the largest N of {N}
+MAX_REPEATED = 3  # quantifiers that follow each other directly
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Chars:
-    """One character of some."""
+    """One character of a set."""
 
     ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
 class Sequenced:
-    """One after the other."""
+    """Several nodes, one after the other."""
 
     items: Sequence[Node]
 
 
 @dataclass(frozen=True, slots=True)
 class Either:
-    """One of several, the first if possible."""
+    """One of several alternatives; the first that matches."""
 
     choices: Sequence[Node]
 
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """The same several times."""
+    """A node, repeated."""
 
     item: Node
     least: int
@@ -50,7 +51,7 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A group whose place is noted."""
+    """A capturing group."""
 
     item: Node
     number: int
@@ -58,21 +59,21 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Assertion:
-    """A place in the text: its beginning or end, or that of a word."""
+    """A position: the start or the end of the text, or whether a word begins or ends there."""
 
     kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What follows, or does not."""
+    """A lookahead, positive or negative."""
 
     item: Node
 
 
 @dataclass(frozen=True, slots=True)
 class Back:
-    """What a group has matched, once more."""
+    """A back reference: the text that a group has matched."""
 
     number: int
 
@@ -113,12 +114,12 @@ def parse(pattern: str) -> Node:
     """Read a regular expression.
 
     Raises:
-        ArgumentError: It is none; the message says why.
+        ArgumentError: It is invalid; the message says why.
     """
     reader = _Reader(pattern)
     node = reader.either()
     if reader.peek():
-        reader.fail(f"there is a {reader.peek()!r} too much")
+        reader.fail(f"{reader.peek()!r} is unmatched")
     return node
 
 
@@ -151,7 +152,9 @@ class _Reader:
             while not isinstance(item, Assertion) and self.peek() in ("*", "+", "?", "{"):
                 item, n = self.repeated(item), n + 1
                 if n > MAX_REPEATED:
-                    self.fail(f"over {MAX_REPEATED} repetitions follow each other: use groups")
+                    self.fail(
+                        f"more than {MAX_REPEATED} quantifiers in a row: put groups around them"
+                    )
             items.append(item)
         return items[0] if len(items) == 1 else Sequenced(items)
 
@@ -163,20 +166,20 @@ class _Reader:
             return Repeated(item, least, most, not self.skip("?"))
         match = _COUNT.match(self.text, self.pos)
         if match is None:
-            self.fail("a '{' that begins no count")
+            self.fail("'{' is not followed by a valid count")
         if max(len(match[1]), len(match[3])) > 6:
-            self.fail(f"something is repeated over {MAX_COUNT} times")
+            self.fail(f"a count is above {MAX_COUNT}")
         least = int(match[1])
         limit = int(match[3]) if match[3] else None if match[2] else least
         if max(least, limit or 0) > MAX_COUNT or (limit is not None and limit < least):
-            self.fail(f"the count {match[0]} is not in order, or over {MAX_COUNT}")
+            self.fail(f"the count {match[0]} is out of order, or above {MAX_COUNT}")
         self.pos = match.end()
         return Repeated(item, least, limit, not self.skip("?"))
 
     def item(self) -> Node:
         char = self.peek()
         if char in "*+?{":
-            self.fail(f"there is nothing before {char!r} to repeat")
+            self.fail(f"{char!r} has nothing before it to repeat")
         if char == "(":
             return self.group()
         if char == "[":
@@ -201,14 +204,14 @@ class _Reader:
         item = self.either()
         if not self.skip(")"):
             self.pos = start
-            self.fail("there is no ')' for a '('")
+            self.fail("'(' has no matching ')'")
         self.depth -= 1
         if looks:
             return Look(item)
         return Group(item, number) if number else item
 
     def escape(self) -> Node:
-        """Read what is behind a backslash."""
+        """Read what follows a backslash."""
         char = self.peek()
         if char in ("b", "B"):
             self.pos += 1
@@ -216,7 +219,7 @@ class _Reader:
         if char.isascii() and char.isdigit() and char != "0":
             self.pos += 1
             if int(char) > self.n_groups:
-                self.fail(f"there is no group {char} before it")
+                self.fail(f"\\{char} refers to a group that does not exist before it")
             return Back(int(char))
         return Chars(self.character_escape())
 
@@ -228,14 +231,14 @@ class _Reader:
         if char in _HEX:
             match = _HEX[char].match(self.text, self.pos)
             if match is None:
-                self.fail(f"\\{char} lacks its digits")
+                self.fail(f"\\{char} must be followed by hexadecimal digits")
             self.pos = match.end()
             code = int(match[0], 16)
         elif char == "c" and self.peek().isascii() and self.peek().isalpha():
             code = ord(self.peek()) % 32
             self.pos += 1
         elif not char:
-            self.fail("there is nothing behind a '\\'")
+            self.fail("'\\' is the last character")
         else:
             code = _CONTROLS.get(char, ord(char))
         return ((code, code),)
@@ -247,7 +250,7 @@ class _Reader:
         while not self.skip("]"):
             if not self.peek():
                 self.pos = start
-                self.fail("there is no ']' for a '['")
+                self.fail("'[' has no matching ']'")
             low = self.bracket_item()
             single = len(low) == 1 and low[0][0] == low[0][1]
             if single and self.peek() == "-" and self.text[self.pos + 1 : self.pos + 2] != "]":
@@ -255,24 +258,24 @@ class _Reader:
                 high = self.bracket_item()
                 low = ((low[0][0], high[0][0]),)
                 if len(high) != 1 or high[0][0] != high[0][1] or low[0][0] > low[0][1]:
-                    self.fail("a range whose end is before its beginning")
+                    self.fail("a range ends before it begins")
             found += low
         return _complement(found) if negated else tuple(sorted(found))
 
     def bracket_item(self) -> Ranges:
         if match := _POSIX.match(self.text, self.pos):
             if match[1] not in _NAMED:
-                self.fail(f"there is no class of characters {match[1]!r}")
+                self.fail(f"unknown character class {match[1]!r}")
             self.pos = match.end()
             return _NAMED[match[1]]
         if self.text.startswith(("[.", "[="), self.pos):
             self.fail("collating elements are not supported")
         char = self.peek()
         if not char:
-            self.fail("there is no ']' for a '['")
+            self.fail("'[' has no matching ']'")
         self.pos += 1
         if char != "\\":
             return ((ord(char), ord(char)),)
         if self.peek().isascii() and self.peek().isdigit() and self.peek() != "0":
-            self.fail(f"\\{self.peek()}, what a group has matched, cannot be in '[...]'")
+            self.fail(f"the back reference \\{self.peek()} cannot be inside '[...]'")
         return ((8, 8),) if self.skip("b") else self.character_escape()

@@ -1,4 +1,4 @@
-"""Text between Python and C: strings out of buffers, and a stream that is never cut wrongly."""
+"""Text between Python and C: strings from buffers, and streams that never split a character."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Text: TypeAlias = str | bytes | bytearray | memoryview
 
 MEBIBYTE = 2**20
 
-# Buffers that C fills need not be cleared first.
+# For buffers that C fills: clearing them first would be wasted work.
 new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
@@ -25,18 +25,18 @@ def c_text(chars: Any, errors: str = "replace") -> str:
 
     Args:
         chars: Not NULL.
-        errors: What becomes of bytes that are not UTF-8: ``"replace"`` for a text that people read,
+        errors: How to decode bytes that are not UTF-8: ``"replace"`` for text to read,
             ``"surrogateescape"`` for a name that goes back to C.
     """
     return str(ffi.string(chars), "utf-8", errors)
 
 
 def read_bytes(write: Callable[[Any, int], int], size: int = 256) -> bytes:
-    """Call a C function that writes text into a buffer, again if it asks for a larger one.
+    """Call a C function that writes text into a buffer; call it again if the buffer is too small.
 
     Args:
-        write: Gets the buffer and its size; returns the length of the text without its zero.
-        size: Of the first buffer.
+        write: Gets the buffer and its size; returns the length of the text without the final NUL.
+        size: The size of the first buffer.
     """
     buffer = new_uncleared("char[]", size)
     length = write(buffer, size)
@@ -52,7 +52,7 @@ def read_metadata(
     key: Callable[..., int],
     value: Callable[..., int],
 ) -> dict[str, str]:
-    """Return the scalar metadata of a C object, by the three functions that tell them."""
+    """Return the scalar metadata of a C object, read by three C functions."""
 
     def text(function: Callable[..., int], i: int) -> str:
         raw = read_bytes(lambda buffer, size: function(ptr, i, buffer, size))
@@ -65,7 +65,7 @@ def path_text(path: str | bytes | os.PathLike[str], argument: str = "path") -> s
     """Return a path as text.
 
     Raises:
-        TypeError: It is no path; the message calls it ``argument``.
+        TypeError: It is not a path; the message names ``argument``.
     """
     if isinstance(path, (str, bytes, os.PathLike)):
         return os.fsdecode(path)
@@ -73,32 +73,34 @@ def path_text(path: str | bytes | os.PathLike[str], argument: str = "path") -> s
 
 
 def checked_path(path: str | os.PathLike[str], argument: str = "path") -> str:
-    """Return the text of a path that a file can have.
+    """Return a path as text, if it is one that a file can have.
 
     Raises:
-        TypeError: It is no path; the message calls it ``argument``.
-        ArgumentError: It has a character that no path can have; C would end it there.
+        TypeError: It is not a path; the message names ``argument``.
+        ArgumentError: It has a NUL character, where C would end it, or one that cannot be encoded.
     """
     name = path_text(path, argument)
     try:
         raw = os.fsencode(name)
     except UnicodeEncodeError as error:
         raise ArgumentError(
-            f"no file can be called {name!r}: its character {error.start} cannot be encoded as "
-            f"{error.encoding}; give what os.fsdecode returns"
+            f"invalid path {name!r}: the character at index {error.start} cannot be encoded as "
+            f"{error.encoding}; pass what os.fsdecode returns"
         ) from None
     if 0 in raw:
-        raise ArgumentError(f"no file can be called {name!r}: it has a NUL character")
+        raise ArgumentError(
+            f"invalid path {name!r}: it has a NUL character at index {name.index(chr(0))}"
+        )
     return name
 
 
 def c_path(path: str | os.PathLike[str]) -> bytes:
-    """Return a path as C's file functions take it; for what it raises see `checked_path`."""
+    """Return a path as C's file functions take it; raises what `checked_path` raises."""
     return os.fsencode(checked_path(path))
 
 
 class Utf8Stream:
-    """Text out of the pieces of tokens: a character that is cut between two of them waits.
+    """Decodes the pieces of tokens; holds back a character that is split between two of them.
 
     Bytes that are not UTF-8 become U+FFFD.
     """
@@ -106,7 +108,7 @@ class Utf8Stream:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.waits: bool = False
-        """Whether there are bytes of an incomplete character."""
+        """Whether bytes of an incomplete character are held back."""
 
     def feed(self, piece: bytes) -> str:
         """Add bytes and return the characters that are complete."""
@@ -114,28 +116,29 @@ class Utf8Stream:
             try:
                 return piece.decode()
             except UnicodeDecodeError:
-                pass  # cut, or not UTF-8
+                pass  # a split character, or not UTF-8
         text = self._decoder.decode(piece)
         self.waits = bool(self._decoder.getstate()[0])
         return text
 
     def finish(self) -> str:
-        """Return what the incomplete rest stands for."""
+        """End the stream, and return the text for an incomplete character, if any."""
         self.waits = False
         return self._decoder.decode(b"", final=True)
 
 
 class StopFinder:
-    """Finds the first of several strings in a stream, holding back what may be its beginning.
+    """Finds the first of several strings in a stream; holds back text that may begin one.
 
-    The string that is complete first wins; of those complete at the same character, the longest.
-    Each character is looked at once, whatever the strings (the algorithm of Aho and Corasick).
+    The string that is complete first wins; of those that end at the same character, the longest.
+    Each character is read once, however many strings there are (the Aho-Corasick algorithm).
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._firsts = {stop[0] for stop in stops}
-        # A node for each beginning of a string: what it can go on with, the longest end of it that
-        # is a beginning too, its length, and that of the longest string that it ends with.
+        # A node for each prefix of a string: its children by character, the node of its longest
+        # proper suffix that is a prefix too, its length, and the length of the longest string that
+        # is a suffix of it.
         self._next: list[dict[str, int]] = [{}]
         self._shorter, self._depth, self._found = [0], [0], [0]
         for stop in stops:
@@ -148,11 +151,11 @@ class StopFinder:
         """The string that was found."""
 
     def __bool__(self) -> bool:
-        """Whether there is any string to be found."""
+        """Whether there are strings to find."""
         return bool(self._firsts)
 
     def feed(self, text: str) -> str:
-        """Add text and return what is certain not to belong to a stop string."""
+        """Add text, and return the text that cannot be part of a stop string."""
         if not self._node and self._firsts.isdisjoint(text):
             return text
         node, following, shorter, found = self._node, self._next, self._shorter, self._found
@@ -184,7 +187,7 @@ class StopFinder:
         return held
 
     def _take(self, text: str, n_held: int) -> str:
-        """Add text, and return all but so many characters."""
+        """Add text, and return all of it but the last ``n_held`` characters."""
         pieces = self._pieces
         pieces.append(text)
         n = self._n_held + len(text) - n_held
@@ -212,7 +215,7 @@ class StopFinder:
         self._found[node] = len(stop)
 
     def _link(self) -> None:
-        """Find the longest end of each beginning that is one too, of the short ones first."""
+        """Find the longest suffix of each prefix that is a prefix too; the short ones first."""
         nodes = deque(self._next[0].values())
         while nodes:
             node = nodes.popleft()
@@ -230,10 +233,10 @@ def encode(text: Text) -> bytes:
 
     Raises:
         TokenizeError: It has a lone surrogate, or bytes that are not UTF-8.
-        TypeError: It is no text.
+        TypeError: It is not text.
     """
     if is_text(text) and not isinstance(text, str):
-        data = bytes(text)  # of what can change a copy, which nobody does while C reads it
+        data = bytes(text)  # a copy if it is mutable, so that it cannot change while C reads it
         if not data.isascii():
             _check_utf8(data)
         return data
@@ -249,13 +252,15 @@ def encode(text: Text) -> bytes:
 
 
 def _check_utf8(data: bytes) -> None:
-    """Raise unless bytes are UTF-8; each tokenizer would read others as it likes, in silence."""
+    """Raise unless bytes are UTF-8: tokenizers differ in what they make of invalid bytes."""
     decoder, start, waiting = codecs.getincrementaldecoder("utf-8")(), 0, 0
     try:
         if len(data) <= MEBIBYTE:
             data.decode()
             return
-        for start in range(0, len(data), MEBIBYTE):  # decoded, all could be four times as long
+        for start in range(
+            0, len(data), MEBIBYTE
+        ):  # decoding all at once could take 4 times the memory
             waiting = len(decoder.getstate()[0])
             end = start + MEBIBYTE
             decoder.decode(data[start:end], final=end >= len(data))
@@ -263,14 +268,14 @@ def _check_utf8(data: bytes) -> None:
         at = start - waiting + error.start
         raise TokenizeError(
             f"the text is not UTF-8: byte {at} is {data[at]:#04x} ({error.reason}); decode it "
-            "first, as text.decode('latin-1') or text.decode(errors='replace') do"
+            "first, for instance with text.decode('latin-1') or text.decode(errors='replace')"
         ) from None
 
 
 def encode_all(texts: Iterable[Text]) -> list[bytes]:
-    """Return texts as UTF-8; an error says which it is about."""
+    """Return texts as UTF-8; an error gives the index of the text that caused it."""
     if isinstance(texts, str | bytes | bytearray | memoryview):
-        raise TypeError("texts must be several texts; tokenize() takes one")
+        raise TypeError("texts must be a sequence of texts; for a single text call tokenize()")
     if not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a sequence of texts, not {texts!r:.80}")
     data: list[bytes] = []

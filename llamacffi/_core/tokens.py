@@ -1,4 +1,4 @@
-"""Token ids from Python, as C takes them."""
+"""Token ids from Python, converted for C."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def outside(token: int, size: int) -> str:
-    """Say that a token is not in a vocabulary of ``size`` tokens."""
+    """Return the message for a token outside a vocabulary of ``size`` tokens."""
     if size == 0:
         return f"token {token} is not in the vocabulary, which is empty"
-    return f"token {token} is not in the vocabulary: 0 to {size - 1}"
+    return f"token {token} is not in the vocabulary, which has ids 0 to {size - 1}"
 
 
 def refuse_text(tokens: object) -> None:
-    """Raise TypeError for a text or bytes in place of tokens."""
+    """Raise TypeError for text or bytes in place of tokens."""
     if is_text(tokens):
         raise TypeError(
             f"tokens must be integers, not text or bytes: {shown(tokens)}; call tokenize() for "
@@ -35,12 +35,12 @@ def refuse_text(tokens: object) -> None:
 
 
 def token_sequence(tokens: TokenIds) -> list[int] | tuple[int, ...] | npt.NDArray[Any]:
-    """Return tokens as a list or a tuple, or as the numpy array that they are; not yet checked.
+    """Return tokens as a list, a tuple or a numpy array; their values are not checked.
 
     Raises:
-        TypeError: They are no sequence.
+        TypeError: They are not a sequence.
     """
-    numpy = sys.modules.get("numpy")  # who has an array has imported it
+    numpy = sys.modules.get("numpy")  # imported already if the caller has an array
     if isinstance(tokens, list | tuple) or (numpy and isinstance(tokens, numpy.ndarray)):
         return tokens
     refuse_text(tokens)
@@ -48,16 +48,16 @@ def token_sequence(tokens: TokenIds) -> list[int] | tuple[int, ...] | npt.NDArra
 
 
 def token_array(tokens: TokenIds, size: int) -> tuple[Any, int]:
-    """Return token ids as a C array, and how many they are.
+    """Return token ids as a C array, and their number.
 
     A contiguous numpy array of int32 is not copied.
 
     Args:
-        tokens: What is checked here is only that they fit C's type.
-        size: Of the vocabulary, for the message.
+        tokens: The ids; whether they are in the vocabulary is not checked.
+        size: The size of the vocabulary, for the message.
 
     Raises:
-        TypeError: They are no integers.
+        TypeError: They are not integers.
         ArgumentError: One does not fit an int32.
     """
     ids = token_sequence(tokens)
@@ -77,8 +77,8 @@ def _from_numpy(tokens: npt.NDArray[Any], size: int) -> tuple[Any, int]:
 
     if tokens.ndim != 1 or (tokens.dtype.kind not in "iu" and tokens.size):
         raise TypeError(
-            "tokens must be an array of integers with one dimension, "
-            f"not of {tokens.dtype} with shape {tokens.shape}"
+            "tokens must be a one-dimensional array of integers, "
+            f"not an array of {tokens.dtype} with shape {tokens.shape}"
         )
     if tokens.dtype.itemsize > 2 and tokens.dtype != np.int32 and tokens.size:
         limits, low, high = np.iinfo(np.int32), int(tokens.min()), int(tokens.max())

@@ -203,7 +203,7 @@ def test_other_exceptions_are_internal_errors(failures: Failures) -> None:
 
 def test_a_url_is_named_as_it_was_given(cli: Cli) -> None:
     for url in ("https://host/x.gguf", "https:/host/x.gguf"):
-        words = "it is a URL: download the file, and give its path", repr(url)
+        words = "it is a URL: download the file, and pass its path", repr(url)
         assert_one_line(cli("run", "-m", url, "hi"), 1, *words)
 
 

@@ -238,10 +238,10 @@ def test_offsets_that_are_none(path, offset):
 def test_offsets_behind_the_end(path):
     with (
         open(path, "rb") as stream,
-        pytest.raises(ArgumentError, match=f"behind the end of .*, at {len(CONTENT)}"),
+        pytest.raises(ArgumentError, match=f"beyond the end of .*, which has {len(CONTENT)} bytes"),
     ):
         c_file(stream, offset=len(CONTENT) + 1).__enter__()
-    with pytest.raises(ArgumentError, match=f"behind the end of the {len(CONTENT)} bytes"):
+    with pytest.raises(ArgumentError, match=f"beyond the end of the {len(CONTENT)} bytes"):
         c_file(CONTENT, offset=len(CONTENT) + 1).__enter__()
     for offset in ("1", 1.0):
         with pytest.raises(TypeError, match="offset must be an integer"):

@@ -136,7 +136,7 @@ def test_max_tokens_is_an_integer(context, value):
         (5, "prompt must be a sequence of tokens, or a text, not 5"),
         ([1, "a"], "prompt: token must be an integer, not 'a'"),
         ([[1, 2]], r"prompt: token must be an integer, not \[1, 2\]"),
-        (np.array(["a"]), "prompt: tokens must be an array of integers"),
+        (np.array(["a"]), "prompt: tokens must be a one-dimensional array of integers"),
     ],
 )
 def test_a_prompt_that_is_neither_text_nor_tokens(context, prompt, message):
@@ -185,7 +185,7 @@ def test_stop_may_be_none(context):
         ("tiny-model", "did you mean 'tiny-model.gguf'?"),
         ("tiny-modle.gguf", "did you mean 'tiny-model.gguf'?"),
         ("here/m.gguf", "did you mean 'here/M.gguf'?"),
-        ("nowhere/m.gguf", "there is no directory 'nowhere'"),
+        ("nowhere/m.gguf", "the directory 'nowhere' does not exist"),
     ],
 )
 def test_a_path_where_there_is_no_file(path, remedy, tmp_path, monkeypatch):
@@ -240,7 +240,7 @@ def test_parameters_of_something_else(context, demo_path):
         (lambda: generate(context, "a", n_ctx=2), "'n_ctx'; it is a parameter of Context"),
         (lambda: generate(context, "a", max_new_tokens=2), "did you mean 'max_tokens'"),
         (lambda: generate(context, "a", max_tokns=2), "did you mean 'max_tokens'"),
-        (lambda: generate(context, "a", xyz=2), "known are .*stop_when"),
+        (lambda: generate(context, "a", xyz=2), "the parameters are .*stop_when"),
         (lambda: SamplerChain.from_model(model, temperature=2), "did you mean 'temp'"),
         (lambda: SamplerChain.default(temperature=2), "did you mean 'temp'"),
         (lambda: SamplerChain.default(top_k=2), r"use sampler=SamplerChain\(TopK\(k\)"),

@@ -253,7 +253,7 @@ def test_files_that_cannot_be_loaded_from(demo_path, tmp_path):
         size = file.seek(0, os.SEEK_END)
         with pytest.raises(LoadError, match=f"at its end, byte {size}: seek to the start"):
             Model.from_file(file)
-        with pytest.raises(ArgumentError, match="behind the end"):
+        with pytest.raises(ArgumentError, match="beyond the end"):
             Model.from_file(file, offset=10**9)
 
 

@@ -164,7 +164,7 @@ def test_an_unknown_parameter_names_the_nearest(struct, wrong, near):
 
 
 def test_an_unknown_parameter_with_none_near_lists_all():
-    with pytest.raises(TypeError, match=r"known are n_ctx, n_batch.*kv_unified") as caught:
+    with pytest.raises(TypeError, match=r"the parameters are n_ctx, n_batch.*kv_unified") as caught:
         filled("llama_context_params", zzzzzz=1)
     assert "abort_callback" not in str(caught.value)
 

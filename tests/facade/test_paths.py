@@ -65,7 +65,7 @@ def test_no_file_can_be_called_so(
     Path("x").mkdir()
     with pytest.raises(ArgumentError) as caught:
         CALLS[call](context, demo_path, bad)
-    assert f"no file can be called {os.fspath(bad)!r}" in str(caught.value)
+    assert f"invalid path {os.fspath(bad)!r}" in str(caught.value)
     assert isinstance(caught.value, LlamaError)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

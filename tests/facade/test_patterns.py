@@ -41,9 +41,9 @@ def test_common_patterns_are_accepted(demo_path, pattern):
 
 @pytest.mark.parametrize("pattern", ["a" + "*" * 900, "a" + "{1}" * 300, "(?:a?)" + "+" * 900])
 def test_too_many_repetitions(demo_path, pattern):
-    with pytest.raises(ArgumentError, match="over 3 repetitions follow each other"):
+    with pytest.raises(ArgumentError, match="more than 3 quantifiers in a row"):
         Model(demo_path, tensor_buft_overrides={pattern: "CPU"})
-    with pytest.raises(ArgumentError, match="over 3 repetitions follow each other"):
+    with pytest.raises(ArgumentError, match="more than 3 quantifiers in a row"):
         Grammar('root ::= "a"', trigger_patterns=[pattern])
 
 
@@ -85,7 +85,7 @@ PIECES = st.sampled_from(
 
 # What C++ accepts but a trigger may not contain, with the error message for each.
 NOT_IN_TRIGGERS = {
-    r"(?:[*+?]|\{[0-9,]+\}){4}": "over 3 repetitions follow each other",
+    r"(?:[*+?]|\{[0-9,]+\}){4}": "more than 3 quantifiers in a row",
     r"\(\?[=!]|\\1": "would read the text more than once",
 }
 

@@ -121,7 +121,7 @@ def test_a_token_out_of_range(model, call):
     vocab = model.vocab
     for token in (-1, len(vocab), 2**31 - 1, 2**31, 2**70, -(2**40)):
         with pytest.raises(
-            ArgumentError, match=f"token {token} is not in the vocabulary: 0 to 513"
+            ArgumentError, match=f"token {token} is not in the vocabulary, which has ids 0 to 513"
         ):
             call(vocab, token)
     call(vocab, 0)
@@ -144,8 +144,8 @@ def test_a_token_of_another_type(model, call):
         (b"12", "tokens must be integers, not text"),
         (5, "tokens must be a sequence of integers, not 5"),
         (None, "tokens must be a sequence of integers, not None"),
-        (np.zeros((2, 2), np.int32), "one dimension"),
-        (np.array(3), "one dimension"),
+        (np.zeros((2, 2), np.int32), "one-dimensional"),
+        (np.array(3), "one-dimensional"),
         (np.array([1.0, 2.0]), "array of integers"),
         (np.array([True]), "array of integers"),
     ],
