@@ -1,7 +1,7 @@
-"""Whether there is room for a snapshot.
+"""Checks that there is enough memory for a snapshot.
 
-llama.cpp allocates it in a destructor, where a failure ends the process.  So as much is allocated
-and freed first.
+upstream: src/llama-context.cpp "~llama_io_write_device": it allocates the memory in a destructor,
+where a failure ends the process; so we allocate and free the same amount first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CAN_TELL = hasattr(lib, "llamacffi_snapshot_fits")
 
 
 class Mark:
-    """Whose the snapshot of a sequence is, and what C has allocated for it."""
+    """Identifies the valid snapshot of a sequence, and records what C has allocated for it."""
 
     __slots__ = ("n_tensors", "sizes")
 
@@ -27,17 +27,17 @@ class Mark:
 
 
 def check_room(ptr: Any, seq_id: int, flags: int, before: Mark | None, mark: Mark) -> None:
-    """Check that there is room for a snapshot, and note how large it is.
+    """Check that there is enough memory for a snapshot, and record its size.
 
     Args:
         ptr: The ``struct llama_context *``.
         seq_id: The sequence.
-        flags: As C gets them.
-        before: Of the snapshot that is replaced, whose buffers are used again if they fit.
-        mark: Where to note it.
+        flags: The flags for C.
+        before: The mark of the snapshot to replace, whose buffers are reused if they fit.
+        mark: Where to record the size.
 
     Raises:
-        StateError: There is none.
+        StateError: There is not enough memory.
 
     Source: ``llamacffi_snapshot_size``, ``llamacffi_snapshot_fits``.
     """
@@ -47,21 +47,21 @@ def check_room(ptr: Any, seq_id: int, flags: int, before: Mark | None, mark: Mar
     lib.llamacffi_snapshot_size(ptr, seq_id, flags, size)
     mark.sizes, mark.n_tensors = (size.n_host, size.n_device), size.n_tensors
     fresh = before is None or before.sizes != mark.sizes
-    # Linux promises more memory than it has: what is not small is compared with what is there.
-    promised = fresh and size.n_host > GIB // 4 and size.n_host > available_bytes()
-    if promised or not lib.llamacffi_snapshot_fits(ptr, seq_id, flags, fresh):
+    # Linux overcommits memory, so compare large sizes with the available memory.
+    overcommits = fresh and size.n_host > GIB // 4 and size.n_host > available_bytes()
+    if overcommits or not lib.llamacffi_snapshot_fits(ptr, seq_id, flags, fresh):
         raise StateError(
-            f"there is no room for a snapshot of sequence {seq_id}, which takes "
+            f"there is not enough memory for a snapshot of sequence {seq_id}, which takes "
             f"{(size.n_host + size.n_device) / 2**20:.1f} MiB in {size.n_tensors} pieces: free "
-            'memory, or give flash_attn_type="enabled", which makes fewer pieces'
+            'memory, or set flash_attn_type="enabled", which needs fewer pieces'
         )
 
 
 def check_room_to_restore(mark: Mark) -> None:
-    """Check that C can describe what it copies back, in pieces that may be other ones.
+    """Check that C can allocate the descriptions of the pieces that it copies back.
 
     Raises:
-        StateError: There is no memory for that.
+        StateError: There is not enough memory for them.
 
     Source: ``llamacffi_snapshot_description``.
     """
@@ -70,4 +70,4 @@ def check_room_to_restore(mark: Mark) -> None:
     try:
         new_uncleared("char[]", lib.llamacffi_snapshot_description(2 * mark.n_tensors))
     except MemoryError:
-        raise StateError("there is no memory to restore a snapshot: free some first") from None
+        raise StateError("there is not enough memory to restore a snapshot: free some") from None

@@ -1,4 +1,4 @@
-"""The state of a context, as bytes and as files."""
+"""Saving and loading the state of a context, as bytes or files."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ if TYPE_CHECKING:
     from .bookkeeping import Bookkeeping
     from .traits import ContextTraits
 
-# At least as many as the name of an architecture has, and its length.
+# More than enough for the length and the name of an architecture.
 ARCHITECTURE_BYTES = 256
 
 
 def state_info(source: str | os.PathLike[str] | Buffer) -> StateInfo:
-    """Return what a saved state says of itself; nothing is loaded, nor is its checksum checked.
+    """Return the description of a saved state, without loading it or verifying its checksum.
 
     Args:
-        source: The path of a file, llama.cpp's own too; or what `Context.save_state` returned.
+        source: The path of a file, which may be in llama.cpp's own format; or the bytes that
+            `Context.save_state` returned.
 
     Raises:
-        ModelNotFoundError: There is no such file.
-        LoadError: It cannot be read.
-        ArgumentError: It is no regular file.
-        StateError: It is no saved state, incomplete or damaged.
+        ModelNotFoundError: The file does not exist.
+        LoadError: The file cannot be read.
+        ArgumentError: It is not a regular file.
+        StateError: It is not a saved state, or it is incomplete or damaged.
     """
     if isinstance(source, (str, os.PathLike)):
         with opened(source) as file:
@@ -99,7 +100,7 @@ class States:
         seq_id, partial = self._access.sequence(seq_id), flag("partial", partial)
         if flag("plain", plain) and partial:
             raise ArgumentError(
-                "a file with plain=True has no place for partial=True: leave out one of them"
+                "a file with plain=True cannot hold a partial state: leave out plain or partial"
             )
         array = token_array(tokens).astype("int32")
         with self._access.hold(ptr):
@@ -113,7 +114,7 @@ class States:
     def load_file(
         self, ptr: Any, path: str | os.PathLike[str], seq_id: int | None, any_adapters: bool
     ) -> list[int]:
-        """Replace the state by that in a file; see `Context.load_file`."""
+        """Replace the state with that of a file; see `Context.load_file`."""
         name = repr(path_text(path))
         seq_id, any_adapters = self._access.sequence(seq_id), flag("any_adapters", any_adapters)
         with opened(path) as file:
@@ -146,7 +147,7 @@ class States:
         any_adapters: bool,
         name: str = "the state",
     ) -> None:
-        """Load a state that is complete and undamaged."""
+        """Load a state that was found to be complete and undamaged."""
         _check_kind(saved.seq_id is not None, seq_id, name)
         with self._access.hold(ptr, loading=True):
             present = self._fingerprint(ptr)
@@ -159,7 +160,7 @@ class States:
                 self._check_architecture(bytes(saved.data[:ARCHITECTURE_BYTES]), name)
             shared = seq_id is not None and self._bookkeeping.shared_until(seq_id) > 0
             copy_first = not fits_surely(ptr, saved, seq_id)
-            # A position out of range may be one that no removal of a sequence finds.
+            # Removing a sequence may not remove tokens at invalid positions: so copy everything.
             copy_all = shared or not saved.is_own
             try:
                 load(ptr, saved, seq_id, copy_first=copy_first, copy_all=copy_all)
@@ -171,27 +172,31 @@ class States:
     def _load_plain(
         self, ptr: Any, path: str | os.PathLike[str], seq_id: int | None, n_tokens: int
     ) -> list[int]:
-        """Load one of llama.cpp's own files, and return its tokens."""
+        """Load a file in llama.cpp's own format, and return its tokens."""
         with self._access.hold(ptr, loading=True):
             tokens = load_plain(ptr, path, seq_id, n_tokens)
             self._access.loaded(ptr, seq_id, None, tokens)
             return tokens
 
     def _check_architecture(self, start: bytes, name: str) -> None:
-        """Check the name at the start of llama.cpp's data of all sequences.
+        """Check the name of the architecture, with which llama.cpp's data of all sequences start.
 
-        C would believe any length of it, and allocate that much memory.
+        upstream: src/llama-context.cpp state_read_data, read_string: it trusts the length of the
+        name, and allocates that much memory.
         """
-        wanted = self._traits.model.architecture.encode()
+        architecture = self._traits.model.architecture
+        wanted = architecture.encode()
         if not start.startswith(len(wanted).to_bytes(4, sys.byteorder) + wanted):
-            raise StateError(f"{name} is of another model: its architecture is not {wanted!r}")
+            raise StateError(
+                f"{name} belongs to another model: its architecture is not {architecture!r}"
+            )
 
 
 def _check_kind(of_one: bool, seq_id: int | None, name: str) -> None:
-    """Check that a state of one sequence goes into one, and one of all into all."""
+    """Check that ``seq_id`` is given for the state of one sequence, and only then."""
     if of_one and seq_id is None:
-        raise ArgumentError(f"{name} is of one sequence: give seq_id, the sequence to load it into")
+        raise ArgumentError(f"{name} holds one sequence: give seq_id, the sequence to load it into")
     if not of_one and seq_id is not None:
         raise ArgumentError(
-            f"{name} is of all sequences: leave out seq_id={seq_id}, or save one sequence"
+            f"{name} holds all sequences: leave out seq_id={seq_id}, or save one sequence"
         )

@@ -1,8 +1,8 @@
-"""The format of saved states: llama.cpp's data, behind a header that says where they fit.
+"""The format of saved states: a header and a description, followed by llama.cpp's data.
 
-llama.cpp's data begin with little that it could check: it would take those of another model of the
-same shape, or damaged ones, and compute nonsense.  The header has a checksum of everything, and
-what the state depends on, as JSON.
+llama.cpp can hardly check its own data: it would load those of another model of the same shape, or
+damaged ones, and compute garbage.  So the header has a checksum of everything, and the identity, in
+JSON, says what the state depends on.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ..errors import StateError
 from ..model.weights import same_weights
 
 FOREIGN = "was not saved by llamacffi or llama.cpp"
-MAGIC = b"llcffi\x1a\n"  # the end shows what a transfer as text has done to it
+MAGIC = b"llcffi\x1a\n"  # the end reveals a transfer in text mode
 VERSION = 2
-# Magic, version, checksum of all that follows it, and the sizes of the three parts: the identity in
-# bytes, the tokens in number, llama.cpp's data in bytes.
+# Magic, version, checksum of everything after it, and the sizes of the three parts: bytes of the
+# identity, number of tokens, bytes of llama.cpp's data.
 HEADER = struct.Struct("<8sIIIIQ")
 CHECKED_FROM = 16
-# Of llama.cpp's own files: magic, version, number of tokens.
+# The header of llama.cpp's own files: magic, version, number of tokens.
 PLAIN_HEADER = struct.Struct("<III")
 SEQUENCE, WHOLE = lib.LLAMA_STATE_SEQ_MAGIC, lib.LLAMA_SESSION_MAGIC
 PLAIN_VERSIONS = {SEQUENCE: lib.LLAMA_STATE_SEQ_VERSION, WHOLE: lib.LLAMA_SESSION_VERSION}
 
-# What the identity must have; see `identity` in _identity.py.
+# The keys of the identity and their types; see `fingerprint` in fingerprint.py.
 KINDS: Mapping[str, Any] = {
     "llama.cpp": str,
     "model": dict,
@@ -46,52 +46,55 @@ KINDS: Mapping[str, Any] = {
 }
 
 
-# The checksums and sizes of what this process has saved last: llama.cpp can read that.
+# Checksums and sizes of the last states that this process saved, which llama.cpp can surely read.
 N_OWN = 4096
 _own: dict[tuple[int, int], None] = {}
 
 
 @dataclass(frozen=True)
 class StateInfo:
-    """What `state_info` found; None is what a file of llama.cpp's own does not say."""
+    """The description of a saved state, from `state_info`.
+
+    Fields are None for a file in llama.cpp's own format, which does not have them.
+    """
 
     tokens: list[int]
-    """The tokens that were saved with it."""
+    """The tokens that were saved with the state."""
     n_bytes: int
     """The size of llama.cpp's data."""
     of_one_sequence: bool
-    """Whether it is of one sequence, or of all."""
+    """Whether it holds one sequence; otherwise it holds all."""
     partial: bool = False
-    """Whether it lacks what a rollback leaves in memory."""
+    """Whether it lacks the data that remain in memory when tokens are removed."""
     ends: Mapping[int, int] | None = None
-    """The last position of each sequence that had tokens."""
+    """The last position of each sequence that has tokens."""
     model: str | None = None
-    """What kind of model it is of: its `Model.desc`."""
+    """The `Model.desc` of its model."""
     llama_cpp: str | None = None
-    """The commit of the llama.cpp that has saved it."""
+    """The commit of llama.cpp that saved it."""
     params: Mapping[str, Any] | None = None
-    """The parameters of its context that another must share to load it."""
+    """The parameters that a context must have in common with its context to load it."""
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state that was saved: what it is of, and llama.cpp's data, which are not copied."""
+    """A parsed state: its identity, its tokens, and a view of llama.cpp's data."""
 
     identity: Mapping[str, Any]
     tokens: list[int]
     data: memoryview
     is_own: bool = False
-    """Whether this process has saved it."""
+    """Whether this process saved it."""
 
     @property
     def seq_id(self) -> int | None:
-        """The sequence that it is of; None if it is of all."""
+        """The sequence that was saved; None means all."""
         seq_id: int | None = self.identity["seq_id"]
         return seq_id
 
     @property
     def partial(self) -> bool:
-        """Whether it lacks what a rollback leaves in memory."""
+        """Whether it lacks the data that remain in memory when tokens are removed."""
         return bool(self.identity["partial"])
 
     @property
@@ -101,28 +104,28 @@ class SavedState:
 
     @property
     def end(self) -> int | None:
-        """The last position of the sequence that it is of; None if it has no tokens."""
+        """The last position of the sequence that was saved; None if it has no tokens."""
         return next(iter(self.ends.values()), None)
 
 
 class StateWriter:
-    """A state in the making: bytes of exactly its size, which C fills."""
+    """Builds a state in bytes of exactly its size, which C fills."""
 
     def __init__(self, identity: Mapping[str, Any], tokens: bytes, n_bytes: int) -> None:
-        """Reserve room for ``n_bytes`` of llama.cpp's data."""
+        """Write the identity and tokens, and leave ``n_bytes`` for llama.cpp's data."""
         head = json.dumps(identity, separators=(",", ":")).encode()
         self._sizes = len(head), len(tokens) // 4, n_bytes
-        # Nobody has seen these bytes yet, so they may still change: a copy would take as much
-        # memory again, and most of the time.
+        # Nothing else refers to these bytes yet, so we may write into them: a copy would double the
+        # memory, and take most of the time.
         self._bytes = bytes(HEADER.size + len(head) + len(tokens) + n_bytes)
         self._buffer = ffi.from_buffer("uint8_t[]", self._bytes)
         ffi.memmove(self._buffer + HEADER.size, head, len(head))
         ffi.memmove(self._buffer + HEADER.size + len(head), tokens, len(tokens))
         self.data: Any = self._buffer + (len(self._bytes) - n_bytes)
-        """Where the data go, ``uint8_t *``."""
+        """Where C writes its data, ``uint8_t *``."""
 
     def finish(self) -> bytes:
-        """Return the whole, when the data are there."""
+        """Add the header, after C has written its data, and return the state."""
         header = bytearray(HEADER.pack(MAGIC, VERSION, 0, *self._sizes))
         checksum = zlib.crc32(memoryview(header)[CHECKED_FROM:])
         checksum = zlib.crc32(memoryview(self._bytes)[HEADER.size :], checksum)
@@ -135,20 +138,20 @@ class StateWriter:
 
 
 def parse(data: Any, name: str = "the state") -> SavedState:
-    """Read what `StateWriter` wrote.
+    """Parse a state that `StateWriter` built.
 
     Args:
         data: Any object with a buffer.
-        name: For messages.
+        name: What messages call it.
 
     Raises:
-        StateError: It is something else, of another version, incomplete or damaged.
+        StateError: It is not a state, has another version, or is incomplete or damaged.
     """
     view = byte_view(data)
     checksum, n_identity, n_tokens = check_size(bytes(view[: HEADER.size]), len(view), name)
     start = HEADER.size + n_identity
     if zlib.crc32(view[CHECKED_FROM:]) != checksum:
-        raise StateError(f"{name} is damaged: its checksum is wrong")
+        raise StateError(f"{name} is damaged: its checksum does not match")
     identity = _parse_identity(bytes(view[HEADER.size : start]), name)
     tokens = view[start : start + 4 * n_tokens].cast("i").tolist()
     is_own = (checksum, len(view)) in _own
@@ -156,10 +159,10 @@ def parse(data: Any, name: str = "the state") -> SavedState:
 
 
 def _parse_identity(text: bytes, name: str) -> dict[str, Any]:
-    """Read what a state is of.
+    """Parse the identity of a state.
 
     Raises:
-        StateError: It does not say so.
+        StateError: It is not valid.
     """
     try:
         identity: dict[str, Any] = json.loads(text)
@@ -168,12 +171,12 @@ def _parse_identity(text: bytes, name: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         known = False
     if not known:
-        raise StateError(f"{name} is damaged: it does not say what it is of")
+        raise StateError(f"{name} is damaged: its description is not valid")
     return identity
 
 
 def _is_sound(identity: dict[str, Any]) -> bool:
-    """Return whether what a state says of itself can be, beyond its types."""
+    """Return whether the values of an identity are possible; their types were checked."""
     ends = [*map(int, identity["ends"]), *identity["ends"].values()]
     applied = [*identity["adapters"], *identity["control vector"]]
     return (
@@ -185,15 +188,15 @@ def _is_sound(identity: dict[str, Any]) -> bool:
 
 
 def describe(read: Callable[[int, int], bytes], size: int, name: str) -> StateInfo:
-    """Read all of a state but llama.cpp's data.
+    """Read everything of a state except llama.cpp's data.
 
     Args:
-        read: Returns the bytes from a position on, and how many; fewer at the end.
-        size: Of the whole, in bytes.
-        name: For messages.
+        read: Takes an offset and a number of bytes, and returns them; fewer at the end.
+        size: The size of the state in bytes.
+        name: What messages call it.
 
     Raises:
-        StateError: It is no saved state, incomplete or damaged.
+        StateError: It is not a saved state, or it is incomplete or damaged.
     """
     head = read(0, HEADER.size)
     if not head.startswith(MAGIC):
@@ -224,51 +227,53 @@ def check_size(head: bytes, size: int, name: str) -> tuple[int, int, int]:
         The checksum, the size of the identity, and the number of tokens.
 
     Raises:
-        StateError: It is something else, of another version, or incomplete.
+        StateError: It is not a state, has another version, or is incomplete.
     """
     if len(head) < HEADER.size or not head.startswith(MAGIC):
         raise StateError(f"{name} {FOREIGN}: it begins with {head[:8]!r}")
     _magic, version, checksum, n_identity, n_tokens, n_bytes = HEADER.unpack(head)
     if version != VERSION:
         raise StateError(
-            f"{name} has version {version} of the format, and this llamacffi reads version "
-            f"{VERSION}: save the state anew with it"
+            f"{name} has version {version} of the format, but this llamacffi reads version "
+            f"{VERSION}: save the state again with this llamacffi"
         )
     expected = HEADER.size + n_identity + 4 * n_tokens + n_bytes
     if size != expected:
-        raise StateError(f"{name} is incomplete: {size} bytes, and not {expected}")
+        raise StateError(
+            f"{name} is damaged or incomplete: it has {size} bytes instead of {expected}"
+        )
     return checksum, n_identity, n_tokens
 
 
 def parse_plain(head: bytes, size: int, name: str) -> tuple[int, int]:
-    """Read the beginning of one of llama.cpp's own files.
+    """Parse the header of a file in llama.cpp's own format.
 
     Returns:
-        Its magic number, and how many tokens it has.
+        Its magic number, and its number of tokens.
 
     Raises:
-        StateError: It is none, or cannot be complete.
+        StateError: It is not such a file, or is incomplete.
     """
     if len(head) < PLAIN_HEADER.size:
-        raise StateError(f"{name} {FOREIGN}: it has {len(head)} bytes")
+        raise StateError(f"{name} {FOREIGN}: it has only {len(head)} bytes")
     magic, version, n_tokens = PLAIN_HEADER.unpack_from(head)
     if magic not in PLAIN_VERSIONS:
         raise StateError(f"{name} {FOREIGN}: it begins with {head[:8]!r}")
     if version != PLAIN_VERSIONS[magic]:
         raise StateError(
-            f"{name} has version {version} of llama.cpp's format, and this llama.cpp reads version "
-            f"{PLAIN_VERSIONS[magic]}: save the state anew with it"
+            f"{name} has version {version} of llama.cpp's format, but this llama.cpp reads version "
+            f"{PLAIN_VERSIONS[magic]}: save the state again with this llama.cpp"
         )
     if PLAIN_HEADER.size + 4 * n_tokens > size:
-        raise StateError(f"{name} is incomplete: {n_tokens} tokens do not fit {size} bytes")
+        raise StateError(f"{name} is incomplete: {size} bytes cannot hold its {n_tokens} tokens")
     return magic, n_tokens
 
 
 def byte_view(data: Any) -> memoryview:
-    """Return the bytes of a buffer, not copied.
+    """Return a view of the bytes of a buffer.
 
     Raises:
-        TypeError: ``data`` has no buffer, or one that is in pieces.
+        TypeError: ``data`` has no buffer, or its buffer is not contiguous.
     """
     try:
         view = memoryview(data)
@@ -282,21 +287,22 @@ def byte_view(data: Any) -> memoryview:
 def differences(
     saved: Mapping[str, Any], present: Mapping[str, Any], *, adapters: bool
 ) -> Iterator[str]:
-    """Yield in words what keeps a state from being that of a context.
+    """Yield the reasons why a state does not fit a context.
 
     Args:
         saved: The identity of the state.
-        present: That of the context.
-        adapters: Whether the adapters and the control vector must be the same.
+        present: The identity of the context.
+        adapters: Whether the adapters and the control vector must match.
     """
     if saved["llama.cpp"] != present["llama.cpp"]:
         yield (
-            f"it was saved by llama.cpp {saved['llama.cpp']}, and this is {present['llama.cpp']}"
+            f"it was saved by llama.cpp {saved['llama.cpp']}, but this is {present['llama.cpp']}"
         )
     model = saved["model"]
     if not same_weights(model, present["model"]):
         yield (
-            f"it is of another model, {model.get('desc')!r}; this is {present['model']['desc']!r}"
+            f"it belongs to another model, {model.get('desc')!r}, but this is "
+            f"{present['model']['desc']!r}"
         )
     else:
         params, now = saved["params"], present["params"]
@@ -305,34 +311,34 @@ def differences(
                 continue
             if key == "n_buffers":
                 yield (
-                    f"it was saved with {_buffers(params.get(key))}, and this context has "
+                    f"it was saved with {_buffers(params.get(key))}, but this context has "
                     f"{_buffers(now.get(key))}: create both with kv_unified=True, or both with the "
                     "same n_seq_max"
                 )
             else:
                 was, has = _shown(params.get(key)), _shown(now.get(key))
-                yield f"it was saved with {_shown(key)}={was}, and this has {has}"
+                yield f"it was saved with {_shown(key)}={was}, but this context has {has}"
     for key in ("adapters", "control vector") if adapters else ():
         if saved[key] != present[key]:
             yield (
-                f"it was computed with {_named(key, saved[key])}, and this context has "
-                f"{_named(key, present[key])}: set the same first, or give any_adapters=True"
+                f"it was computed with {_named(key, saved[key])}, but this context has "
+                f"{_named(key, present[key])}: set the same ones first, or pass any_adapters=True"
             )
 
 
 def _shown(value: Any) -> str:
-    """Return what a state says, which can be any text."""
+    """Return a value from a state for a message; it can be any text, so quote unusual ones."""
     plain = isinstance(value, str) and value.replace("_", "").isalnum()
     return value if plain else repr(value)
 
 
 def _buffers(n: Any) -> str:
-    """Return in words how the sequences of a context are stored."""
+    """Describe how the sequences of a context are stored."""
     return "one buffer for all sequences" if n == 1 else f"a buffer for each of {n!r} sequences"
 
 
 def _named(key: str, applied: Any) -> str:
-    """Return what adapters or control vector there are, in words."""
+    """Describe the adapters or the control vector in use."""
     if not applied:
         return f"no {key}"
     names = [f"{scale:g} x {digest[:8]}" for digest, scale in applied]

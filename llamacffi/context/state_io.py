@@ -1,4 +1,4 @@
-"""Reading and replacing the state in the memory of a context, so that a failure changes nothing."""
+"""Reading and replacing the state in the memory of a context; a failure changes nothing."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from .traits import ContextTraits
 
 PARTIAL = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-# What C writes before the state of a sequence in memory, and not in a file: a magic number, its id.
+# upstream: src/llama-context.cpp state_seq_get_data, io_magic: before the state of a sequence it
+# writes a magic number and the id, which state_seq_save_file does not.
 SEQUENCE_PREFIX = 8
-# The state is copied by the threads for batches of several tokens.
+# The state is copied with the threads for batches of several tokens.
 SEVERAL = 2
 
 
@@ -53,7 +54,7 @@ class StateAccess:
         self._bookkeeping, self._adapters, self._abort = bookkeeping, adapters, abort
 
     def sequence(self, seq_id: int | None) -> int | None:
-        """Return the number of a sequence, or None for all.
+        """Check the number of a sequence, and return it; None means all.
 
         Raises:
             ArgumentError: It is out of range.
@@ -65,27 +66,27 @@ class StateAccess:
         return integer("seq_id", seq_id, 0, last, ": create the Context with a larger n_seq_max")
 
     def hold(self, ptr: Any, *, loading: bool = False) -> HeldState:
-        """Hold the context, with a memory in which nothing is left to be done.
+        """Hold the context in a ``with`` block, after applying pending changes to its memory.
 
         Args:
             ptr: The context.
-            loading: Whether what is in memory is to be replaced: it need not be in order.
+            loading: Whether the contents will be replaced: then a failure does not matter.
 
         Raises:
             UnsupportedError: The model has no memory.
         """
         if self._traits.memoryless:
-            raise UnsupportedError("this model has no memory: it sees one batch at a time")
+            raise UnsupportedError("this model has no memory: it processes each batch on its own")
         return HeldState(self, self._computing, ptr, loading)
 
     def update(self, ptr: Any, loading: bool) -> None:
-        """Do what is left to be done in memory; the caller holds the context.
+        """Apply pending changes to the memory; the caller holds the context.
 
         Raises:
-            StateError: It fails, and nothing is to be loaded.
+            StateError: That failed, and no state is about to be loaded.
         """
-        # llama.cpp moves and copies only just before the next batch, and would save the state
-        # without that.
+        # upstream: src/llama-kv-cache.cpp init_update: llama.cpp shifts and copies just before the
+        # next batch; without this, it would save the state as it was before.
         try:
             if not self._adapters.reserved:
                 self._adapters.reserve(ptr)
@@ -93,33 +94,35 @@ class StateAccess:
         except NativeError as error:
             self._adapters.reserve_anew(ptr)
             if not loading:
-                raise StateError(f"the memory cannot be brought up to date: {error}") from error
+                raise StateError(
+                    f"llama.cpp cannot apply the changes to its memory: {error}"
+                ) from error
 
     def loaded(
         self, ptr: Any, seq_id: int | None, end: int | None, tokens: Sequence[int] = ()
     ) -> None:
-        """Note that a state was loaded.
+        """Record that a state was loaded.
 
         Args:
             ptr: The context.
-            seq_id: Into which sequence; None is all.
-            end: The last position of a sequence with a partial state; None if it was complete.
-            tokens: What was saved with it.
+            seq_id: The sequence that it was loaded into; None means all.
+            end: The last position, if the state was partial; otherwise None.
+            tokens: The tokens that were saved with it.
         """
-        self._last.flags = None  # the outputs do not belong to what is in memory now
+        self._last.flags = None  # the outputs do not belong to the new state
         if seq_id is not None and end is not None:
             self._bookkeeping.removed(seq_id, end + 1)
             return
         self._bookkeeping.loaded(seq_id)
         there = ends(ptr, seq_id)
-        if len(there) == 1:  # otherwise nothing says to which sequence the tokens belong
+        if len(there) == 1:  # otherwise we do not know which sequence the tokens belong to
             number, last = there.popitem()
             if last < len(tokens) and all(0 <= one < self._traits.n_vocab for one in tokens):
                 self._bookkeeping.tokens.put(number, tokens[: last + 1])
 
 
 class HeldState:
-    """A context that is held by the function of the ``with``: see `StateAccess.hold`."""
+    """Holds a context during a ``with`` block: see `StateAccess.hold`."""
 
     def __init__(self, access: StateAccess, computing: Computing, ptr: Any, loading: bool) -> None:
         self._access, self._computing = access, computing
@@ -131,7 +134,7 @@ class HeldState:
         self._pools = pools = self._computing.enter(frame, SEVERAL)
         try:
             self._access.update(self._ptr, self._loading)
-        except BaseException:  # also if interrupted: `__exit__` is not called then
+        except BaseException:  # also KeyboardInterrupt: Python does not call `__exit__` then
             self._computing.leave(frame, pools)
             raise
 
@@ -152,20 +155,20 @@ def save(
     drain()
     try:
         size = state_size(ptr, seq_id, PARTIAL if partial else 0)
-        # What has no rest is not partial, and needs none to be loaded.
+        # A partial state that lacks nothing is complete, and can be loaded anywhere.
         partial = partial and size != state_size(ptr, seq_id, 0)
         kind = {"seq_id": seq_id, "partial": partial, "ends": ends(ptr, seq_id)}
         writer = StateWriter({**identity, **kind}, tokens, size)
-        n_bytes = _get(ptr, writer.data, size, seq_id, PARTIAL if partial else 0)
+        n_bytes = _save_to(ptr, writer.data, size, seq_id, PARTIAL if partial else 0)
     except NativeError as error:
         raise with_log(StateError(f"llama.cpp cannot save the state: {error}")) from error
     if not size or n_bytes != size:
-        raise with_log(StateError(f"llama.cpp saved {n_bytes} of {size} bytes of the state"))
+        raise with_log(StateError(f"llama.cpp saved only {n_bytes} of {size} bytes of the state"))
     return writer.finish()
 
 
 def save_plain(ptr: Any, path: str | os.PathLike[str], tokens: bytes, seq_id: int | None) -> None:
-    """Write a file of llama.cpp's own, at once or not at all.
+    """Write a file in llama.cpp's own format, completely or not at all.
 
     Raises:
         OSError: It cannot be written.
@@ -182,7 +185,7 @@ def save_plain(ptr: Any, path: str | os.PathLike[str], tokens: bytes, seq_id: in
             raise
         expected = PLAIN_HEADER.size + 4 * n_tokens + size
         written = part.stat().st_size + (0 if seq_id is None else SEQUENCE_PREFIX)
-        if not size or written != expected:  # C does not look whether the last bytes went out
+        if not size or written != expected:  # C ignores a failure to flush the last bytes
             explain_failure(part, path)
             reason = f"only {written} of {expected} bytes were written"
             raise OSError(errno.EIO, reason, os.fspath(path))
@@ -205,14 +208,14 @@ def _write_plain(ptr: Any, part: Path, tokens: bytes, seq_id: int | None) -> Non
 def load(
     ptr: Any, saved: SavedState, seq_id: int | None, *, copy_first: bool, copy_all: bool = False
 ) -> None:
-    """Load a state that was compared with the context.
+    """Load a state that fits the context.
 
     Args:
         ptr: The ``struct llama_context *``.
         saved: The state.
-        seq_id: Where to.
-        copy_first: Copy what it replaces, to put it back if llama.cpp cannot load the state.
-        copy_all: Copy other sequences too, which share tokens with it.
+        seq_id: The sequence to load it into; None means all.
+        copy_first: Back up the old state first, to restore it if llama.cpp cannot load this one.
+        copy_all: Back up all sequences, because others share tokens with this one.
 
     Raises:
         StateError: llama.cpp cannot load it.
@@ -220,18 +223,19 @@ def load(
     flags = PARTIAL if saved.partial else 0
 
     def put() -> None:
-        # Let go of at once: in a cycle, as of an exception, CPython would free the view first.
+        # Release it at once: in a reference cycle, such as that of an exception, CPython would free
+        # the view first.
         with ffi.from_buffer("uint8_t[]", saved.data) as source:
-            n_bytes = _set(ptr, source, len(saved.data), seq_id, flags)
+            n_bytes = _load_from(ptr, source, len(saved.data), seq_id, flags)
         if n_bytes != len(saved.data):
             raise StateError(
-                f"llama.cpp cannot load the state: it has taken {n_bytes} of {len(saved.data)} "
-                "bytes; is there room for its tokens beside those of other sequences?"
+                f"llama.cpp cannot load the state: it read {n_bytes} of {len(saved.data)} bytes; "
+                "if it does not fit, raise n_ctx or remove other sequences first"
             )
-        # What it would save now is as long, if it has understood all cells.
+        # Saved again, the state has the same size if llama.cpp has understood all cells.
         if saved.data and (size := state_size(ptr, seq_id, flags)) != len(saved.data):
             raise StateError(
-                f"the state is damaged: llama.cpp has made {size} of its {len(saved.data)} bytes"
+                f"the state is damaged: llama.cpp understood {size} of its {len(saved.data)} bytes"
             )
         check_positions(ptr)
 
@@ -242,7 +246,7 @@ def load(
 def load_plain(
     ptr: Any, path: str | os.PathLike[str], seq_id: int | None, n_tokens: int
 ) -> list[int]:
-    """Load one of llama.cpp's own files, and return its tokens.
+    """Load a file in llama.cpp's own format, and return its tokens.
 
     Raises:
         StateError: llama.cpp cannot load it, or it is damaged.
@@ -259,14 +263,14 @@ def load_plain(
             raise StateError(f"llama.cpp cannot load {os.fspath(path)!r}")
         check_positions(ptr)
 
-    # All of it: a damaged position can be one that no removal of a sequence finds.
+    # Back up everything: removing a sequence may not remove tokens at invalid positions.
     replace(ptr, put, None, seq_id, partial=False, copy_first=True, copy_all=True)
     found: list[int] = ffi.unpack(tokens, n_tokens)
     return found
 
 
 def check_positions(ptr: Any) -> None:
-    """Raise StateError if a sequence has positions that there are not."""
+    """Raise StateError if a sequence has invalid positions."""
     memory = lib.llama_get_memory(ptr)
     for i in range(lib.llama_n_seq_max(ptr)):
         first = lib.llama_memory_seq_pos_min(memory, i)
@@ -285,16 +289,16 @@ def replace(
     copy_first: bool,
     copy_all: bool = False,
 ) -> None:
-    """Replace what is in memory; if it fails, put back what was there.
+    """Replace the contents of memory; if that fails, restore them.
 
     Args:
         ptr: The ``struct llama_context *``.
-        put: Puts something else there, or raises.
-        expected: Where each sequence must end then; None if that is not known.
-        seq_id: The sequence that is replaced; None is all.
-        partial: Whether only what a rollback does not leave is.
-        copy_first: Whether to copy what is there now, without which it cannot be put back.
-        copy_all: Whether to copy other sequences too.
+        put: Loads the new contents, or raises.
+        expected: The last position of each sequence afterwards; None if it is not known.
+        seq_id: The sequence to replace; None means all.
+        partial: Whether the new state continues tokens that are in memory.
+        copy_first: Whether to back up the contents, without which they cannot be restored.
+        copy_all: Whether to back up all sequences.
 
     Raises:
         StateError: It failed.
@@ -303,22 +307,22 @@ def replace(
     end = max(expected.values()) if expected and partial else None
     if end is not None:
         assert seq_id is not None
-        _check_rest(memory, end, seq_id)
+        _check_continued(memory, end, seq_id)
     kept = None if copy_all else seq_id
     before = ends(ptr, kept)
-    copy = _copy(ptr, kept) if before and copy_first else None
+    copy = _back_up(ptr, kept) if before and copy_first else None
     try:
         drain()
         if end is None and seq_id is not None:
-            _forget(memory, seq_id)  # C leaves what is there if a saved sequence was empty
+            _remove(memory, seq_id)  # C keeps the old tokens if the saved sequence was empty
         put()
         if end is not None and seq_id is not None:
             lib.llama_memory_seq_rm(memory, seq_id, end + 1, -1)
         _check_ends(ptr, expected, seq_id)
     except (NativeError, StateError) as error:
-        _forget(memory, kept)
-        back = copy is not None and _set(ptr, copy, len(copy), kept, 0) == len(copy)
-        lost = "; what it was to replace is forgotten" if before and not back else ""
+        _remove(memory, kept)
+        back = copy is not None and _load_from(ptr, copy, len(copy), kept, 0) == len(copy)
+        lost = "; the tokens that it should have replaced are lost" if before and not back else ""
         cause = error if isinstance(error, NativeError) else None
         raise with_log(StateError(f"{error}{lost}")) from cause
 
@@ -326,7 +330,8 @@ def replace(
 def fits_surely(ptr: Any, saved: SavedState, seq_id: int | None) -> bool:
     """Return whether it is certain that llama.cpp can load a state.
 
-    It is not of one that came from elsewhere: who has changed it may have made the checksum right.
+    That is never certain of a state that another process saved: it may have been modified and given
+    a new checksum.
     """
     was = saved.identity
     if not saved.is_own:
@@ -340,7 +345,7 @@ def fits_surely(ptr: Any, saved: SavedState, seq_id: int | None) -> bool:
 
 
 def ends(ptr: Any, seq_id: int | None) -> dict[int, int]:
-    """Return the last position of a sequence, or of all, unless they are empty."""
+    """Return the last position of a sequence, or of all (None); empty ones are omitted."""
     memory = lib.llama_get_memory(ptr)
     seq_ids = range(lib.llama_n_seq_max(ptr)) if seq_id is None else [seq_id]
     found = {i: lib.llama_memory_seq_pos_max(memory, i) for i in seq_ids}
@@ -354,46 +359,46 @@ def state_size(ptr: Any, seq_id: int | None, flags: int) -> int:
     return int(lib.llama_state_seq_get_size_ext(ptr, seq_id, flags))
 
 
-def _get(ptr: Any, target: Any, size: int, seq_id: int | None, flags: int) -> int:
+def _save_to(ptr: Any, target: Any, size: int, seq_id: int | None, flags: int) -> int:
     if seq_id is None:
         return int(lib.llama_state_get_data(ptr, target, size))
     return int(lib.llama_state_seq_get_data_ext(ptr, target, size, seq_id, flags))
 
 
-def _set(ptr: Any, source: Any, size: int, seq_id: int | None, flags: int) -> int:
+def _load_from(ptr: Any, source: Any, size: int, seq_id: int | None, flags: int) -> int:
     if seq_id is None:
         return int(lib.llama_state_set_data(ptr, source, size))
     return int(lib.llama_state_seq_set_data_ext(ptr, source, size, seq_id, flags))
 
 
-def _copy(ptr: Any, seq_id: int | None) -> Any:
-    """Return a copy of a state, to put it back: all of it, since llama.cpp clears what it fails."""
+def _back_up(ptr: Any, seq_id: int | None) -> Any:
+    """Return a complete copy of the state, because llama.cpp clears what it fails to load."""
     size = state_size(ptr, seq_id, 0)
     copy = new_uncleared("uint8_t[]", size)
-    if not size or _get(ptr, copy, size, seq_id, 0) != size:
+    if not size or _save_to(ptr, copy, size, seq_id, 0) != size:
         raise with_log(StateError("llama.cpp cannot save what the state would replace"))
     return copy
 
 
-def _forget(memory: Any, seq_id: int | None) -> None:
+def _remove(memory: Any, seq_id: int | None) -> None:
     if seq_id is None:
         lib.llama_memory_clear(memory, True)
     else:
         lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
 
 
-def _check_rest(memory: Any, end: int, seq_id: int) -> None:
-    """Check that the tokens which a partial state continues are still there."""
+def _check_continued(memory: Any, end: int, seq_id: int) -> None:
+    """Check that the tokens that a partial state continues are still in memory."""
     there = lib.llama_memory_seq_pos_max(memory, seq_id)
     if there < end:
         raise StateError(
-            f"a partial state continues the tokens up to position {end}, and sequence {seq_id} "
+            f"a partial state continues the tokens up to position {end}, but sequence {seq_id} "
             + (f"ends at {there}" if there >= 0 else "is empty")
         )
 
 
 def _check_ends(ptr: Any, expected: Mapping[int, int] | None, seq_id: int | None) -> None:
-    """Check that memory has what was saved."""
+    """Check that the sequences end where those of the saved state do."""
     if expected is None:
         return
     wanted = dict(expected)
@@ -402,5 +407,5 @@ def _check_ends(ptr: Any, expected: Mapping[int, int] | None, seq_id: int | None
     found = ends(ptr, seq_id)
     if found != wanted:
         raise StateError(
-            f"llama.cpp has not loaded the state: sequences end at {found}, and not {wanted}"
+            f"llama.cpp loaded the state wrongly: sequences end at {found} instead of {wanted}"
         )

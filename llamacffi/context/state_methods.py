@@ -27,17 +27,17 @@ class StateMethods:
             """Of `ContextHandle`."""
 
     def save_state(self, *, seq_id: int | None = None, partial: bool = False) -> bytes:
-        """Return what is in memory, to be loaded by `load_state`.
+        """Return the contents of memory, for `load_state`.
 
-        It does not include the outputs of the last batch, nor samplers; its size is that of the
-        tokens in memory, not of the whole memory.
+        It does not include the outputs of the last batch or the samplers.  Its size depends on the
+        number of tokens in memory, not on ``n_ctx``.
 
         Args:
             seq_id: The sequence; all of them if omitted.
-            partial: Leave out what a rollback leaves in memory: save only the state of recurrent
-                layers and the window of sliding-window attention.  Much smaller, but it can be
-                loaded only where the tokens before are still in memory.  For models with neither,
-                it is everything.
+            partial: Save only what removing tokens cannot restore: the state of recurrent layers
+                and the window of sliding-window attention.  It is much smaller, but can be loaded
+                only while the earlier tokens are still in memory.  For models without such layers,
+                everything is saved.
 
         Raises:
             ArgumentError: ``seq_id`` is out of range.
@@ -52,26 +52,25 @@ class StateMethods:
     def load_state(
         self, data: Buffer, *, seq_id: int | None = None, any_adapters: bool = False
     ) -> None:
-        """Replace what is in memory by what was saved.
+        """Replace the contents of memory with a saved state.
 
-        Another process may have saved it, from a context of the same model with other numbers of
-        tokens and threads, and other devices.  Where sequences have a buffer each
-        (``kv_unified=False``), ``n_seq_max`` must be the same.  Decode at least one token
-        afterwards: there are no outputs.
+        Another process may have saved it, from a context of the same model with other sizes,
+        threads and devices.  If each sequence has its own buffer (``kv_unified=False``),
+        ``n_seq_max`` must be the same.  There are no outputs until the next batch is decoded.
 
-        If it raises, the memory is as before.  To guarantee that, what it replaces is copied first,
-        unless this process has saved the state and it certainly fits.
+        If it raises, the memory is unchanged.  To guarantee that, the old contents are copied
+        first, unless this process saved the state and it certainly fits.
 
         Args:
             data: What `save_state` returned: any object with a buffer.
-            seq_id: Where to load the state of one sequence; it may be another sequence than before.
-                A partial state takes the sequence back: later tokens are forgotten.
+            seq_id: The sequence to load the state of one sequence into, which may be another one
+                than was saved.  A partial state removes later tokens of the sequence.
             any_adapters: Load it even if it was computed with other `adapters` or another
-                `control_vector` than are set now.
+                `control_vector` than the current ones.
 
         Raises:
-            StateError: It is of another model, llama.cpp or kind of memory, or computed with other
-                adapters; it does not fit; it is incomplete or damaged.
+            StateError: It belongs to another model, llama.cpp or kind of memory, or was computed
+                with other adapters; it does not fit; it is incomplete or damaged.
             ArgumentError: ``seq_id`` is missing, superfluous or out of range.
             BusyError: Another thread is using the context.
 
@@ -88,15 +87,15 @@ class StateMethods:
         partial: bool = False,
         plain: bool = False,
     ) -> None:
-        """Write what is in memory to a file, all of it or nothing.
+        """Write the contents of memory to a file, completely or not at all.
 
         Args:
             path: The file; an existing one is replaced.
-            tokens: Stored with it, usually those that are in memory; `load_file` returns them.
+            tokens: Tokens to store with it, usually those in memory; `load_file` returns them.
             seq_id: The sequence; all of them if omitted.
             partial: As for `save_state`.
-            plain: Write llama.cpp's own file format, which its programs read; nothing in it says
-                which model it belongs to.
+            plain: Write llama.cpp's own file format, which its programs can read.  It does not
+                record which model it belongs to.
 
         Raises:
             OSError: It cannot be written.
@@ -116,10 +115,10 @@ class StateMethods:
         seq_id: int | None = None,
         any_adapters: bool = False,
     ) -> list[int]:
-        """Replace what is in memory by the content of a file; otherwise as `load_state`.
+        """Replace the contents of memory with those of a file, as `load_state` does.
 
-        It also reads llama.cpp's own files.  Those say little about their model and have no
-        checksum: one from another model of the same shape, or with damaged numbers, is loaded.
+        It also reads files in llama.cpp's own format.  These say little about their model and have
+        no checksum, so a file of another model of the same shape, or with damaged data, is loaded.
 
         Returns:
             The tokens that were saved with it.
@@ -136,23 +135,23 @@ class StateMethods:
         return self._states.load_file(self.ptr, path, seq_id, any_adapters)
 
     def snapshot(self, seq_id: int = 0, *, partial: bool = False) -> Snapshot:
-        """Keep what is in memory of a sequence, to go back to it by `restore`.
+        """Take a snapshot of a sequence, for `restore`.
 
-        Faster than `save_state`, since nothing leaves the device.  It replaces the earlier snapshot
-        of the same sequence.
+        This is faster than `save_state`, because the data stay on the device.  It replaces the
+        earlier snapshot of the same sequence.
 
         Args:
             seq_id: The sequence.
-            partial: Keep only what removing tokens cannot bring back: the state of recurrent layers
+            partial: Copy only what removing tokens cannot restore: the state of recurrent layers
                 and the window of sliding-window attention.  The rest must still be in memory when
-                it is restored.
+                the snapshot is restored.
 
         Raises:
             ArgumentError: ``seq_id`` is out of range.
             UnsupportedError: The model has no memory; or the keys or values are of a quantized
                 type, which llama.cpp copies wrongly: use `save_state`.
-            StateError: llama.cpp cannot keep it, or there is not enough memory: then the earlier
-                snapshot is still valid.
+            StateError: llama.cpp cannot take it, or there is not enough memory.  If memory is
+                short, the earlier snapshot stays valid.
             BusyError: Another thread is using the context.
 
         Source: ``llama_state_seq_get_data_ext`` with ``LLAMA_STATE_SEQ_FLAGS_ON_DEVICE``.
@@ -160,17 +159,18 @@ class StateMethods:
         return self._snapshots.take(self.ptr, seq_id, partial)
 
     def restore(self, snapshot: Snapshot, *, seq_id: int | None = None) -> None:
-        """Make a sequence what it was; afterwards there are no outputs.
+        """Restore a sequence from a snapshot.
 
-        If it raises, the memory is as before.
+        There are no outputs until the next batch is decoded.  If it raises, the memory is
+        unchanged.
 
         Args:
-            snapshot: Of this context.
-            seq_id: Another sequence to restore to.
+            snapshot: A snapshot of this context.
+            seq_id: The sequence to restore, if it is not the one that was copied.
 
         Raises:
-            StateError: The snapshot is of another context, or a later one of its sequence has
-                replaced it; or there is not enough memory.
+            StateError: The snapshot belongs to another context, a later one of its sequence has
+                replaced it, or there is not enough memory.
             ArgumentError: ``seq_id`` is out of range.
             BusyError: Another thread is using the context.
 

@@ -98,7 +98,7 @@ context.restore(snapshot)
         demo_path,
     )
     assert done.returncode == 0, done.stderr
-    assert "there is no room for a snapshot of sequence 0" in done.stdout
+    assert "there is not enough memory for a snapshot of sequence 0" in done.stdout
 
 
 def test_threads_that_do_not_start_are_an_error(demo_path, run_python, tmp_path):
@@ -116,4 +116,4 @@ quantize(sys.argv[1], sys.argv[2], "Q8_0", nthread=3)
         tmp_path / "out.gguf",
     )
     assert done.returncode == 0, done.stderr
-    assert "more threads, not 200" in done.stdout
+    assert "of 200 threads: give nthread=" in done.stdout

@@ -251,7 +251,7 @@ def test_values_that_are_no_sequences_or_flags(context, tmp_path):
         ):
             with pytest.raises(TypeError, match="seq_id must be an integer"):
                 use()
-    with pytest.raises(TypeError, match="of one sequence"):
+    with pytest.raises(TypeError, match="holds one sequence"):
         context.snapshot(None)
     for bad in ("yes", 2, None, np.zeros(2)):
         for use in (
@@ -268,9 +268,9 @@ def test_values_that_are_no_sequences_or_flags(context, tmp_path):
 
 def test_the_state_of_one_sequence_and_of_all_are_not_the_same(context):
     one, whole = context.save_state(seq_id=0), context.save_state()
-    with pytest.raises(ArgumentError, match="is of one sequence: give seq_id"):
+    with pytest.raises(ArgumentError, match="holds one sequence: give seq_id"):
         context.load_state(one)
-    with pytest.raises(ArgumentError, match="is of all sequences"):
+    with pytest.raises(ArgumentError, match="holds all sequences"):
         context.load_state(whole, seq_id=0)
 
 
@@ -291,9 +291,9 @@ def test_only_the_last_snapshot_of_a_sequence_is_valid(new_context):
     decode(context, [5], seq_id=1)
     first, of_another = context.snapshot(0), context.snapshot(1)
     second = context.snapshot(0)
-    with pytest.raises(StateError, match="a later one has replaced it"):
+    with pytest.raises(StateError, match="a later snapshot has replaced it"):
         context.restore(first)
-    with pytest.raises(StateError, match="of another context"):
+    with pytest.raises(StateError, match="belongs to another context"):
         other.restore(second)
     context.restore(second)
     context.restore(of_another)

@@ -66,8 +66,8 @@ def test_another_model_of_the_same_shape(saved, random_path, tmp_path):
     with Model(tmp_path / "other.gguf") as model:
         other = Context(model, n_ctx=256, n_threads=1, n_seq_max=2)
         decode(other, [5])
-        refuses(other, whole, r"of another model, 'llama \?B")
-        refuses(other, one, "of another model", 0)
+        refuses(other, whole, r"belongs to another model, 'llama \?B")
+        refuses(other, one, "belongs to another model", 0)
     del context
 
 
@@ -84,19 +84,19 @@ def test_a_copy_of_the_model_with_another_name(saved, random_path, tmp_path):
 def test_models_of_another_kind(saved, random_context):
     _context, whole, one = saved
     for kind in ("mamba", "gpt2", "lfm2"):
-        refuses(random_context(kind), whole, "of another model")
-        refuses(random_context(kind), one, "of another model", 0)
+        refuses(random_context(kind), whole, "belongs to another model")
+        refuses(random_context(kind), one, "belongs to another model", 0)
 
 
 @pytest.mark.parametrize(
     ("params", "match"),
     [
-        ({"type_k": "q8_0"}, "saved with type_k=F16, and this has Q8_0"),
-        ({"type_v": "f32"}, "type_v=F16, and this has F32"),
-        ({"flash_attn_type": "disabled"}, "flash_attn=True, and this has False"),
-        ({"n_seq_max": 3}, "each of 2 sequences, and this context has a buffer for each of 3"),
-        ({"kv_unified": True}, "each of 2 sequences, and this context has one buffer for all"),
-        ({"rope_freq_base": 5000.0}, "rope_freq_base=0.0, and this has 5000.0"),
+        ({"type_k": "q8_0"}, "saved with type_k=F16, but this context has Q8_0"),
+        ({"type_v": "f32"}, "type_v=F16, but this context has F32"),
+        ({"flash_attn_type": "disabled"}, "flash_attn=True, but this context has False"),
+        ({"n_seq_max": 3}, "each of 2 sequences, but this context has a buffer for each of 3"),
+        ({"kv_unified": True}, "each of 2 sequences, but this context has one buffer for all"),
+        ({"rope_freq_base": 5000.0}, "rope_freq_base=0.0, but this context has 5000.0"),
     ],
 )
 def test_contexts_of_another_shape(saved, params, match):
@@ -136,7 +136,7 @@ def test_another_build(saved):
     refuses(
         context,
         changed(whole, **{"llama.cpp": "0123456"}),
-        f"saved by llama.cpp 0123456, and this is {ours}",
+        f"saved by llama.cpp 0123456, but this is {ours}",
     )
 
 
@@ -145,8 +145,8 @@ def test_other_adapters(saved, tmp_path):
     path = loras.write_lora(tmp_path / "lora.gguf", {"blk.0.attn_q.weight": (64, 64)})
     adapter = Adapter(context.model, path)
     context.adapters = {adapter: 0.5}
-    refuses(context, whole, "computed with no adapters, and this context has the adapters 0.5 x")
-    refuses(context, one, "set the same first, or give any_adapters=True", 0)
+    refuses(context, whole, "computed with no adapters, but this context has the adapters 0.5 x")
+    refuses(context, one, "set the same ones first, or pass any_adapters=True", 0)
     with_adapter = context.save_state()
     context.load_state(whole, any_adapters=True)
     context.adapters = {adapter: 0.25}
@@ -205,7 +205,7 @@ def test_another_version_of_the_format(saved):
 )
 def test_a_state_that_lies_about_itself(saved, identity):
     context, whole, _one = saved
-    refuses(context, changed(whole, **identity), "does not say what it is of")
+    refuses(context, changed(whole, **identity), "its description is not valid")
     with pytest.raises(StateError):
         state_info(changed(whole, **identity))
 
@@ -219,7 +219,7 @@ def test_data_that_c_refuses_change_nothing(saved):
             bad = changed(data[:start] + nonsense, n_ctx_seq=10**6)  # it may be too large
             refuses(context, bad, "llama.cpp cannot load the state|its architecture", seq_id)
         bad = changed(data, n_ctx_seq=10**6, ends={"0": 5})
-        refuses(context, bad, "sequences end at {0: 19}, and not {0: 5}", seq_id)
+        refuses(context, bad, "sequences end at {0: 19} instead of {0: 5}", seq_id)
 
 
 def test_a_state_that_is_too_large_changes_nothing(random_context):
@@ -230,10 +230,10 @@ def test_a_state_that_is_too_large_changes_nothing(random_context):
     whole, one = context.save_state(), context.save_state(seq_id=0)
     with Context(context.model, n_ctx=256, n_threads=1) as small:
         decode(small, TOKENS)
-        refuses(small, whole, "has taken 0 of [0-9]+ bytes; is there room")
-        refuses(small, one, "is there room for its tokens", 0)
+        refuses(small, whole, "it read 0 of [0-9]+ bytes; if it does not fit")
+        refuses(small, one, "if it does not fit", 0)
         small.memory.clear()
-        refuses(small, one, "is there room for its tokens", 0)
+        refuses(small, one, "if it does not fit", 0)
 
 
 def test_no_room_beside_other_sequences(random_context):
@@ -243,9 +243,9 @@ def test_no_room_beside_other_sequences(random_context):
     context.decode(batch)
     decode(context, [5, 6, 7], seq_id=1)
     one, snapshot = context.save_state(seq_id=0), context.snapshot(0)
-    refuses(context, one, "is there room", 1)
+    refuses(context, one, "if it does not fit", 1)
     before = context.save_state()
-    with pytest.raises(StateError, match="is there room"):
+    with pytest.raises(StateError, match="if it does not fit"):
         context.restore(snapshot, seq_id=1)
     assert context.save_state() == before
     context.memory.remove(0)
@@ -287,7 +287,7 @@ def test_a_partial_file(random_context, tmp_path):
     assert state_info(tmp_path / "state").partial
     assert context.load_file(tmp_path / "state", seq_id=0) == TOKENS
     assert np.array_equal(decode(context, [5], len(TOKENS)), expected)
-    with pytest.raises(ArgumentError, match="no place for partial"):
+    with pytest.raises(ArgumentError, match="cannot hold a partial state"):
         context.save_file(tmp_path / "x", partial=True, plain=True)
 
 
@@ -306,7 +306,7 @@ def test_files_that_cannot_be_used(saved, tmp_path):
         context.load_file(tmp_path / "pipe")
     (tmp_path / "empty").touch()
     for use in (context.load_file, state_info):
-        with pytest.raises(StateError, match=r"was not saved by .*: it has 0 bytes"):
+        with pytest.raises(StateError, match=r"was not saved by .*: it has only 0 bytes"):
             use(tmp_path / "empty")
     (tmp_path / "text").write_text("this is no state at all, but a text")
     for use in (context.load_file, state_info):
@@ -381,7 +381,7 @@ def test_llama_cpps_own_files_both_ways(random_context, kind, tmp_path):
     assert np.allclose(decode(context, [5], len(TOKENS)), expected, atol=1e-4)
     assert state_info(tmp_path / "theirs").tokens == TOKENS
     assert not state_info(tmp_path / "theirs").of_one_sequence
-    with pytest.raises(ArgumentError, match="is of all sequences"):
+    with pytest.raises(ArgumentError, match="holds all sequences"):
         context.load_file(tmp_path / "theirs", seq_id=0)
 
     # One.
@@ -392,7 +392,7 @@ def test_llama_cpps_own_files_both_ways(random_context, kind, tmp_path):
     assert context.load_file(tmp_path / "theirs", seq_id=1) == TOKENS
     assert np.allclose(decode(context, [5], len(TOKENS), 1), expected, atol=1e-4)
     assert state_info(tmp_path / "theirs").of_one_sequence
-    with pytest.raises(ArgumentError, match="is of one sequence"):
+    with pytest.raises(ArgumentError, match="holds one sequence"):
         context.load_file(tmp_path / "theirs")
 
 
@@ -406,7 +406,7 @@ def test_llama_cpps_own_files_that_do_not_fit_change_nothing(saved, random_conte
         with pytest.raises(StateError):
             context.load_file(path, seq_id=seq_id)
         assert context.save_state() == whole
-    with pytest.raises(StateError, match="its architecture is not b'llama'"):
+    with pytest.raises(StateError, match="its architecture is not 'llama'"):
         context.load_file(paths[None])
     context.save_file(paths[None], plain=True)
     with Context(context.model, n_ctx=256, n_threads=1) as small:  # one sequence, not two

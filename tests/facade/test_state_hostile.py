@@ -161,7 +161,7 @@ def test_a_plain_file_changes_nothing_if_it_is_refused(two, tmp_path):
 
 def test_an_identity_nested_without_end_is_a_state_error(two):
     _identity, tokens, data = split(two[0].save_state())
-    with pytest.raises(StateError, match="does not say what it is of"):
+    with pytest.raises(StateError, match="its description is not valid"):
         two[1].load_state(joined(b"[" * 200_000, tokens, data))
 
 
@@ -175,7 +175,7 @@ def test_shared_tokens_are_there_again_where_there_is_no_room_for_two(random_con
     data[4:8] = struct.pack("<i", 300)
     with pytest.raises(StateError) as refused:
         context.load_state(joined(identity, tokens, data), seq_id=1)
-    assert "forgotten" not in str(refused.value)
+    assert "lost" not in str(refused.value)
     assert (context.memory.pos_max(0), context.memory.pos_max(1)) == (249, 249)
 
 
