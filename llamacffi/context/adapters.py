@@ -27,7 +27,7 @@ NO_VECTOR = ffi.NULL, 0, 0, 0, 0
 
 
 class ActiveAdapters:
-    """What a context computes with; C points to the adapters until it is given others.
+    """The adapters and the control vector that a context uses.
 
     The first argument of most methods is the ``struct llama_context *``; the caller holds the
     context.
@@ -134,12 +134,12 @@ class ActiveAdapters:
         self.reserved = True
 
     def reserve_anew(self, ptr: Any) -> None:
-        """Let the next computation reserve memory: the last one did not get what it wanted.
+        """Make the next computation reserve memory, after an allocation failed.
 
-        llama.cpp would take what is left of the plan for all of it, and write to NULL.
+        upstream: src/llama-context.cpp sched_need_reserve: it would use the incomplete plan, and
+        write to NULL.  Setting the control vector is what makes it reserve again.
         """
         self.reserved = False
-        # No function says only this.
         lib.llama_set_adapter_cvec(ptr, *self._vector[1])
 
 

@@ -1,4 +1,4 @@
-"""A context: where a model computes, and what it remembers meanwhile."""
+"""A context: computes with a model, and holds the memory of its sequences."""
 
 from __future__ import annotations
 
@@ -46,58 +46,60 @@ if TYPE_CHECKING:
 
 
 class Context(ContextHandle, OutputMethods, SettingMethods, StateMethods):
-    """A place to compute with a `Model`, with memory for its sequences.
+    """Computes with a `Model`, and holds the memory of its sequences.
 
-    It owns the ``struct llama_context``: the memory, the buffers to compute in, the outputs of the
-    last batch, and threads.  The weights are the model's, which it keeps alive; any number of
-    contexts use them at once.  Closing the model closes its contexts.
+    It owns the ``struct llama_context``: the memory, compute buffers, the outputs of the last
+    batch, and threads.  It uses the weights of the model and keeps the model alive; any number of
+    contexts can share a model.  Closing the model closes its contexts.
 
-    A batch of tokens goes in by `decode` (or `encode`, for models with an encoder), its results
-    come out by `logits` and `embeddings` until the next batch, and what was computed stays in
-    `memory`.
+    `decode` computes a batch of tokens (`encode` does, for models with an encoder).  `logits` and
+    `embeddings` return its results until the next batch, and `memory` keeps the tokens.
 
-    It is for one thread at a time: a second one gets `BusyError`.  Only `cancel` may be called from
-    any thread, to stop what is running.  After a call has failed, the context is still usable:
-    errors say what became of the memory.
+    Only one thread can use it at a time: a second one gets `BusyError`.  But any thread may call
+    `cancel`, to stop a running computation.  After a failed call the context is still usable;
+    the error says what happened to the memory.
     """
 
     __slots__ = ()
 
     def __init__(self, model: Model, **params: Unpack[ContextParams]) -> None:
-        """Create a context.  It is closed when ``model`` is.
+        """Create a context.  Closing ``model`` closes it.
 
-        llama.cpp adjusts some parameters: `n_ctx`, `n_batch`, `n_ubatch` and others return what
-        they have become.  Parameters that say where and how to store something (``type_k``,
-        ``offload_kqv``, ``swa_full`` and the like) do nothing for a model that stores nothing.
-        Others that the model would ignore are refused.
+        llama.cpp adjusts some parameters: `n_ctx`, `n_batch`, `n_ubatch` and others return the
+        actual values.  Parameters that say where and how the KV cache is stored (``type_k``,
+        ``offload_kqv``, ``swa_full`` and the like) have no effect for a model without one.  Other
+        parameters that the model would ignore are refused.
 
         Args:
             model: The model.
-            **params: Fields of ``llama_context_params``; llama.cpp's defaults for the others,
-                except ``n_threads`` and ``n_threads_batch``: the number of physical cores that
-                other work leaves now, or 1 if all layers and the cache are on a GPU, since
-                llama.cpp's default knows neither the machine nor the model; and except ``n_ctx``:
-                the length that the model was trained with for each sequence, but at most 4096 in
-                all, or 256 for each if that is more, since llama.cpp's default of 512 is too short
-                for a conversation, and the full length may need more memory than there is.
-                ``n_ctx=0`` is the full length.  ``cb_eval`` is a Python function, called with each
-                node of the compute graph as a `TensorView`, and with whether it is only asked: if
-                it then returns True, it is called again when the node is computed, and stops the
-                computation if it returns False; `decode` raises what it raises.  ``ctx_other`` is
-                the `Context` of the target, for the context of a draft model; it closes this one,
-                and one of the two can compute at a time.  ``samplers`` are a `SamplerChain` for
-                each sequence that is to be sampled in the graph; see `set_sampler`.
+            **params: Fields of ``llama_context_params``.  The others keep llama.cpp's defaults,
+                with these exceptions.  ``n_threads`` and ``n_threads_batch`` default to the number
+                of physical cores that other work leaves free, or to 1 if all layers and the cache
+                are on a GPU.  ``n_ctx`` defaults to the length that the model was trained with, for
+                each sequence, but at most 4096 in total, or 256 for each if that is more:
+                llama.cpp's default of 512 is too short for a conversation, and the full length may
+                need too much memory.  ``n_ctx=0`` means the full length.
+
+                ``cb_eval`` is a Python function that gets each node of the compute graph as a
+                `TensorView`, and a flag.  It is first called with True, before the node is
+                computed; if it returns True, it is called again with False afterwards, and then
+                stops the computation by returning False.  `decode` raises its exceptions.
+                ``ctx_other``, for the context of a draft model, is the `Context` of its target;
+                closing that closes this one, and only one of the two can compute at a time.
+                ``samplers`` maps each sequence to sample in the graph to its `SamplerChain`; see
+                `set_sampler`.
 
         Raises:
-            ArgumentError: A value is out of range, or does not suit the others.
-            TypeError: A parameter is unknown, or of another type.
+            ArgumentError: A value is out of range, or does not fit the others.
+            TypeError: A parameter is unknown, or has the wrong type.
             ContextError: llama.cpp cannot create it, for example for lack of memory.
-            UnsupportedError: The model cannot do that, or was loaded without its weights.
+            UnsupportedError: The model does not support a parameter, or was loaded without its
+                weights.
 
         Source: ``llama_init_from_model``, ``llama_attach_threadpool``.
         """
         request = ContextRequest(model, params)
-        # The pointer keeps the model, even if somebody closes it meanwhile.
+        # The pointer keeps the model alive even if another thread closes it now.
         struct, model_ptr = request.struct, model.ptr
         self._abort = abort = request.abort
         self._lock = lock = CallLock("Context")
@@ -159,7 +161,7 @@ class Context(ContextHandle, OutputMethods, SettingMethods, StateMethods):
 
     @property
     def model(self) -> Model:
-        """The model that it computes with."""
+        """The model of this context."""
         return self._traits.model
 
     @property
@@ -169,42 +171,42 @@ class Context(ContextHandle, OutputMethods, SettingMethods, StateMethods):
 
     @property
     def exclusive(self) -> CallLock:
-        """Held during each call: a context is for one thread at a time."""
+        """The lock that each call holds, because only one thread can use a context at a time."""
         return self._lock
 
     @property
     def memory(self) -> Memory:
-        """The tokens that it remembers."""
-        return Memory(self)  # new each time: as an attribute it would be a reference cycle
+        """The memory: the tokens of its sequences."""
+        return Memory(self)  # new each time, because an attribute would be a reference cycle
 
     @property
     def n_ctx(self) -> int:
-        """Number of tokens that it can remember, over all sequences.  Source: ``llama_n_ctx``."""
+        """Maximum number of tokens in memory, over all sequences.  Source: ``llama_n_ctx``."""
         return int(lib.llama_n_ctx(self.ptr))
 
     @property
     def n_ctx_seq(self) -> int:
-        """Number of tokens that one sequence can have.  Source: ``llama_n_ctx_seq``."""
+        """Maximum number of tokens of one sequence.  Source: ``llama_n_ctx_seq``."""
         return int(lib.llama_n_ctx_seq(self.ptr))
 
     @property
     def n_batch(self) -> int:
-        """Number of tokens that one batch can have.  Source: ``llama_n_batch``."""
+        """Maximum number of tokens of a batch.  Source: ``llama_n_batch``."""
         return int(lib.llama_n_batch(self.ptr))
 
     @property
     def n_ubatch(self) -> int:
-        """Number of tokens that are computed at once.  Source: ``llama_n_ubatch``."""
+        """Maximum number of tokens computed at once.  Source: ``llama_n_ubatch``."""
         return int(lib.llama_n_ubatch(self.ptr))
 
     @property
     def n_seq_max(self) -> int:
-        """Number of sequences that it can have.  Source: ``llama_n_seq_max``."""
+        """Maximum number of sequences.  Source: ``llama_n_seq_max``."""
         return int(lib.llama_n_seq_max(self.ptr))
 
     @property
     def n_rs_seq(self) -> int:
-        """Number of tokens that a recurrent sequence can be rolled back.
+        """Maximum number of tokens by which a recurrent sequence can be rolled back.
 
         Source: ``llama_n_rs_seq``.
         """
@@ -212,40 +214,41 @@ class Context(ContextHandle, OutputMethods, SettingMethods, StateMethods):
 
     @property
     def n_outputs_max(self) -> int:
-        """Number of outputs that one batch can have."""
+        """Maximum number of outputs of a batch."""
         self.ptr  # noqa: B018  raises if closed
         return self._traits.n_outputs_max
 
     @property
     def pooling_type(self) -> PoolingType:
-        """How the embeddings of a sequence are made one.  Source: ``llama_pooling_type``."""
+        """How the embeddings of a sequence are pooled.  Source: ``llama_pooling_type``."""
         from .._generated.enums import PoolingType
 
         return PoolingType(lib.llama_pooling_type(self.ptr))
 
     def decode(self, batch: Batch) -> None:
-        """Compute a batch of tokens and remember them.
+        """Compute a batch of tokens, and add them to memory.
 
-        The outputs that the batch asks for can be read until the next call; with embeddings, all
-        tokens have one.  A model without memory computes the batch as `encode` does.
+        The outputs that the batch requests can be read until the next call; if embeddings are
+        computed, every token has an output.  A model without memory computes the batch as `encode`
+        does.
 
-        If it fails, the memory is consistent, and the error's `DecodeError.pos_max` has the last
-        position of each sequence of the batch: finished micro-batches of `n_ubatch` tokens stay.
-        Of a recurrent model the sequences that were being computed are removed completely, since
-        their state cannot go back; if there were several, all sequences are.
+        After a failure the memory is consistent: finished micro-batches of `n_ubatch` tokens stay,
+        and `DecodeError.pos_max` has the last position of each sequence of the batch.  With a
+        recurrent model, the sequence that was being computed is removed, because its state cannot
+        be rolled back; if there were several, all sequences are removed.
 
         Args:
             batch: 1 to `n_batch` tokens.
 
         Raises:
-            ArgumentError: The batch does not suit this context; nothing was computed.
+            ArgumentError: The batch does not fit this context; nothing was computed.
             ContextError: An encoder-decoder model has not encoded the sequence.
             InvalidBatchError: llama.cpp rejected it, for example for positions that do not follow
                 those in memory; memory is unchanged.
             ContextFullError: Memory is full; it is unchanged.
             AbortedError: `cancel` was called, or the callback ``cb_eval`` returned False.
             DecodeError: The computation failed.
-            NativeError: A check of llama.cpp failed; what the batch had added is removed.
+            NativeError: An assertion of llama.cpp failed; the tokens of the batch are removed.
             UnsupportedError: The model has only an encoder.
             BufferError: An array of `logits_view` or `embeddings_view` is alive.
             BusyError: Another thread is using the context.
@@ -260,23 +263,23 @@ class Context(ContextHandle, OutputMethods, SettingMethods, StateMethods):
         self._decoder.decode(self.ptr, arrays)
 
     def encode(self, batch: Batch) -> None:
-        """Compute a batch of tokens with the model's encoder, which remembers nothing.
+        """Compute a batch of tokens with the model's encoder; memory is unchanged.
 
-        Each token sees all others of its sequence, and each has an output, which can be read until
-        the next call.  Of an encoder-decoder model the output is kept for the decoder, in place of
-        that of the call before: encode all sequences that you want to decode together, and first
-        clear what the decoder remembers of them.
+        Each token attends to all others of its sequence, and each has an output, which can be read
+        until the next call.  For an encoder-decoder model the output also replaces the one that the
+        decoder reads: encode all sequences that you want to decode in one batch, and clear the
+        decoder's memory of them first.
 
         Args:
             batch: 1 to `n_ubatch` tokens.
 
         Raises:
-            ArgumentError: The batch does not suit this context; nothing was computed.
+            ArgumentError: The batch does not fit this context; nothing was computed.
             UnsupportedError: The model has no encoder: use `decode`.
             InvalidBatchError: llama.cpp rejected the batch.
             AbortedError: `cancel` was called, or the callback ``cb_eval`` returned False.
             DecodeError: The computation failed.
-            NativeError: A check of llama.cpp failed.
+            NativeError: An assertion of llama.cpp failed.
             BufferError: An array of `logits_view` or `embeddings_view` is alive.
             BusyError: Another thread is using the context.
 
@@ -286,17 +289,17 @@ class Context(ContextHandle, OutputMethods, SettingMethods, StateMethods):
         self._decoder.encode(self.ptr, arrays_of(batch))
 
     def cancel(self) -> None:
-        """Make the computation that is running, or else the next one, raise `AbortedError`.
+        """Make the running computation, or otherwise the next one, raise `AbortedError`.
 
-        Any thread may call it.  On the CPU it takes effect within a node of the compute graph, on
-        other devices between micro-batches.
+        Any thread may call it.  On the CPU it takes effect within a node of the compute graph; on
+        other devices, between micro-batches.
         """
         lib.llamacffi_abort_set(self._abort, True)
 
     def synchronize(self) -> None:
-        """Wait until everything is computed, as reading the outputs does.
+        """Wait until the computation is finished; reading the outputs waits too.
 
-        `decode` returns earlier only for devices that compute asynchronously.
+        `decode` returns before that only on devices that compute asynchronously.
 
         Source: ``llama_synchronize``.
         """
@@ -307,8 +310,8 @@ class Context(ContextHandle, OutputMethods, SettingMethods, StateMethods):
     def perf(self) -> ContextPerf:
         """Return how long computations took.
 
-        llama.cpp measures only on request: create the context with ``no_perf=False``.  It counts at
-        the end of a computation; single tokens whose outputs are not read before the next one count
+        llama.cpp measures only if the context was created with ``no_perf=False``.  It counts at the
+        end of a computation; single tokens whose outputs are not read before the next token count
         as a prompt.
 
         Raises:
@@ -319,18 +322,18 @@ class Context(ContextHandle, OutputMethods, SettingMethods, StateMethods):
         return self._counters.read(self.ptr)
 
     def reset_perf(self) -> None:
-        """Count from zero.  Source: ``llama_perf_context_reset``."""
+        """Reset the counters to zero.  Source: ``llama_perf_context_reset``."""
         self._counters.reset(self.ptr)
 
     def warmup(self) -> None:
-        """Compute a few tokens and forget them, so that the first real ones take no longer.
+        """Compute a few tokens and discard them, so that the first real tokens are not slower.
 
-        That reads the weights into memory and wakes the threads.  Afterwards memory and counters
-        are as before; outputs of an earlier batch are gone.
+        This loads the weights into memory and starts the threads.  Memory and counters are
+        unchanged afterwards; the outputs of an earlier batch are gone.
 
         Raises:
             ContextError: The memory is not empty, or an encoder's output is kept for the decoder.
-            UnsupportedError: The context of a draft model computes nothing without its target.
+            UnsupportedError: A draft model cannot compute without its target.
 
         Source: ``llama_decode``, ``llama_encode``, ``llama_memory_clear``.
         """
@@ -354,14 +357,14 @@ class Context(ContextHandle, OutputMethods, SettingMethods, StateMethods):
 
 
 def _reason() -> str:
-    """Return why llama.cpp has made no context, as its log says; "" if that does not say so."""
+    """Return the reason from llama.cpp's log why it created no context; "" if it has none."""
     failed = "failed to initialize the context: "
     lines = (line.partition(failed)[2] for line in recent(logging.ERROR))
     reason = next(filter(None, lines), "")
     if "GGML_ASSERT" in reason:
         reason += (
             "; the types and shapes of the weights, the metadata of the file, kv_overrides and the "
-            "parameters of the context do not fit each other"
+            "parameters of the context do not fit together"
         )
     return reason
 

@@ -52,7 +52,7 @@ class Decoder:
     embeddings: bool
     """Whether the next batch computes embeddings."""
     contention: Contention
-    """Whether the threads have the processors that they need."""
+    """Detects that the threads lack CPUs."""
 
     def __init__(
         self,
@@ -84,14 +84,14 @@ class Decoder:
         self.contention = Contention()
         self.embeddings = bool(traits.params.embeddings)
         limited = param_or_zero(traits.params, "n_outputs_max") or traits.n_positions
-        # Whether its batches need more checks than others.
+        # Whether batches need more checks than those of an ordinary model.
         self._special = bool(traits.encodes or limited or self.embeddings or traits.drafts)
         # Whether `decode` may have more to do for a token than to compute it.
         self._complex = traits.memoryless or not traits.has_logits or bookkeeping.watches
         self._complex = self._complex or observer is not None or other is not None
 
     def decode(self, ptr: Any, batch: BatchArrays) -> None:
-        """Compute a batch and remember it; see `Context.decode`."""
+        """Compute a batch, and add it to memory; see `Context.decode`."""
         traits, last = self._traits, self._last
         if traits.memoryless:
             return self.encode(ptr, batch)
@@ -136,7 +136,7 @@ class Decoder:
             last.flags, last.logits = b"\1" * n, traits.has_logits and traits.memoryless
             if traits.feeds_decoder:
                 last.encoded = frozenset(batch.starts())
-            # What a draft model encodes is for itself.
+            # A draft model encodes for its own decoder only.
             last.embeddings = (self.embeddings or traits.feeds_decoder) and not traits.drafts
         finally:
             self._computing.leave(here(), pools)
@@ -261,13 +261,15 @@ class Decoder:
                     code = batch.submit(ptr, encode, reached)
         except NativeError:
             self._adapters.reserve_anew(ptr)
-            if encode:  # llama.cpp has switched it off for the encoder
+            # upstream: src/llama-context.cpp causal_attn_org: it disables causal attention to
+            # encode, and does not restore it after an exception; so we do.
+            if encode:
                 lib.llama_set_causal_attn(ptr, causal)
             self._recovery.after_exception(ptr, batch)
             if observer is not None:
                 observer.finish()
             raise
-        except BaseException:  # a refusal, Ctrl-C, or what the handler of a signal has raised
+        except BaseException:  # a failed check, or the exception of a signal handler
             if reached:
                 self._interrupted(batch)
             else:
@@ -277,7 +279,7 @@ class Decoder:
             self._finish(ptr, batch, code, encode)
 
     def _finish(self, ptr: Any, batch: BatchArrays, code: int, encode: bool) -> None:
-        """Look at how a computation ended; raise if it did not succeed."""
+        """Raise if a computation did not succeed."""
         observer, stopped, error = self._observer, False, None
         if observer is not None:
             stopped, error = observer.finish()
@@ -287,7 +289,7 @@ class Decoder:
             self._fail(ptr, batch, code or ABORTED, error, encode)
 
     def _interrupted(self, batch: BatchArrays) -> None:
-        """Note that C may have computed a batch: an interrupt came while it was on its way."""
+        """Record that an interrupt came during the call, and C may have computed the batch."""
         self._bookkeeping.interrupted(batch)
         if self._observer is not None and self._observer.finish()[0]:
             lib.llamacffi_abort_set(self._abort, False)
@@ -300,9 +302,9 @@ class Decoder:
         Args:
             ptr: The context.
             batch: The batch.
-            code: What C has returned.
-            error: What a callback has raised.
-            encode: Whether the encoder has computed.
+            code: The return code of C.
+            error: The exception of a callback.
+            encode: Whether it was the encoder.
         """
         lib.llamacffi_abort_set(self._abort, False)
         if code < -1:
@@ -314,5 +316,5 @@ class Decoder:
         failure: DecodeError = with_log(decode_error(code, pos_max, function, why))
         if error is None:
             raise failure
-        error.__context__ = failure  # the user's own; its context tells what became of the memory
+        error.__context__ = failure  # the user's exception; its context has the state of the memory
         raise error

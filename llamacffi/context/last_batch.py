@@ -41,6 +41,7 @@ class LastBatch:
         """
         self.exports.check_none()
         if self.flags is not None:
-            # The first getter puts the rows in order, which depends on which were sampled.
+            # upstream: src/llama-context.cpp output_reorder: the first getter puts the rows in
+            # order, depending on which were sampled; so call it before that changes.
             lib.llama_get_logits(ptr)
         self.flags = None

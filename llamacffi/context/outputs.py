@@ -1,4 +1,4 @@
-"""What the last batch of a context has left: logits and embeddings."""
+"""The outputs of the last batch of a context: logits and embeddings."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Outputs:
             pointer = lib.llama_get_embeddings_seq(ptr, seq_id)
             if pointer == ffi.NULL:
                 raise IndexError(f"sequence {seq_id} was not in the last batch")
-            # A classifier's scores have a width of their own: what follows them is not theirs.
+            # The number of a classifier's scores differs from the width of embeddings.
             ranks = traits.pooling == lib.LLAMA_POOLING_TYPE_RANK
             width = lib.llama_model_n_cls_out(traits.model.ptr) if ranks else self._n_embd_out()
             array = np.empty(width, np.float32)
@@ -200,12 +200,13 @@ class Outputs:
         self.check_scores(i)
         sampled = lib.llama_get_sampled_logits_ith
         if self._graph_samplers.chains and sampled(ptr, i) != ffi.NULL:
-            # The getter would return these, which may be fewer, and of other tokens.
+            # The getter would return these, which may be fewer and belong to other tokens.
             raise ContextError(
                 f"output {i} was sampled in the graph: read sampled_logits() and "
                 "sampled_candidates(), or Candidates.from_context()"
             )
-        # Through the getter each time: the first one after a decode puts the rows in order.
+        # upstream: src/llama-context.cpp output_reorder: the first getter after a decode puts the
+        # rows in order, so we call the getter each time.
         pointer = lib.llama_get_logits_ith(ptr, i)
         if pointer == ffi.NULL:
             raise with_log(ContextError(f"llama.cpp has no logits for output {i}"))

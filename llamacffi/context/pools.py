@@ -31,11 +31,11 @@ class Pools:
     alone: bool
     """Whether nothing else can use what the context computes with: then its lock is enough."""
     own: bool
-    """Whether the context has made its pools itself."""
+    """Whether the context created its pools itself."""
     left: bool
     """Whether C may still use a pool that is no longer attached."""
     placed: bool
-    """Whether some pool moves the thread that computes to other processors."""
+    """Whether a pool moves the computing thread to other CPUs."""
 
     def __init__(self, lock: CallLock, abort: Any) -> None:
         """Describe the pools of a context that is about to be created.
@@ -67,8 +67,9 @@ class Pools:
         pointers = [pool.ptr for pool in pools]
         for pool in pools:
             register_abort_flag(pool, self._abort)
-        # The CPU backend still has the pool of the last graph, and pauses it at the next: till then
-        # that pool must live, and run no graph.  All this before C has the others: an interrupt
+        # upstream: ggml/src/ggml-cpu/ggml-cpu.cpp ggml_backend_cpu_set_threadpool: the backend
+        # keeps the pool of the last graph, and pauses it at the next; until then that pool must
+        # live, and run no graph.  We record this before C gets the new pools, so that an interrupt
         # leaves both kept and locked.
         self.pointers.update(pointers)
         self._held.update(zip(pools, pointers, strict=True))
@@ -188,7 +189,7 @@ class Computing:
         return pools
 
     def leave(self, frame: FrameType, pools: Pools) -> None:
-        """End."""
+        """Release what `enter` has locked."""
         if self._alone:
             self._alone = False
             first = pools.locks.first

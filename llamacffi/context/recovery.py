@@ -1,4 +1,4 @@
-"""Making the memory of a context consistent after llama.cpp has given up a batch.
+"""Making the memory of a context consistent after a batch has failed.
 
 Source: ``llama_memory_seq_rm``, ``llama_memory_clear``.
 """
@@ -32,7 +32,7 @@ def ends(context: Any, batch: BatchArrays) -> PosMax:
 
 
 class Recovery:
-    """Removes from memory what a batch that failed has left there.
+    """Removes from memory what a failed batch left there.
 
     The first argument of its methods is the ``struct llama_context *``; the caller holds it.
     """
@@ -78,7 +78,7 @@ class Recovery:
             self._cut(memory, seq_id, end + 1)
 
     def _cut(self, memory: Any, seq_id: int, start: int) -> None:
-        """Remove the end of a sequence from a position on; all of it where that is impossible."""
+        """Remove the end of a sequence from a position on, or all of it if C cannot do that."""
         if lib.llama_memory_seq_pos_max(memory, seq_id) >= start:
             if lib.llama_memory_seq_rm(memory, seq_id, start, -1):
                 self._bookkeeping.removed(seq_id, start)
@@ -101,8 +101,9 @@ class Recovery:
             if self._traits.n_rs_seq or lib.llama_memory_seq_pos_max(memory, seq_id) >= start
         ]
         if torn and len(starts) > 1:
-            # To compute several sequences at once llama.cpp moves their states side by side, and
-            # other states out of the way: those may be anywhere too.
+            # upstream: src/llama-memory-recurrent.cpp find_slot: to compute several sequences at
+            # once it moves their states next to each other, and other states out of the way; so
+            # those may be misplaced too.
             lib.llama_memory_clear(memory, False)
             self._bookkeeping.cleared()
         self._forget(memory, torn)

@@ -89,7 +89,7 @@ class SettingMethods:
         self._computing.pools.replace(self.ptr, pools)
 
     def detach_threadpool(self) -> None:
-        """Compute with threads of the context's own again.
+        """Compute with the context's own threads again.
 
         Raises:
             BusyError: Another thread is using the context.
@@ -152,12 +152,12 @@ class SettingMethods:
 
     @property
     def samplers(self) -> Mapping[int, SamplerChain]:
-        """The chains that it samples with in its graph, by sequence."""
+        """The chains that sample in the compute graph, by sequence."""
         self.ptr  # noqa: B018  raises if closed
         return MappingProxyType(dict(self._graph_samplers.chains))
 
     def set_sampler(self, seq_id: int, chain: SamplerChain | None) -> None:
-        """Sample a sequence in the graph, from the next batch on, or no longer.
+        """Sample a sequence in the compute graph from the next batch on, or stop doing so.
 
         llama.cpp runs as many samplers there as it can, beginning with the first; in
         `SamplerChain.names` they have a ``+``.  `SamplerChain.sample` runs the others, or returns
@@ -178,12 +178,12 @@ class SettingMethods:
 
         Args:
             seq_id: The sequence.
-            chain: Its samplers; None for none.
+            chain: Its samplers; None removes them.
 
         Raises:
             ArgumentError: The chain is in a graph already, or for another vocabulary.
-            UnsupportedError: llama.cpp cannot run even its first sampler in the graph, or the model
-                has no memory.
+            UnsupportedError: llama.cpp cannot run the first sampler in the graph, or the model has
+                no memory.
 
         Source: ``llama_set_sampler``.
         """
@@ -191,16 +191,16 @@ class SettingMethods:
 
     @property
     def causal_attn(self) -> bool:
-        """Whether tokens see only those before them.  Source: ``llama_get_causal_attn``."""
+        """Whether tokens attend only to earlier ones.  Source: ``llama_get_causal_attn``."""
         return bool(lib.llama_get_causal_attn(self.ptr)) and not self._traits.memoryless
 
     def set_causal_attn(self, causal: bool) -> None:
-        """Let tokens see only those before them, or all of their batch, from the next batch on.
+        """Let tokens attend only to earlier ones, or to their whole batch, from the next batch on.
 
         Without causal attention a batch can have `n_ubatch` tokens.
 
         Raises:
-            UnsupportedError: Causal attention, of a model without memory.
+            UnsupportedError: Causal attention was requested for a model without memory.
 
         Source: ``llama_set_causal_attn``.
         """
@@ -217,14 +217,14 @@ class SettingMethods:
         return self._decoder.embeddings
 
     def set_embeddings(self, embeddings: bool) -> None:
-        """Compute embeddings from the next batch on, or no longer.
+        """Turn the computation of embeddings on or off, from the next batch on.
 
         The outputs of the last batch are unchanged.
 
         Raises:
             ArgumentError: This context cannot pool.
             ContextError: llama.cpp cannot compute them.
-            UnsupportedError: llama.cpp cannot read those of this model.
+            UnsupportedError: llama.cpp cannot read the embeddings of this model.
 
         Source: ``llama_set_embeddings``.
         """

@@ -70,7 +70,7 @@ def test_an_error_says_why_no_context_could_be_created():
         gguf.set("llama.attention.head_count_kv", n_head + 1, type="u32")
         with (
             Model.from_gguf(gguf, lambda _name, array: array.fill(0), n_gpu_layers=0) as model,
-            pytest.raises(ContextError, match=r"cannot create a context: .* do not fit each other"),
+            pytest.raises(ContextError, match=r"cannot create a context: .* do not fit together"),
         ):
             Context(model, n_ctx=64)
 

@@ -156,7 +156,7 @@ def test_other_adapters(saved, tmp_path):
     context.adapters = {adapter: 0.0}  # as none
     context.load_state(whole)
     context.control_vector = ControlVector.from_array(np.ones((1, 64)))
-    refuses(context, whole, "with no control vector, and this context has the control vector 1 x")
+    refuses(context, whole, "with no control vector, but this context has the control vector 1 x")
 
 
 def test_incomplete_states(saved):
