@@ -51,7 +51,7 @@ class ActiveAdapters:
         self.told = self.reserved = True
 
     def close(self) -> None:
-        """Let go of the adapters; C may still point to them until the context is freed."""
+        """Release the adapters; C may still point to them until the context is freed."""
         self._adapters, self._vector = (MappingProxyType({}), []), (None, NO_VECTOR)
         self.pointers = []  # the list that C's object keeps is another one from here on
 
@@ -98,7 +98,7 @@ class ActiveAdapters:
         """Return the arguments of ``llama_set_adapter_cvec`` for a control vector, or None.
 
         Raises:
-            AdapterError: The vector does not suit the model.
+            AdapterError: The vector does not fit the model.
             TypeError: It is not a `ControlVector`.
         """
         if vector is None:

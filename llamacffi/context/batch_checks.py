@@ -1,4 +1,4 @@
-"""What llama.cpp would assert, or get wrong, about a batch: checked before it is computed."""
+"""Checks of a batch before C computes it: llama.cpp would abort, or compute wrong results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_size(n: int, n_batch: int) -> None:
 
 
 def check_several(traits: ContextTraits, ptr: Any, n: int) -> None:
-    """Check what llama.cpp asserts about a batch of several tokens."""
+    """Check a batch of several tokens, on which llama.cpp could fail an assertion."""
     if n > traits.n_ubatch and not lib.llama_get_causal_attn(ptr):
         raise ArgumentError(
             f"the batch has {n} tokens, but n_ubatch is {traits.n_ubatch}: without causal "
@@ -72,7 +72,7 @@ def check_encode(traits: ContextTraits, batch: BatchArrays) -> None:
     n = len(batch)
     if n > traits.n_ubatch:
         raise ArgumentError(
-            f"the batch has {n} tokens, but n_ubatch is {traits.n_ubatch}: an encoder sees all "
+            f"the batch has {n} tokens, but n_ubatch is {traits.n_ubatch}: an encoder computes all "
             "tokens at once, so raise n_ubatch"
         )
     if n > traits.n_outputs_max:
@@ -97,7 +97,7 @@ def _check_draft(traits: ContextTraits, batch: BatchArrays) -> None:
 
 
 def _check_positions(traits: ContextTraits, batch: BatchArrays) -> None:
-    """Check that the model has learned the positions: it has a row of weights for each."""
+    """Check that the model has learned positions for all tokens; it has weights for each."""
     most = traits.n_positions
     if most and (last := int(batch.positions.max())) >= most:
         raise ArgumentError(
@@ -117,7 +117,7 @@ def _check_encoded(batch: BatchArrays, encoded: frozenset[int] | None) -> None:
 
 
 def _check_pooled(traits: ContextTraits, ptr: Any, batch: BatchArrays) -> None:
-    """Check that each sequence is computed at once: llama.cpp pools each micro-batch alone."""
+    """Check that each sequence is in one micro-batch, because llama.cpp pools each separately."""
     needs_first = traits.pooling in (lib.LLAMA_POOLING_TYPE_MEAN, lib.LLAMA_POOLING_TYPE_CLS)
     if traits.pooling == lib.LLAMA_POOLING_TYPE_RANK:  # of the first token, or else of the last
         needs_first = not lib.llama_get_causal_attn(ptr)

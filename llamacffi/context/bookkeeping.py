@@ -18,9 +18,9 @@ class Bookkeeping:
 
     A token that several sequences share has one position in all of them: moving it in one moves it
     in the others.  A recurrent sequence can be rolled back only to a state that was kept while its
-    last batch was computed; beyond that llama.cpp takes whatever it finds.  Keys are rotated to
-    their new positions just before the next batch; if that is cancelled midway, they are spoilt.
-    llama.cpp has no functions to ask for any of this.
+    last batch was computed; beyond that llama.cpp uses whatever the buffer contains.  Keys are
+    rotated to their new positions just before the next batch; if that is cancelled midway, they are
+    corrupt.  llama.cpp has no functions that return any of this.
     """
 
     __slots__ = (
@@ -29,7 +29,7 @@ class Bookkeeping:
     )
 
     def __init__(self, n_seq_max: int, *, recurrent: bool, rolls_back: bool) -> None:
-        """Begin with an empty memory.
+        """Start with an empty memory.
 
         Args:
             n_seq_max: Number of sequences.
@@ -40,7 +40,7 @@ class Bookkeeping:
         self._recurrent = recurrent
         self._rolls_back = rolls_back
         self.watches: bool = recurrent or rolls_back
-        """Whether every batch changes what is noted here, and not only those of shared tokens."""
+        """Whether every batch changes this bookkeeping, not only batches with shared tokens."""
         self.tokens: KnownTokens = KnownTokens()
         """The tokens of each sequence."""
         self.versions: list[int] = [0] * n_seq_max
@@ -49,7 +49,7 @@ class Bookkeeping:
         self.cleared()
 
     def cleared(self) -> None:
-        """Note that the memory is empty."""
+        """Record that the memory was cleared."""
         self.tokens.cleared()
         self._shared: dict[int, int] = {}  # by sequence: the position where sharing ends
         self._undo: dict[int, int] = {}  # by sequence: the number of tokens that can be undone
@@ -59,7 +59,7 @@ class Bookkeeping:
         self.versions[:] = [version + 1 for version in self.versions]
 
     def decoded(self, batch: BatchArrays) -> None:
-        """Note the tokens that a batch has added."""
+        """Record the tokens that a batch added."""
         if batch.single is None:
             self.tokens.decoded(batch)
         else:  # for a loop that decodes token by token
@@ -81,10 +81,10 @@ class Bookkeeping:
             self._rolled_back.difference_update(counts)
 
     def interrupted(self, batch: BatchArrays) -> set[int]:
-        """Note a batch of which only a part may have been computed.
+        """Record a batch of which only a part may have been computed.
 
         Returns:
-            The sequences whose keys may be spoilt.
+            The sequences whose keys may be corrupt.
         """
         spoilt = self.turning
         self.decoded(batch)
@@ -93,19 +93,19 @@ class Bookkeeping:
         return spoilt
 
     def copied(self, source: int, target: int, end: int) -> None:
-        """Note that two sequences share the tokens before position ``end``."""
+        """Record that two sequences share the tokens before position ``end``."""
         for seq_id in (source, target):
             self._shared[seq_id] = max(self._shared.get(seq_id, 0), end)
         self._undo.pop(target, None)
         self.versions[target] += 1
 
     def moved(self, seq_id: int) -> None:
-        """Note that the keys of a sequence are to be rotated."""
+        """Record that the keys of a sequence will be rotated."""
         self.turning.add(seq_id)
         self.versions[seq_id] += 1
 
     def removed(self, seq_id: int, start: int) -> None:
-        """Note that a sequence now ends before position ``start``."""
+        """Record that a sequence now ends before position ``start``."""
         self.tokens.removed(seq_id, start, END)
         self.versions[seq_id] += 1
         self._undo.pop(seq_id, None)
@@ -122,7 +122,7 @@ class Bookkeeping:
             self._shared.clear()
 
     def loaded(self, seq_id: int | None = None) -> None:
-        """Note that a sequence was loaded; None means all of them, and any tokens may be shared."""
+        """Record that a sequence was loaded; None means all, and any tokens may be shared."""
         if seq_id is not None:
             self.removed(seq_id, 0)
         else:
@@ -130,7 +130,7 @@ class Bookkeeping:
             self._shared = dict.fromkeys(range(self._n_seq_max), END)
 
     def put_back(self) -> None:
-        """Note that sequences may be copies of what they were, which cannot be rolled back."""
+        """Record that sequences were restored from a copy, and cannot be rolled back."""
         self._undo.clear()
 
     def shared_until(self, seq_id: int) -> int:

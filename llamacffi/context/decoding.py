@@ -69,10 +69,10 @@ class Decoder:
 
         Args:
             traits: Of the context.
-            computing: What to hold while C computes.
-            last: Where to note what a batch leaves.
-            bookkeeping: Where to note what a batch does to sequences.
-            adapters: What changes the compute graph.
+            computing: Held while C computes.
+            last: Records the outputs of a batch.
+            bookkeeping: Records how a batch changes sequences.
+            adapters: The adapters, which change the compute graph.
             abort: The ``struct llamacffi_abort_flag *`` that C polls.
             observer: Sees the nodes of the graph.
             other: The lock of the context whose memory or weights this one uses.
@@ -96,8 +96,8 @@ class Decoder:
         if traits.memoryless:
             return self.encode(ptr, batch)
         n: int = batch.value.n_tokens
-        # As a ``with``, without the function calls of that: a loop that decodes token by token
-        # notices each of them.  A variable for the frame would be a reference cycle.
+        # Like a ``with`` block, but without its function calls, which slow down a loop that decodes
+        # token by token.  A variable for the frame would be a reference cycle.
         pools = self._computing.enter(here(), n)
         try:
             self._check(batch, n)
@@ -147,19 +147,19 @@ class Decoder:
     ) -> int | None:
         """Decode one token and sample the next, for `generate`: `decode` and `SamplerChain.sample`.
 
-        It does the same, in a third of the function calls, while neither has more to do than to
-        call C.  The weights of a small model stream through the processor's cache and evict the
-        interpreter, so that each call of a Python function takes a microsecond.
+        It is equivalent, with a third of the function calls, as long as both only need to call C.
+        The weights of a small model stream through the CPU's cache and evict the interpreter, so
+        each call of a Python function takes a microsecond.
 
         Args:
             ptr: The context.
             batch: One token with an output, in the vocabulary.
-            chain: What samples.
-            version: That of the sequence, `Bookkeeping.versions`, when the last token was decoded.
+            chain: Samples the next token.
+            version: The entry of `Bookkeeping.versions` when the last token was decoded.
 
         Returns:
-            What ``llamacffi_chain_sample`` returns; None if nothing was done, since there is more
-            to do, or the version has changed.
+            What ``llamacffi_chain_sample`` returns; None if nothing was done, because more work is
+            needed or the version has changed.
 
         Source: ``llama_decode``, ``llamacffi_chain_sample``.
         """
@@ -172,7 +172,7 @@ class Decoder:
             if inner.holders.setdefault(0, here()) is not here():
                 inner.enter(here())
             try:
-                owner = chain.owner  # held as long as C uses it
+                owner = chain.owner  # keeps it alive while C uses it
                 if (
                     self._complex
                     or self._special
@@ -241,7 +241,7 @@ class Decoder:
             batch.check(traits.n_vocab, traits.n_seq_max, traits.kv_unified, traits.drafts)
 
     def _compute(self, ptr: Any, batch: BatchArrays, *, encode: bool) -> None:
-        """Let C compute, and leave the context consistent if it does not succeed."""
+        """Let C compute, and make the context consistent again if it fails."""
         last, observer = self._last, self._observer
         if self._abort.requested:
             lib.llamacffi_abort_set(self._abort, False)

@@ -1,4 +1,4 @@
-"""The owner of a ``struct llama_context``, and doors to its parts for the rest of the package."""
+"""The owner of a ``struct llama_context``, and access to its parts for the whole package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 class ContextHandle(Handle):
     """Owns a context in C, and the objects that `Context` consists of; `Context` makes them."""
 
-    _instead = "make another Context; save_state() and load_state() carry what one remembers"
+    _instead = (
+        "create another Context; save_state() and load_state() transfer the contents of its memory"
+    )
 
     __slots__ = (
         *("__llama_outputs__", "_abort", "_adapters", "_bookkeeping", "_computing", "_counters"),

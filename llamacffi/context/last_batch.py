@@ -1,4 +1,4 @@
-"""What the last batch has left in a context."""
+"""The outputs that the last batch of a context left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .._native import lib
 
 
 class LastBatch:
-    """What the last batch has left in a context."""
+    """The outputs that the last batch of a context left."""
 
     __slots__ = ("embeddings", "encoded", "exports", "flags", "logits")
 
@@ -30,11 +30,11 @@ class LastBatch:
         self.exports = Exports()
 
     def set(self, flags: bytes, logits: bool, embeddings: bool) -> None:
-        """Note what a batch has left."""
+        """Record the outputs of a batch."""
         self.flags, self.logits, self.embeddings = flags, logits, embeddings
 
     def discard(self, ptr: Any) -> None:
-        """Forget the outputs, before samplers enter or leave the graph.
+        """Discard the outputs, before samplers enter or leave the graph.
 
         Raises:
             BufferError: A view of them is alive.

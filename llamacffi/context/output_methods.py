@@ -1,4 +1,4 @@
-"""The methods of `Context` that read what the last batch has left."""
+"""The methods of `Context` that read the outputs of the last batch."""
 
 from __future__ import annotations
 

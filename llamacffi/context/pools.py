@@ -110,7 +110,7 @@ class Pools:
             lib.llama_set_n_threads(ptr, *numbers)
 
     def computed(self, ptr: Any) -> None:
-        """Let go of the pools that are no longer attached: C has computed a graph without them."""
+        """Release pools that are no longer attached, after C has computed a graph without them."""
         if not self._settled:  # perhaps with them
             lib.llama_attach_threadpool(ptr, *(self._held[pool] for pool in self._attached))
             self._settled = True
@@ -157,11 +157,11 @@ class Computing:
         return self._pools
 
     def close(self) -> None:
-        """Let go of the threads: only what C points into still has them."""
+        """Release the threads; the objects that C points to still keep them."""
         self._pools = None
 
     def enter(self, frame: FrameType, n_tokens: int) -> Pools:
-        """Begin to compute tokens; ``frame`` is that of the function that computes.
+        """Lock everything for a computation; ``frame`` is the caller's frame.
 
         Returns:
             The pools, for `leave`.
@@ -176,7 +176,7 @@ class Computing:
             # As `first.enter(frame)`, without a function call in the most frequent case.
             if first.holders.setdefault(0, frame) is not frame:
                 first.enter(frame)
-            if pools.alone:  # and nobody has changed that meanwhile
+            if pools.alone:  # no other thread has changed that meanwhile
                 self._alone = True
                 return pools
             first.leave()
