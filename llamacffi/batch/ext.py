@@ -1,8 +1,8 @@
-"""Batches with embeddings, which C takes entry by entry.
+"""Batches with embeddings, passed to C entry by entry.
 
-A ``struct llama_batch`` says neither how wide its embeddings are nor how many positions each has: C
-reads as much as the model wants.  A ``struct llama_batch_ext`` is told the width with each row and
-checks it, so whatever has embeddings goes through one.
+A ``struct llama_batch`` records neither the width of its embeddings nor the number of positions of
+each: C reads as much as the model needs, even past the end.  A ``struct llama_batch_ext`` gets the
+width of each row and checks it, so all batches with embeddings use it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# What llama_batch_ext_add_embd returns for an embedding of another width than the model's.
+# What llama_batch_ext_add_embd returns if the width of an embedding differs from the model's.
 INVALID = -2
 
 
@@ -35,16 +35,16 @@ def fill(
 
     Args:
         context: The ``struct llama_context *``.
-        tokens: The token of each entry too; None for embeddings alone.
+        tokens: The token of each entry; None for embeddings without tokens.
         embeddings: ``[n, width]``, C-contiguous.
-        positions: ``[n, SECTIONS]``, C-contiguous; most models use the first alone.
+        positions: ``[n, SECTIONS]``, C-contiguous; most models use only the first.
         seq_ids: The sequences of each entry.
-        outputs: Which entries have an output, a byte each.
+        outputs: A byte for each entry: whether it has an output.
 
     Raises:
-        ArgumentError: The embeddings have another width than the model's.
+        ArgumentError: The width of the embeddings differs from the model's.
 
-    Source: ``llama_batch_ext_init`` and following.
+    Source: ``llama_batch_ext_init`` and the functions after it.
     """
     batch = own(make(lib.llama_batch_ext_free, (context,), lib.llama_batch_ext_init, context))
     rows = ffi.from_buffer("float[]", embeddings)
@@ -60,9 +60,9 @@ def fill(
             if index >= 0 and not lib.llama_batch_ext_set_embd_token(batch, index, embd[0]):
                 index = INVALID
         if index < 0:
-            raise with_log(batch_error(index, f"embedding {i}, of {width} floats"))
+            raise with_log(batch_error(index, f"embedding {i}, which has {width} floats"))
         done = all(lib.llama_batch_ext_add_seq(batch, index, other) for other in others)
         done = done and lib.llama_batch_ext_set_pos(batch, index, where + i * step)
         done = done and lib.llama_batch_ext_set_output_logits(batch, index, bool(outputs[i]))
-        assert done, "C refuses only indices and sequences that are out of range"
+        assert done, "C refuses only indices and sequences out of range"
     return batch

@@ -1,4 +1,4 @@
-"""What is given to a `Batch`, checked and as arrays."""
+"""Arguments of `Batch`, checked and converted to arrays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
 
 
-# How many positions an embedding has for a model with M-RoPE: time, height, width and a zero.
+# The number of positions of an embedding with M-RoPE: time, height, width and a zero.
 SECTIONS: int = lib.GGML_MROPE_SECTIONS
 
 
@@ -48,8 +48,8 @@ def single_token(
 ) -> tuple[int, int, int] | None:
     """Return the token, the position and the sequence of one token with an output.
 
-    It is for the loop that decodes token by token, where arrays cost ten times as much.  All that
-    is not plain, or not right, is None: the functions for arrays read it.
+    For loops that decode token by token, where arrays would take ten times as long.  The result is
+    None for anything unusual or invalid, which the functions for arrays handle.
     """
     if type(tokens) is not list or len(tokens) != 1 or type(logits) is not str or logits != "last":
         return None
@@ -63,7 +63,7 @@ def single_token(
 
 
 def _integer_array(name: str, values: Any) -> npt.NDArray[Any]:
-    """Return values as an array; integers that are too large for numpy are refused."""
+    """Return values as an array; refuse integers that are too large for numpy."""
     if is_text(values):
         raise TypeError(f"{name} must be integers, not text or bytes: {values!r:.80}")
     array = as_array(name, values)
@@ -79,15 +79,15 @@ def embedding_rows(embeddings: npt.ArrayLike, n_embd: int) -> npt.NDArray[np.flo
         raise TypeError(f"embeddings must be an array of floats, not of {array.dtype}")
     if array.ndim != 2 or array.shape[1] != n_embd:
         raise ArgumentError(
-            f"embeddings have shape {array.shape}, not (n, n_embd={n_embd}): the width is that "
-            "of Batch(capacity, n_embd=...)"
+            f"embeddings must have the shape (n, n_embd={n_embd}), not {array.shape}: the width "
+            "is that of Batch(capacity, n_embd=...)"
         )
-    with np.errstate(over="ignore"):  # what overflows is found next
+    with np.errstate(over="ignore"):  # overflows are found below
         rows = array.astype(np.float32, copy=False)
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         raise ArgumentError(
-            f"the embedding at index {int(finite.argmin())} is not finite in 32 bits"
+            f"embeddings must be finite 32-bit floats, but row {int(finite.argmin())} is not"
         )
     return rows
 
@@ -110,7 +110,7 @@ def position_array(pos: Positions, n: int, sections: bool) -> npt.NDArray[np.int
     shapes = [(n,), (SECTIONS, n)] if sections else [(n,)]
     if array.shape not in shapes:
         raise ArgumentError(
-            f"pos has shape {array.shape}, and must have {' or '.join(map(str, shapes))}"
+            f"pos must have the shape {' or '.join(map(str, shapes))}, not {array.shape}"
         )
     if n and not 0 <= array.min() <= array.max() < INT32_MAX:
         raise ArgumentError(
@@ -120,7 +120,7 @@ def position_array(pos: Positions, n: int, sections: bool) -> npt.NDArray[np.int
 
 
 def output_flags(logits: Logits, n: int) -> npt.NDArray[np.bool_] | bool | None:
-    """Return which of ``n`` entries have an output, or one flag for all; None is the last alone."""
+    """Return which of ``n`` entries have an output, one flag for all, or None for only the last."""
     if isinstance(logits, str):
         if logits not in ("last", "all", "none"):
             raise ArgumentError(f"logits must be 'last', 'all', 'none' or an array, not {logits!r}")
@@ -133,13 +133,13 @@ def output_flags(logits: Logits, n: int) -> npt.NDArray[np.bool_] | bool | None:
         if array.size:
             if looks_like_flags(array, n) or _has_bools(logits):
                 raise ArgumentError(
-                    f"logits looks like flags of 0 and 1, and integers are indices: give "
-                    f"np.asarray(logits, bool), a mask of {n} booleans, or each index once, not "
-                    f"{logits!r}"
+                    f"logits looks like flags of 0 and 1, but integers are indices: pass a mask of "
+                    f"{n} booleans (np.asarray(logits, bool)) or each index once, not {logits!r}"
                 )
             if not -n <= array.min() <= array.max() < n:
                 raise ArgumentError(
-                    f"logits has indices {array.min()} to {array.max()}, not of {n} tokens"
+                    f"logits has indices from {array.min()} to {array.max()}, but there are {n} "
+                    "tokens"
                 )
             flags[array] = True
         return flags
@@ -149,10 +149,10 @@ def output_flags(logits: Logits, n: int) -> npt.NDArray[np.bool_] | bool | None:
 
 
 def looks_like_flags(indices: npt.NDArray[np.integer[Any]], n: int) -> bool:
-    """Return whether integers are no indices into ``n`` entries but a 0 or 1 for each of them.
+    """Return whether integers are a 0 or 1 for each of ``n`` entries, rather than indices.
 
-    An index is given once.  Where two entries leave that open, indices are in order; and llama.cpp
-    keeps its flags in 8 bits.
+    An index is given only once.  For two entries, ``[0, 1]`` are indices and ``[1, 0]`` are flags;
+    both are flags as integers of 8 bits, which llama.cpp uses for its own flags.
     """
     if len(np.unique(indices)) < len(indices):
         return True
@@ -162,7 +162,7 @@ def looks_like_flags(indices: npt.NDArray[np.integer[Any]], n: int) -> bool:
 
 
 def _has_bools(values: object) -> bool:
-    """Return whether there are bools in a list, of which numpy makes integers beside others."""
+    """Return whether a list contains bools, which numpy converts if there are integers too."""
     return isinstance(values, (list, tuple)) and bool in set(map(type, values))
 
 
@@ -171,13 +171,13 @@ def sequence_ids(seq_ids: Iterable[int], n_seq_max: int) -> list[int]:
     ids = sorted(checked_indices("seq_ids", seq_ids))
     if not 1 <= len(ids) <= n_seq_max or not 0 <= ids[0] <= ids[-1] <= INT32_MAX:
         raise ArgumentError(
-            f"seq_ids must have 1 to n_seq_max={n_seq_max} ids, each at least 0, not {ids}"
+            f"seq_ids must have between 1 and n_seq_max={n_seq_max} ids, each at least 0, not {ids}"
         )
     return ids
 
 
 def section_rows(positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:
-    """Return positions as ``[n, SECTIONS]``; single ones become what llama.cpp makes of them."""
+    """Return positions as ``[n, SECTIONS]``; expand single ones in the same way as llama.cpp."""
     rows = np.zeros((positions.shape[-1], SECTIONS), np.int32)
     if positions.ndim == 2:
         rows[:] = positions.T
@@ -187,5 +187,5 @@ def section_rows(positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int3
 
 
 def pointer(kind: str, array: npt.NDArray[Any]) -> Any:
-    """Return a C pointer to the data of an array, which the caller keeps alive."""
+    """Return a C pointer to the data of an array; the caller keeps the array alive."""
     return ffi.cast(kind, array.ctypes.data)

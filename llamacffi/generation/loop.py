@@ -1,4 +1,4 @@
-"""One generation, token by token."""
+"""The loop that generates tokens."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class Token(NamedTuple):
 
     id: int
     text: str
-    """The text that is certain now: a character or a stop string that may be incomplete waits for
-    the next token, so it may be empty, or have text of the tokens before."""
+    """The text that is final now.  Text that may be part of a stop string, or of an incomplete
+    character, is held back until a later token, so this can be empty, or include earlier text."""
     logprob: float | None = None
-    """The logarithm of its probability by the model, before the samplers; if it was asked for."""
+    """The log-probability of the token before the samplers; None unless requested."""
     top_logprobs: tuple[tuple[int, float], ...] = ()
-    """The most likely tokens with theirs, the best first; if they were asked for."""
+    """The most likely tokens with their log-probabilities, best first; empty unless requested."""
 
 
 class Overflow(Protocol):
-    """What to do when a sequence is full."""
+    """A policy for full sequences."""
 
     def make_room(self, context: Context, seq_id: int, pos: int, n: int) -> int:
-        """Make room for ``n`` tokens at position ``pos``; return their position from then on."""
+        """Make room for ``n`` tokens at position ``pos``; return their new position."""
 
 
 class Loop:
@@ -80,13 +80,13 @@ class Loop:
         self.overflow: Overflow | None = None
         self.logprobs: Logprobs | None = None
         self.place: Callable[[], tuple[Prompt, int]] = lambda: (prompt, pos)
-        """Finds out what to compute, and where, if the sequence does not end at `pos` any more."""
+        """Returns the prompt and its position anew, if the sequence no longer ends at `pos`."""
 
     def run(self) -> Generator[Token, None, None]:
-        """Compute the prompt, then choose, yield and decode until something ends it."""
+        """Compute the prompt, then choose, yield and decode tokens until the generation ends."""
         clock, began = time.perf_counter, time.perf_counter()
         self.start()
-        self.context.synchronize()  # devices that compute by themselves are not done yet
+        self.context.synchronize()  # devices may compute asynchronously
         self.prompt_seconds = clock() - began
         context, tokens, stops = self.context, self.tokens, self.stops
         utf8, texts, find = self.utf8, Texts(self.vocab, self.marks), stops.feed if stops else None
@@ -95,7 +95,7 @@ class Loop:
         top: tuple[tuple[int, float], ...] = ()
         contention = decoder_of(context).contention
         began = clock()
-        # Right after the batch, as in `Step`: meanwhile another generation may use the context.
+        # Sample before yielding, as in `Step`: another generation may use the context meanwhile.
         token = self.sampler.sample(context)
         while True:
             if logprobs is not None:
@@ -127,7 +127,7 @@ class Loop:
             self.pos += 1
 
     def ending(self, is_eog: bool, limit: int | None) -> str:
-        """Find out whether the generation ends, and return the text that was held back then."""
+        """Decide whether the generation ends; if so, return the text that was held back."""
         if self.stops.match is None:
             if is_eog:
                 self.finish_reason = "eog"
@@ -144,38 +144,38 @@ class Loop:
         return rest
 
     def limit(self) -> int | None:
-        """Return how many tokens there can be, the last of which memory need not have."""
+        """Return the maximum number of tokens; the last one needs no room in memory."""
         if self.overflow is not None:
             return self.max_tokens
         room = self.context.n_ctx_seq - self.pos + 1
         return room if self.max_tokens is None else min(room, self.max_tokens)
 
     def step(self) -> Callable[[int, int], int]:
-        """Return the function that decodes a token, if need be makes room, and chooses the next."""
+        """Return the function that decodes a token, after making room, and samples the next."""
         step, overflow = Step(self.context, self.sampler, self.seq_id), self.overflow
         if overflow is None:
             return step
         n_ctx = self.context.n_ctx_seq
 
-        def roomy(token: int, pos: int) -> int:
+        def step_with_room(token: int, pos: int) -> int:
             if pos >= n_ctx:
                 self.make_room(overflow)
                 step.look()
             try:
                 return step(token, self.pos)
-            except ContextFullError:  # other sequences have the rest of the buffer
+            except ContextFullError:  # other sequences occupy the rest of the buffer
                 self.make_room(overflow)
                 step.look()
                 return step(token, self.pos)
 
-        return roomy
+        return step_with_room
 
     def make_room(self, overflow: Overflow, n: int = 1) -> None:
-        """Let the policy make room for more tokens."""
+        """Make room for more tokens by the policy."""
         self.pos = overflow.make_room(self.context, self.seq_id, self.pos, n)
 
     def start(self) -> None:
-        """Compute the prompt; if that fails, leave the sequence as it was.
+        """Compute the prompt; if that fails, restore the sequence.
 
         The sequence may have been changed since `generate` was called.
         """
@@ -189,15 +189,15 @@ class Loop:
             if traits_of(self.context).feeds_decoder:
                 n = self.encode_prompt()
             else:
-                # Penalties look at the whole text, of which earlier turns are a part.
+                # Penalties apply to the whole text, which includes earlier turns.
                 earlier = bookkeeping_of(self.context).tokens.before(self.seq_id, self.pos)
                 chain.accept_prompt([*earlier, *self.prompt])
                 n = self.decode_prompt()
-        except BaseException:  # also if interrupted
-            # What made it fail may keep this from succeeding too: then that is what to tell.
+        except BaseException:  # also an interrupt
+            # If this fails too, for the same reason, the first error is the one to raise.
             with contextlib.suppress(LlamaError):
                 memory = self.context.memory
-                if not memory.remove(self.seq_id, self.pos):  # after a shift, lower than before
+                if not memory.remove(self.seq_id, self.pos):  # after a shift, `pos` is lower
                     memory.remove(self.seq_id)
             raise
         self.pos += n
@@ -219,16 +219,16 @@ class Loop:
             except ContextFullError:
                 if step == 1:
                     raise
-                step //= 2  # there may be room for a smaller batch
+                step //= 2  # a smaller batch may fit
             else:
                 done += len(part)
         return n
 
     def encode_prompt(self) -> int:
-        """Encode the prompt, and begin the answer with the token that the model begins with.
+        """Encode the prompt, and decode the token that starts the answer.
 
         Returns:
-            How many tokens the answer has then.
+            The number of tokens of the answer so far.
         """
         seq_ids = (self.seq_id,)
         self.context.encode(Batch.from_tokens(self.prompt, 0, seq_ids, "all"))
@@ -236,17 +236,17 @@ class Loop:
         if first == lib.LLAMA_TOKEN_NULL:
             first = self.vocab.bos
         if first is None:
-            raise UnsupportedError("the model does not name the token that its decoder begins with")
+            raise UnsupportedError("the model does not specify the start token of its decoder")
         self.context.decode(Batch.from_tokens([first], self.pos, seq_ids))
         return 1
 
 
 class Texts(dict[int, "str | None"]):
-    """The texts of tokens, as they are asked for; None for those that are no whole characters.
+    """Caches the texts of tokens; None if a token is not made of whole characters.
 
     Args:
-        vocab: Of the model.
-        marks: What is to stand for some tokens instead.
+        vocab: The vocabulary of the model.
+        marks: Texts that replace those of some tokens.
     """
 
     def __init__(self, vocab: Vocab, marks: dict[int, str]) -> None:
@@ -255,7 +255,7 @@ class Texts(dict[int, "str | None"]):
         self._marks = marks
         self.pieces: dict[int, bytes] = {}
         self.ends: set[int] = set()
-        """Those that end a generation, which have no text."""
+        """The tokens that end a generation; they have no text."""
 
     def __missing__(self, token: int) -> str | None:
         piece = b""
@@ -273,13 +273,13 @@ class Texts(dict[int, "str | None"]):
         return text
 
     def continued(self, token: int, utf8: Utf8Stream) -> str:
-        """Return the text of a token with what waits in a stream."""
+        """Return the text of a token, preceded by the bytes held back in a stream."""
         mark = self._marks.get(token)
         return utf8.feed(self.pieces[token]) if mark is None else utf8.finish() + mark
 
 
 class Logprobs:
-    """Computes log-probabilities of tokens by the model."""
+    """Computes log-probabilities of tokens from the logits of the model."""
 
     def __init__(self, n_vocab: int, n_top: int) -> None:
         import numpy as np
@@ -288,7 +288,7 @@ class Logprobs:
         self._logits = np.empty(n_vocab, np.float32)
 
     def __call__(self, context: Context, token: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-        """Return that of a token after the last output, and the best with theirs."""
+        """Return the log-probability of a token for the last output, and the best tokens."""
         import numpy as np
 
         logits = context.logits(out=self._logits)

@@ -1,4 +1,4 @@
-"""From one token of a generation to the next."""
+"""One step of a generation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Step:
-    """Decodes a token and samples the next."""
+    """Decodes a token and samples the next one."""
 
     def __init__(self, context: Context, chain: SamplerChain, seq_id: int) -> None:
         self._context, self._decoder = context, decoder_of(context)
@@ -26,18 +26,18 @@ class Step:
         self.look()
 
     def look(self) -> None:
-        """Take the memory of the sequence for what the next token continues."""
+        """Accept the current memory of the sequence as the one to continue."""
         self._version = self._versions[self._seq_id]
 
     def __call__(self, token: int, pos: int) -> int:
-        """Decode a token, and sample the next.
+        """Decode a token, and sample the next one.
 
         Args:
             token: The token.
             pos: Its position.
 
         Raises:
-            ContextError: The memory of the sequence was changed since the last token.
+            ContextError: The memory of the sequence has changed since the last token.
         """
         context, chain = self._context, self._native
         self._arrays.set_one(token, pos, self._seq_id)
@@ -53,9 +53,9 @@ class Step:
 
 
 def changed(seq_id: int) -> ContextError:
-    """Return the error for a sequence that does not end where its generation has left it."""
+    """Return the error for a sequence that no longer ends where its generation left it."""
     return ContextError(
         f"the memory of sequence {seq_id} has changed since this Generation computed its last "
-        "token, so that it cannot continue: call generate() again, or give each generation a "
-        "sequence of its own"
+        "token, so it cannot continue: call generate() again, or give each generation a sequence "
+        "of its own"
     )

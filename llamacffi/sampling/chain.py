@@ -1,4 +1,4 @@
-"""Chains of samplers: what chooses the tokens."""
+"""Chains of samplers, which choose the tokens."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
     from ..model.model import Model
     from ..vocab.vocab import Vocab
-    from .outputs import HasOutputs as Context  # the part of it that this module uses
+    from .outputs import HasOutputs as Context  # the part that this module uses
 
 
 class SamplerChain(Pointer):
-    """Samplers that work one after the other; the last one chooses.
+    """Samplers that run one after another; the last one chooses the token.
 
-    It owns the ``struct llama_sampler`` of the chain, which owns its parts.  It is made in C on
-    first use, because some samplers must know the vocabulary.  It has state (random numbers, the
-    tokens accepted, where a grammar is) and is for one thread, and one sequence, at a time.
+    A chain owns its ``struct llama_sampler``, which owns the samplers in C.  It is created in C on
+    first use, because some samplers need the vocabulary.  It has state (random numbers, accepted
+    tokens, the position in a grammar), so use it for one thread and one sequence at a time.
 
-    `sample` chooses and accepts a token.  If it raises, no token was accepted, and the chain can be
-    used on; samplers before the failure may have drawn random numbers.
+    `sample` chooses and accepts a token.  If it raises, no token was accepted, and the chain
+    remains usable; samplers before the failure may have drawn random numbers.
     """
 
-    _instead = "clone() makes a second one in the same state; its samplers can be pickled"
+    _instead = "clone() returns a second one in the same state; its samplers can be pickled"
 
     __slots__ = ("__weakref__", "_native")
 
@@ -55,20 +55,20 @@ class SamplerChain(Pointer):
         """Describe a chain.
 
         Args:
-            *samplers: In the order in which they work.  Any number of each kind, but one that
-                chooses a token must be the last.
-            vocab: For what vocabulary; if omitted, that of the first context it samples for.
+            *samplers: The samplers, in the order in which they run.  Any number of each kind, but
+                one that chooses a token must be the last.
+            vocab: The vocabulary; by default that of the first context to sample from.
             grammar_first: Apply a `Grammar` at its place in the chain, to all candidates there.
-                If False, first choose without grammars, and take the token if they allow it; only
-                if not, choose again with them.  That is much faster over a large vocabulary, and
-                allows the same texts.  The probabilities differ where the samplers after the
-                grammar truncate: they cut what is likely without it.  A choice that was not
-                allowed has drawn random numbers all the same.
+                If False, first choose without grammars, and choose again with them only if they
+                reject the token.  That is much faster with a large vocabulary, and allows the same
+                texts.  The probabilities differ if samplers after the grammar truncate: they then
+                keep the candidates that are likely without it.  A rejected choice has drawn random
+                numbers too.
             no_perf: Do not measure the time; see `perf`.
 
         Raises:
-            TypeError: One of them is no `Sampler`.
-            ArgumentError: They cannot work in this order.
+            TypeError: One of them is not a `Sampler`.
+            ArgumentError: They cannot run in this order.
         """
         check_order(samplers)
         self._native = NativeChain(
@@ -81,8 +81,8 @@ class SamplerChain(Pointer):
         """Return a chain that suits most models: top-k 40, top-p 0.95, min-p 0.05, temperature.
 
         Args:
-            temp: The temperature; 0 always takes the best token.
-            seed: For the random choice; None is another one each time.
+            temp: The temperature; 0 always chooses the most likely token.
+            seed: The seed of the random choice; None means a different one each time.
         """
         check_temp(temp, "temp")
         check_seed(seed)
@@ -92,20 +92,21 @@ class SamplerChain(Pointer):
 
     @classmethod
     def from_model(cls, model: Model, *, seed: int | None = None, **settings: float | str) -> Self:
-        """Return the chain that the model's file recommends, as far as it does.
+        """Return the chain that the model's file recommends.
 
-        It rules out the tokens that the file wants never to be generated.
+        It also rules out the tokens that, according to the file, must never be generated.
 
         Args:
-            model: Its `Model.recommended_sampling`, and llama.cpp's defaults for the rest.
-            seed: For random choices; None is another one each time.
-            **settings: What to take instead, by the same names: ``sequence``, ``top_k``, ``top_p``,
+            model: The model.  Settings that its `Model.recommended_sampling` lacks are llama.cpp's
+                defaults.
+            seed: The seed of random choices; None means a different one each time.
+            **settings: Values that override those of the file: ``sequence``, ``top_k``, ``top_p``,
                 ``min_p``, ``xtc_probability``, ``xtc_threshold``, ``temp``, ``penalty_last_n``,
                 ``penalty_repeat``, ``mirostat``, ``mirostat_tau``, ``mirostat_eta``.
 
         Raises:
-            TypeError: There is no setting of that name.
-            ArgumentError: A value is out of range, or the file names a sampler that is unknown.
+            TypeError: A setting is unknown.
+            ArgumentError: A value is out of range, or the file names an unknown sampler.
         """
         check_object("model", model, "Model")
         return cls(*chain_of(model, settings, seed), vocab=model.vocab)
@@ -116,7 +117,7 @@ class SamplerChain(Pointer):
 
         Raises:
             ClosedError: After `close`.
-            ArgumentError: A sampler must know the vocabulary, and none is known yet.
+            ArgumentError: A sampler needs the vocabulary, which is not known yet.
         """
         return self._native.ptr
 
@@ -128,12 +129,12 @@ class SamplerChain(Pointer):
     def close(self) -> None:
         """Free the chain in C now.  Idempotent.
 
-        A context that samples with it in its graph no longer does so.
+        A context that runs the chain in its graph stops doing so.
         """
         self._native.close()
 
     def __enter__(self) -> Self:
-        if self.closed:  # else it may lack the vocabulary, and need not be made yet
+        if self.closed:  # an open chain may lack the vocabulary, so do not create it yet
             self.ptr  # noqa: B018  raises
         return self
 
@@ -163,22 +164,22 @@ class SamplerChain(Pointer):
 
     @property
     def names(self) -> list[str]:
-        """What C calls the samplers of the chain, those included that it needs in between.
+        """The names of the samplers in C, including those that C needs between the others.
 
-        One that is switched off has a ``?`` in front; of a chain that a context samples with, those
-        that run in its graph have a ``+``.
+        A sampler that is switched off has the prefix ``?``, and one that runs in the graph of a
+        context has the prefix ``+``.
 
         Source: ``llama_sampler_name``, ``llama_sampler_chain_get``, ``llama_sampler_chain_n``.
         """
         with self._native.lock:
-            owner = self._native.ready()  # held as long as its parts are looked at
+            owner = self._native.ready()  # keeps the samplers alive while their names are read
             return [ffi.string(lib.llama_sampler_name(one)).decode() for one in parts_of(owner)]
 
     @property
     def seed(self) -> int | None:
-        """The seed in use of the last `Dist` or Mirostat, also if it was None; None without one.
+        """The seed that the last `Dist` or Mirostat uses, even if None was given; None without one.
 
-        llama.cpp does not tell those of `XTC` and `AdaptiveP`.
+        llama.cpp does not expose the seeds of `XTC` and `AdaptiveP`.
 
         Source: ``llama_sampler_get_seed``.
         """
@@ -187,18 +188,18 @@ class SamplerChain(Pointer):
         return None if seed == lib.LLAMA_DEFAULT_SEED else seed
 
     def sample(self, context: Context, i: int = -1) -> int:
-        """Choose the token to come after one token of the last batch, and `accept` it.
+        """Choose the token that follows a token of the last batch, and `accept` it.
 
         Args:
-            context: What has decoded the batch.
-            i: Index into the batch, in tokens; -1 is the last output.
+            context: The context that has decoded the batch.
+            i: The index of the token in the batch; -1 is the last one with an output.
 
         Raises:
-            IndexError: Token ``i`` was added without an output.
-            ArgumentError: No sampler of the chain chooses, or it was made for another vocabulary,
+            IndexError: Token ``i`` has no output.
+            ArgumentError: No sampler of the chain chooses, the chain belongs to another vocabulary,
                 or the samplers have ruled out all tokens.
             GrammarError: The grammar allows none of the tokens that the samplers before it left.
-            ContextError: The scores are not numbers.
+            ContextError: A logit is NaN or infinite.
             BusyError: Another thread is using the chain or the context.
 
         Source: ``llamacffi_chain_sample``, as ``llama_sampler_sample``.
@@ -212,8 +213,8 @@ class SamplerChain(Pointer):
         if native.prepared() is not vocab:
             native.prepare(vocab)
         inner, outer = native.lock, outputs.lock
-        # As `with inner, outer`, without the function calls of that: a loop that samples token by
-        # token notices each of them.
+        # The same as `with inner, outer`, without its function calls, which would be noticeable in
+        # a loop that samples token by token.
         if inner.holders.setdefault(0, here()) is not here():
             inner.enter(here())
         try:
@@ -232,16 +233,16 @@ class SamplerChain(Pointer):
         return token
 
     def apply(self, candidates: Candidates) -> None:
-        """Let the samplers work on candidates; the token that they choose is not accepted.
+        """Run the samplers on candidates; the token that they choose is not accepted.
 
         Args:
-            candidates: `Candidates.size`, `Candidates.selected` and all arrays are afterwards as
-                the samplers left them.
+            candidates: The candidates.  The samplers change `Candidates.size`,
+                `Candidates.selected` and the arrays in place.
 
         Raises:
             ArgumentError: A candidate is not in the vocabulary, or all are ruled out.
-            GrammarError: All are ruled out, and there is a grammar.
-            ContextError: A score is not a number.
+            GrammarError: All are ruled out by a chain with a grammar.
+            ContextError: A logit is NaN or infinite.
 
         Source: ``llama_sampler_apply``.
         """
@@ -257,11 +258,11 @@ class SamplerChain(Pointer):
             raise native.failure(code)
 
     def accept(self, token: int) -> None:
-        """Tell the samplers that a token was chosen; `sample` does so itself.
+        """Tell the samplers that a token was chosen; `sample` already does this.
 
         Raises:
             ArgumentError: It is not in the vocabulary.
-            GrammarError: The grammar does not allow it.  Nothing has changed.
+            GrammarError: The grammar does not allow it.  The state is unchanged.
 
         Source: ``llamacffi_chain_accept``, as ``llama_sampler_accept``.
         """
@@ -274,13 +275,13 @@ class SamplerChain(Pointer):
             raise native.failure(code, token)
 
     def accept_prompt(self, tokens: Iterable[int]) -> None:
-        """Tell the samplers of the tokens before the first that is chosen.
+        """Tell the samplers the tokens of the prompt.
 
-        `Penalties`, `DRY` and samplers in Python count them; a `Grammar` does not begin with them,
-        and `MinTokens` does not count them.
+        `Penalties`, `DRY` and Python samplers take them into account; `Grammar` and `MinTokens`
+        ignore them.
 
         Raises:
-            ArgumentError: One is not in the vocabulary; none was accepted.
+            ArgumentError: A token is not in the vocabulary; in that case none was accepted.
 
         Source: ``llama_sampler_accept``.
         """
@@ -293,7 +294,7 @@ class SamplerChain(Pointer):
         native.raise_stored()
 
     def reset(self) -> None:
-        """Forget the tokens accepted, begin the grammar and the random numbers anew.
+        """Forget the accepted tokens, and restart the grammar and the random numbers.
 
         Source: ``llama_sampler_reset``.
         """
@@ -306,10 +307,10 @@ class SamplerChain(Pointer):
     def clone(self) -> Self:
         """Return a second chain in the same state.
 
-        The random numbers of an `AdaptiveP` begin anew in it.
+        Only the random numbers of `AdaptiveP` restart in it.
 
         Raises:
-            UnsupportedError: A sampler in Python has state, but no function to clone it.
+            UnsupportedError: A Python sampler has state, but no function to clone it.
 
         Source: ``llama_sampler_clone``.
         """
@@ -321,11 +322,11 @@ class SamplerChain(Pointer):
         return other
 
     def copy_from(self, source: SamplerChain) -> None:
-        """Take over the state of another chain of the same samplers.
+        """Copy the state of another chain with the same samplers.
 
         Raises:
-            ArgumentError: Its samplers are others.
-            UnsupportedError: A sampler in Python has state, but no function to clone it.
+            ArgumentError: The other chain has different samplers.
+            UnsupportedError: A Python sampler has state, but no function to clone it.
 
         Source: ``llama_sampler_copy``.
         """
@@ -335,20 +336,20 @@ class SamplerChain(Pointer):
             return
         native, other = self._native, source._native
         if other.samplers != native.samplers:
-            raise ArgumentError(f"{source!r} has other samplers than {self!r}")
+            raise ArgumentError(f"the samplers of {source!r} differ from those of {self!r}")
         with native.lock, other.lock:
             native.copy_from(other)
 
     def with_seed(self, seed: int | None) -> Self:
         """Return a new chain of the same samplers, with another seed for each random choice.
 
-        It does not take over the state.
+        The new chain starts without the state of this one.
         """
         check_seed(seed)
         return self._new(tuple(reseeded(one, seed) for one in self))
 
     def perf(self) -> SamplerPerf:
-        """Return how many tokens were accepted, and how long that took.
+        """Return the number of accepted tokens, and the time that sampling them took.
 
         The time is measured only if the chain was made with ``no_perf=False``.
 
@@ -362,14 +363,14 @@ class SamplerChain(Pointer):
         return SamplerPerf(None if native.no_perf else spent, n)
 
     def reset_perf(self) -> None:
-        """Count from zero.  Source: ``llama_perf_sampler_reset``."""
+        """Restart the counts at zero.  Source: ``llama_perf_sampler_reset``."""
         native = self._native
         with native.lock:
             lib.llama_perf_sampler_reset(native.ready())
             native.struct.t_sample_us, native.struct.n_sample = 0, 0
 
     def _new(self, samplers: tuple[Sampler, ...]) -> Self:
-        """Return a chain of other samplers that is otherwise alike."""
+        """Return a chain of other samplers with the same settings."""
         native = self._native
         return type(self)(
             *samplers,
@@ -380,5 +381,5 @@ class SamplerChain(Pointer):
 
 
 def native(chain: SamplerChain) -> NativeChain:
-    """Return the C side of a chain, for what attaches it to a graph or samples with it."""
+    """Return the C side of a chain, for code that samples with it or attaches it to a graph."""
     return chain._native

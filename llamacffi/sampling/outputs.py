@@ -1,4 +1,4 @@
-"""Where logits to sample from come from: the outputs of a context."""
+"""The outputs of a context, as sampling sees them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class OutputSource(Protocol):
-    """The outputs of the last batch of a context, which has this as ``__llama_outputs__``."""
+    """The outputs of the last batch of a context: its attribute ``__llama_outputs__``."""
 
     @property
     def vocab(self) -> Vocab:
@@ -21,15 +21,15 @@ class OutputSource(Protocol):
         """Held while C reads or moves the outputs."""
 
     def check_scores(self, i: int) -> None:
-        """Raise an error unless the last batch has logits for an output at index ``i``."""
+        """Raise unless the last batch has logits at index ``i``."""
 
 
 class HasOutputs(Protocol):
-    """What sampling uses of a `Context`."""
+    """The part of a `Context` that sampling uses."""
 
     @property
     def __llama_outputs__(self) -> OutputSource:
-        """Its outputs."""
+        """The outputs of the last batch."""
 
     @property
     def ptr(self) -> Any:
@@ -40,11 +40,11 @@ def outputs_of(context: Any) -> OutputSource:
     """Return the outputs of a context.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: It is not a context.
     """
     try:
         outputs: OutputSource = context.__llama_outputs__
-        outputs.vocab  # noqa: B018  the class Context has the attribute too, but a descriptor
+        outputs.vocab  # noqa: B018  on the class Context, __llama_outputs__ is a descriptor
     except AttributeError:
         raise not_a_context(context) from None
     return outputs

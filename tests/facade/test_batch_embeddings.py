@@ -151,7 +151,7 @@ def test_embeddings_of_another_width(random_context, width):
     before = context.logits()
     batch = Batch(2, n_embd=width)
     batch.add_embeddings(np.zeros((1, width), np.float32), pos=2)
-    with pytest.raises(ArgumentError, match=f"embedding 0, of {width} floats"):
+    with pytest.raises(ArgumentError, match=f"embedding 0, which has {width} floats"):
         context.decode(batch)
     assert context.memory.pos_max() == 1
     assert (context.logits() == before).all()  # the outputs are still those of the batch before

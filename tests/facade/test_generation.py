@@ -241,7 +241,7 @@ def test_an_empty_prompt_after_a_text(context, chain):
 
 
 def test_a_chain_that_chooses_nothing_is_an_error(context, chain):
-    with pytest.raises(ArgumentError, match="chooses no token"):
+    with pytest.raises(ArgumentError, match="never chooses a token"):
         next(generate(context, PROMPT, sampler=chain()))
 
 
