@@ -1,11 +1,12 @@
-"""Break into an operation at a line, or between two instructions, and see what is left.
+"""Interrupt an operation at a line, or between two instructions, and check what remains.
 
 python -m tests.facade.interrupts MODEL LORA (interrupt|close) KIND N SEED [OPERATION...]
 
-An interrupt is Ctrl-C: all objects can be used on.  A close is that of one of the objects, as the
-handler of a signal or another thread would do it: only a `LlamaError` may come of it.
+"interrupt" acts like Ctrl-C: afterwards, all objects must be usable.  "close" closes one of the
+objects, as a signal handler or another thread would: the operation may only raise a `LlamaError`.
 
-KIND is line or opcode: at what.  opcode:locks.py is only in the files whose names end so.
+KIND is "line" or "opcode": where to interrupt.  "opcode:locks.py" does so only in files whose names
+end with that.
 
 N is at how many places of each operation, chosen at random; 0 is all of them.
 """
@@ -30,19 +31,19 @@ from tests.facade.operations import OPERATIONS, VICTIMS, Subject
 
 PACKAGE = os.path.dirname(os.path.abspath(llamacffi.__file__ or ""))
 T = TypeVar("T")
-# Fewer steps than any operation has: with less the package was not traced.
+# Every operation takes more steps than this; with fewer, the package was not traced.
 STEPS = 100
-# An operation with as many findings has enough.
+# Stop trying an operation after this many findings.
 FINDINGS = 5
 
 
 def interrupt() -> None:
-    """Do what Ctrl-C does."""
+    """Act like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 class Stop:
-    """Counts the lines or instructions of the package, and does something at one."""
+    """Counts the lines or instructions of the package that run, and acts at one of them."""
 
     def __init__(self, at: int, kind: str, act: Callable[[], object] = interrupt) -> None:
         self.at, self.act = at, act
@@ -52,7 +53,7 @@ class Stop:
         self.where = ""
 
     def __call__(self, frame: FrameType, _event: str, _argument: object) -> Any:
-        """Look into a call, if it is one of the package's."""
+        """Trace a call if its function belongs to the package."""
         file = frame.f_code.co_filename
         if not (file.startswith(PACKAGE) and file.endswith(self.file)):
             return None
@@ -72,11 +73,11 @@ class Stop:
         return self.step
 
     def run(self, operation: Callable[[], object]) -> bool:
-        """Run an operation under it; return whether it was interrupted."""
+        """Run an operation under the trace function; return whether it was interrupted."""
 
         def apart() -> Iterator[None]:
-            # A generator has its own exceptions that are being handled: CPython 3.11 keeps the one
-            # that leaves a `with`, if a trace function raises just there.
+            # A generator has its own stack of handled exceptions: CPython 3.11 leaves an exception
+            # on it if a trace function raises at the end of a `with`.
             operation()
             yield
 
@@ -92,15 +93,15 @@ class Stop:
 
 @dataclass
 class Tally:
-    """What was tried with an operation."""
+    """The results of the trials of one operation."""
 
     planned: int = 0
     done: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def judge(self, name: str, counter: Stop) -> None:
-        """Note a trial that was none."""
-        # An operation has fewer steps where an interrupt or `check` has already done its work.
+        """Report an operation whose trials did not reach enough places."""
+        # It takes fewer steps if an interrupted call or `check` has done some of its work already.
         least, share = (0, 0.5) if counter.file else (STEPS, 0.8)
         if counter.n < least or self.done < share * self.planned:
             self.wrong.append(f"{name}: {self.done} of {self.planned} places in {counter.n} steps")
@@ -109,7 +110,7 @@ class Tally:
 def try_interrupts(
     make: Callable[[], Subject], name: str, kind: str, n: int, chance: random.Random
 ) -> Tally:
-    """Interrupt an operation at some places, and use the same objects on."""
+    """Interrupt an operation at some places, and keep using the same objects."""
     counter, tally, subject = Stop(0, kind), Tally(), None
     for at in some_of(range(1, count_steps(make, name, counter) + 1), n, chance):
         if len(tally.wrong) == FINDINGS:
@@ -168,7 +169,7 @@ def try_closes(
 
 
 def close_once(subject: Subject, name: str, stop: Stop, victim: str) -> tuple[str, str]:
-    """Close an object at a place; return which place that is, and what went wrong."""
+    """Close an object at a place; return the place, and what went wrong."""
     operation, wrong = getattr(subject, name), ""
     operation()
     subject.made, opened, closed = None, subject.left(), list[Handle | SamplerChain]()
@@ -194,7 +195,7 @@ def close_once(subject: Subject, name: str, stop: Stop, victim: str) -> tuple[st
 
 
 def count_steps(make: Callable[[], Subject], name: str, counter: Stop) -> int:
-    """Return how many steps an operation has, the second time."""
+    """Return how many steps an operation takes when it runs for the second time."""
     operation = getattr(make(), name)
     operation()
     counter.run(operation)
@@ -202,15 +203,15 @@ def count_steps(make: Callable[[], Subject], name: str, counter: Stop) -> int:
 
 
 def some_of(places: Sequence[T], n: int, chance: random.Random) -> Sequence[T]:
-    """Return some of the places, or all."""
+    """Return a random choice of the places; all of them if ``n`` is 0."""
     return chance.sample(places, min(n, len(places))) if n else places
 
 
 def main(path: str, lora: str, what: str, kind: str, n: str, seed: str, *names: str) -> int:
-    """Try all operations, and tell how often and what went wrong."""
+    """Try all operations, and report the number of trials and the failures."""
     trial = {"interrupt": try_interrupts, "close": try_closes}[what]
     done, wrong = 0, list[str]()
-    gc.freeze()  # what is there already need not be looked through each time
+    gc.freeze()  # keep the collector from scanning existing objects each time
     with tempfile.TemporaryDirectory() as directory:
         for name in names or OPERATIONS:
             tally = trial(

@@ -1,4 +1,4 @@
-"""Objects and what is done with them, to be broken into: see `tests.facade.interrupts`."""
+"""Objects and operations on them, for `tests.facade.interrupts` to interrupt."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from llamacffi.gguf.shards import split
 
 
 class Subject:
-    """The objects that are interrupted, and what is done with them."""
+    """The objects, and the operations to interrupt."""
 
     def __init__(self, path: str, lora: str, directory: str) -> None:
         self.path, self.lora, self.directory = path, lora, Path(directory)
@@ -45,27 +45,27 @@ class Subject:
         self.want = self.text()
 
     def text(self) -> str:
-        """Return what must always be the same."""
+        """Return the result that must always be the same."""
         self.context.memory.clear(data=False)
         return generate(self.context, "The llama", sampler=self.sampler, max_tokens=3).text()
 
     @property
     def newest(self) -> Handle | SamplerChain:
-        """What an operation has made, if it has; else the model, which it may be making it of."""
+        """The object that an operation has created; before that, the model that it comes from."""
         return self.made or self.model
 
     def decode(self, *tokens: int) -> None:
-        """Decode tokens at the beginning."""
+        """Decode tokens from position 0."""
         self.context.memory.clear(data=False)
         self.context.decode(Batch.from_tokens(tokens))
 
     def check(self) -> None:
-        """Raise unless all can be used on."""
+        """Raise unless all objects are still usable."""
         self.made = None
         self.context.adapters = {}
         self.context.set_sampler(1, None)
         self.context.set_embeddings(False)
-        self.in_graph.reset()  # and lets go of an interrupted call, with what its variables hold
+        self.in_graph.reset()  # also drops the frame of an interrupted call
         self.context.detach_threadpool()
         self.context.n_threads = self.context.n_threads_batch = 1
         assert self.text() == self.want, self.want
@@ -285,7 +285,7 @@ class Subject:
             Model.from_file(file, vocab_only=True).close()
 
     def left(self) -> list[str]:
-        """Return the files that nobody asked for, and those that are open."""
+        """Return the files that should not exist, and the open files."""
         files = [one.name for one in self.directory.iterdir() if one.name.startswith(".")]
         links = Path("/proc/self/fd")
         opened = [os.readlink(one) for one in links.iterdir() if one.is_symlink()]

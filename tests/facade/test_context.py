@@ -1,4 +1,4 @@
-"""A context computes what the model says, however its tokens are cut into batches."""
+"""A context computes the logits of the model, however the tokens are split into batches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_logits_are_the_closed_form(context):
 
 @settings(max_examples=25)
 @given(tokens=st.lists(st.integers(0, 513), min_size=1, max_size=24), data=st.data())
-def test_any_cut_into_batches_is_the_same(model, tokens, data):
+def test_any_split_into_batches_gives_the_same(model, tokens, data):
     expected = logits_after(tokens)
     n_ubatch = data.draw(st.sampled_from([1, 3, 64]))
     with Context(model, n_ctx=64, n_threads=1, n_ubatch=n_ubatch) as context:
@@ -57,7 +57,7 @@ def test_any_cut_into_batches_is_the_same(model, tokens, data):
         assert context.memory.pos_max() == len(tokens) - 1
 
 
-def test_logits_are_the_callers_own(context):
+def test_logits_are_a_copy(context):
     context.decode(batch_of(PROMPT))
     first = context.logits(0)
     before = first.copy()
@@ -90,7 +90,7 @@ READ_ONLY.flags.writeable = False
     ],
     ids=["too short", "2-d", "float64", "big-endian", "strided", "read-only"],
 )
-def test_an_array_that_does_not_fit_is_left_alone(context, out):
+def test_an_array_that_does_not_fit_is_unchanged(context, out):
     context.decode(batch_of(PROMPT))
     with pytest.raises(ArgumentError, match="out must be"):
         context.logits(out=out)
@@ -108,7 +108,7 @@ def test_a_view_is_read_only_and_blocks_decode(context):
     with pytest.raises(BufferError, match="1 zero-copy view"):
         context.decode(batch_of([1], pos=len(PROMPT)))
     assert context.memory.pos_max() == len(PROMPT) - 1
-    context.logits()  # copies do not mind
+    context.logits()  # copying is still allowed
     del part
     context.decode(batch_of([1], pos=len(PROMPT)))
 
@@ -183,7 +183,7 @@ def test_sizes(new_context):
     context = new_context(n_ctx=512, n_batch=64, n_ubatch=16, n_seq_max=2, kv_unified=False)
     assert (context.n_ctx, context.n_ctx_seq, context.n_seq_max) == (512, 256, 2)
     assert (context.n_batch, context.n_ubatch) == (64, 16)
-    assert new_context(n_ctx=0).n_ctx == 2048  # what the model was trained with
+    assert new_context(n_ctx=0).n_ctx == 2048  # the training context size of the model
     assert "n_ctx=512" in repr(context)
 
 
@@ -251,7 +251,7 @@ def test_why_a_batch_was_rejected(new_context, entries, message):
 
 
 def test_positions_of_a_model_with_sections(random_context):
-    """They may leave a gap, but not begin before the end."""
+    """They may leave a gap, but not start before the end of the sequence."""
     context = random_context("qwen2vl")
     context.decode(Batch.from_tokens([1, 2, 3]))
     context.decode(Batch.from_tokens([4], 7))
@@ -310,7 +310,7 @@ def test_too_many_outputs_raise_and_change_nothing(new_context):
     assert context.logits() == close_to(logits_after(PROMPT)[1])
 
 
-def test_cancel_before_is_for_one_decode(context):
+def test_cancel_in_advance_stops_one_decode(context):
     context.cancel()
     context.cancel()
     with pytest.raises(AbortedError) as caught:
@@ -322,7 +322,7 @@ def test_cancel_before_is_for_one_decode(context):
 
 
 def test_cancel_from_another_thread(new_context):
-    """Micro-batches that were finished stay, the others leave no trace."""
+    """Finished micro-batches stay in memory; the others leave no trace."""
     context = new_context(n_ctx=2048, n_batch=2048, n_ubatch=1)
     long, over = batch_of([7] * 2048, logits="last"), threading.Event()
 
@@ -333,7 +333,7 @@ def test_cancel_from_another_thread(new_context):
                 return
 
     def decode_forever() -> None:
-        """Until the other thread has had its turn in the middle of one."""
+        """Decode until the other thread has cancelled in the middle of a batch."""
         while True:
             context.memory.clear()
             context.decode(long)
@@ -357,7 +357,7 @@ def test_cancel_from_another_thread(new_context):
     assert context.memory.pos_max() == done + len(PROMPT)
 
 
-def test_a_second_thread_is_told_so(context):
+def test_a_second_thread_gets_busy_error(context):
     context.decode(batch_of(PROMPT))
     calls = [
         lambda: context.decode(batch_of([1], pos=len(PROMPT))),
@@ -402,7 +402,7 @@ def test_closing(new_context):
         pass
     assert context.closed
     context.close()
-    context.cancel()  # may come late, from another thread: no error
+    context.cancel()  # no error, since it may come late from another thread
     for use in (
         lambda: context.ptr,
         lambda: context.n_ctx,

@@ -1,4 +1,4 @@
-"""The interpreter exits while threads are at work: soon, in silence, with its own exit status."""
+"""The interpreter exits while threads are working: soon, silently, and with its own exit status."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def generator(context, sampler=None):
 
 @pytest.fixture
 def quiet(run_python, demo_path):
-    """Run code; its process must end by itself, with status 7, and say nothing but ``ok``."""
+    """Run code; its process must end by itself, with status 7, and print nothing but ``ok``."""
 
     def run(code: str) -> None:
         lines = [SETUP, *(line[8:] for line in code.splitlines())]
@@ -54,7 +54,7 @@ def quiet(run_python, demo_path):
     return run
 
 
-# What several threads do at once with objects that they share, all of which are freed at the exit.
+# What several threads do with shared objects, all of which are freed at the exit.
 SHARED = {
     "text": """
         vocab = Model(path).vocab
@@ -112,8 +112,8 @@ def test_daemon_threads(quiet, what, attempt):
     quiet(SHARED[what])
 
 
-def test_daemon_threads_end_where_they_are(quiet):
-    """None goes on with what it can no longer use, and none is told to print a traceback."""
+def test_daemon_threads_end_in_place(quiet):
+    """None continues with an object that it can no longer use, and none prints a traceback."""
     quiet("""
         import atexit
         went_on = []
@@ -132,7 +132,7 @@ def test_daemon_threads_end_where_they_are(quiet):
 
 
 def test_a_call_that_does_not_end(quiet):
-    """Nothing is freed under it, and the process ends all the same."""
+    """Nothing that it uses is freed, and the process ends nevertheless."""
     quiet("""
         from llamacffi._core import shutdown
         shutdown.EXIT_SECONDS = 0.3
@@ -147,7 +147,7 @@ def test_a_call_that_does_not_end(quiet):
         threading.Thread(target=work, daemon=True).start()
         asleep.wait()
 
-        # A call of the raw API, again and again, is not stopped by anyone.
+        # Nothing stops a thread that keeps calling the raw API.
         model, text = Model(path), TEXT.encode() * 20000
         vocab, room = model.vocab.ptr, ffi.new("int32_t[]", 10**6)
         arguments = vocab, text, len(text), room, 10**6, True, True
@@ -156,7 +156,7 @@ def test_a_call_that_does_not_end(quiet):
 
 
 def test_other_threads_finish_first(quiet):
-    """What is no daemon is waited for, and may use everything until it is done."""
+    """Threads that are not daemons are joined first, and can use everything until they end."""
     quiet("""
         done = []
 
@@ -178,7 +178,7 @@ def test_other_threads_finish_first(quiet):
 
 @pytest.mark.no_asan
 def test_the_exit_takes_no_time(run_python, demo_path):
-    """Idle daemon threads, as those of progress bars, cost nothing."""
+    """Idle daemon threads, such as those of progress bars, do not delay it."""
     code = """
         import sys, threading, time, types
         from llamacffi import Context, Model
@@ -198,7 +198,7 @@ def test_the_exit_takes_no_time(run_python, demo_path):
     assert 0 < float(result.stdout) < 0.1
 
 
-# Each fails, at another stage.
+# Each of these fails at a different stage.
 STAGES = """
     Model("nowhere.gguf") | Model(path, no_such=1) | Model(path, n_gpu_layers="x")
     Model(path, progress=lambda part: 1 / 0) | Model(path, progress=lambda part: sys.exit())
@@ -222,8 +222,8 @@ STAGES = """
 FAILING = [one.strip() for line in STAGES.split("\n") for one in line.split(" | ") if one.strip()]
 
 
-def test_what_fails_in_the_middle(quiet):
-    """It leaves nothing alive, needs no collector, and the exit has nothing to say about it."""
+def test_failures_halfway(quiet):
+    """They leave no object alive, even without the garbage collector, and the exit is silent."""
     cases = ",\n            ".join(f"lambda: {one}" for one in FAILING)
     quiet(f"""
         import gc
@@ -256,7 +256,7 @@ def test_what_fails_in_the_middle(quiet):
 
 @pytest.mark.parametrize("last", [FAILING[3], FAILING[13], "SamplerChain(Penalties()).ptr"])
 def test_the_last_thing_that_happens(run_python, demo_path, last):
-    """The error ends the process, while its traceback keeps what was half made."""
+    """The error ends the process while its traceback keeps a half-made object alive."""
     code = f"import sys\nfrom llamacffi import *\npath = sys.argv[1]\nmodel = Model(path)\n{last}"
     result = run_python(code, demo_path)
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""A forked process may not use what it inherits, frees nothing of it, and can begin anew."""
+"""A forked process cannot use inherited objects, frees none of them, and can create new ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETUP = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 import gc, multiprocessing, os, threading, time, warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+warnings.simplefilter("ignore", DeprecationWarning)  # about forks and threads
 from llamacffi import *
 from llamacffi._core.ownership import Handle, live_objects
 from tests.facade.object_graph import build
@@ -55,7 +55,7 @@ def check(*children):
 
 @pytest.fixture
 def quiet(run_python, paths):  # noqa: F811
-    """Run code that must end well and say nothing but ``ok`` on stdout."""
+    """Run code that must succeed and print nothing but ``ok``."""
 
     def run(code: str) -> None:
         check_script(run_python, SETUP, code, ROOT, *paths)
@@ -64,7 +64,7 @@ def quiet(run_python, paths):  # noqa: F811
 
 
 def outcome(thing, others):
-    """Return what the uses of an object do that raise no `ForkError`; most raise one."""
+    """Return the results of those uses of an object that do not raise `ForkError`; most do."""
     wrong, refused = {}, 0
     for name, use in uses(thing, others):
         if name in PLAIN | KNOWN.get(type(thing), {"model", "check_one"}):
@@ -81,7 +81,7 @@ def outcome(thing, others):
 
 
 def test_every_object_refuses(quiet):
-    """As what is closed does: each public method and property of each kind of object."""
+    """Each public method and property of each kind of object raises, as if it were closed."""
     quiet("""
         made = build(*sys.argv[1:])
         n = live_objects()
@@ -92,7 +92,7 @@ def test_every_object_refuses(quiet):
             for thing in made.values():
                 if isinstance(thing, refusing):
                     wrong = outcome(thing, made)
-                    # Those that look at their arguments first.
+                    # Those that check their arguments first.
                     for name in ("apply", "load_file", "load_state", "restore", "add_tensor",
                                  "check_output", "check_scores", "warmup", "copy_from"):
                         wrong.pop(name, None)
@@ -112,7 +112,7 @@ def test_every_object_refuses(quiet):
                 except ForkError:
                     continue
                 raise AssertionError(make.__code__)
-            float(made["view"].sum())  # a copy of the memory
+            float(made["view"].sum())  # the child has a copy of the memory
 
         check(forked(child))
         assert live_objects() == n
@@ -122,7 +122,7 @@ def test_every_object_refuses(quiet):
 
 
 def test_the_child_ends_in_any_way(quiet):
-    """It closes, drops or keeps what it has, makes its own, and has children itself."""
+    """It closes, drops or keeps its objects, creates new ones, and has children itself."""
     quiet("""
         made = build(*sys.argv[1:])
 
@@ -150,11 +150,11 @@ def test_the_child_ends_in_any_way(quiet):
 
 
 def test_a_fork_while_other_threads_are_inside(quiet):
-    """They hold the locks of contexts, of the log and of llama.cpp; the child has none of them."""
+    """They hold the locks of contexts, the log and llama.cpp, which are free in the child."""
     quiet("""
         from llamacffi._core import shutdown
         from llamacffi.backend import registry
-        shutdown.EXIT_SECONDS = 10_000  # it has none of the calls to wait for
+        shutdown.EXIT_SECONDS = 10_000  # there are no calls to wait for
         made = build(*sys.argv[1:])
         stop, errors = threading.Event(), []
         del made["view"]
@@ -238,7 +238,7 @@ def test_multiprocessing(run_python, paths, tmp_path, method):  # noqa: F811
 
 
 def test_the_log_after_a_fork_while_others_log(run_python):
-    """llama.cpp's log is written by any thread; a child must not wait for one that it has not."""
+    """Any thread writes to the log; a child must not wait for a thread that it does not have."""
     code = """
     import os, threading
     from llamacffi import backend, lib
@@ -248,7 +248,7 @@ def test_the_log_after_a_fork_while_others_log(run_python):
 
     def log():
         while not over:
-            lib.ggml_backend_load(b"/nowhere/libggml-none.so")  # which is an error in the log
+            lib.ggml_backend_load(b"/nowhere/libggml-none.so")  # logs an error
 
     thread = threading.Thread(target=log)
     thread.start()
@@ -265,7 +265,7 @@ def test_the_log_after_a_fork_while_others_log(run_python):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_it_advises_depends_on_the_devices(monkeypatch):
+def test_the_advice_depends_on_the_devices(monkeypatch):
     from llamacffi._core import shutdown
 
     assert not shutdown.has_gpu() or "spawn" in str(shutdown.parent_process_error("Model"))

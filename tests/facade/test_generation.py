@@ -228,7 +228,7 @@ def test_a_prompt_longer_than_a_batch(new_context, chain):
         (PROMPT, {"top_logprobs": 515}, "top_logprobs must be between 0 and 514, not 515"),
     ],
 )
-def test_what_cannot_be_generated(context, chain, prompt, options, message):
+def test_invalid_arguments(context, chain, prompt, options, message):
     with pytest.raises(ArgumentError, match=message):
         run(context, chain, prompt=prompt, **options)
     assert context.memory.pos_max() is None
@@ -483,8 +483,8 @@ def test_using_the_context_between_tokens(context, chain):
 
 
 @pytest.mark.parametrize("change", ["pool", "embeddings", "batch", "shift"])
-def test_what_may_change_between_two_tokens(new_context, chain, change):
-    """The fast path from token to token is left when more has to be done."""
+def test_changes_between_two_tokens(new_context, chain, change):
+    """The shortcut from token to token is not taken if there is more to do."""
     context = new_context(n_seq_max=2, kv_unified=True)
     generation = run(context, chain, logprobs=True, seq_id=0)
     found = [next(generation).id for _ in range(5)]
@@ -502,13 +502,16 @@ def test_what_may_change_between_two_tokens(new_context, chain, change):
             assert context.embeddings().any()
             context.set_embeddings(False)
         if change == "pool":
-            with pool.exclusive, pytest.raises(BusyError):  # another context uses it to compute
+            with (
+                pool.exclusive,
+                pytest.raises(BusyError),
+            ):  # as if another context were computing with it
                 next(generation)
     assert found == PATH[:10]
 
 
 def test_two_requests_for_a_token_at_once(model, chain):
-    """As another thread would, but from within its own computation."""
+    """The second request comes from within the computation, as it could from a thread."""
     asked = []
 
     def again(_node, _asked):
@@ -573,10 +576,8 @@ def test_models_that_do_not_generate(random_context, chain, kind):
 @pytest.mark.parametrize(
     "samplers", [(Greedy(),), (TopK(5), Temp(1.5), Dist(7)), (Penalties(8, 1.5), Greedy())]
 )
-def test_the_shortcut_gives_the_same_as_decode_and_sample(
-    new_context, chain, monkeypatch, samplers
-):
-    """`Decoder.decode_and_sample` is the same as the two calls, and leaves the same behind."""
+def test_the_shortcut_equals_decode_and_sample(new_context, chain, monkeypatch, samplers):
+    """`Decoder.decode_and_sample` gives the same results and state as the two calls."""
 
     def run():
         context, found = new_context(n_ctx=128), []

@@ -1,4 +1,4 @@
-"""Ctrl-C between any two steps of the interpreter: what was interrupted can be used on.
+"""Ctrl-C between any two steps of the interpreter: the objects remain usable.
 
 And objects that are closed there: nothing is freed that C still reads.
 
@@ -43,12 +43,12 @@ def lora(tmp_path_factory):
     return loras.write_lora(path, {"blk.0.attn_q.weight": (96, 96)})
 
 
-# With the GNU C library, what is read after it was freed is not what it was.
+# Makes the GNU C library overwrite freed memory, so that reading it shows.
 PERTURBED = {**os.environ, "MALLOC_PERTURB_": "165"}
 
 
 @pytest.mark.parametrize(
-    # At how many places of each operation; `python -m tests.facade.interrupts` does all of them.
+    # The number of places per operation; `python -m tests.facade.interrupts` can try all of them.
     ("what", "kind", "n"),
     [
         ("interrupt", "line", 15),
@@ -74,7 +74,7 @@ def test_at_some_step_of_each_operation(demo_path, lora, what, kind, n):
     assert n_findings == 0
 
 
-# An object to close, and what looks at a part of it that goes with it.
+# An object to close, and code that reads a part of it.
 LOOKS = {
     "chain": "SamplerChain(Penalties(), TopK(40), vocab=model.vocab), lambda one: one.names",
     "model": "Model(sys.argv[1]), lambda one: one.vocab",
@@ -143,7 +143,7 @@ def test_real_signals_at_random_times(run_python, demo_path):
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer here")
 def test_a_slice_of_the_soak():
-    # A file that is closed since an interrupt has come before its `with` is no leak.
+    # An interrupt before the `with` of a file is not a leak: the file is closed then.
     python = [sys.executable, "-X", "dev", "-W", "ignore:unclosed file:ResourceWarning"]
     command = [*python, "-m", "tests.soak", "--seconds", "20", "--seed", "1"]
     result = subprocess.run(
@@ -154,11 +154,11 @@ def test_a_slice_of_the_soak():
 
 
 def entered(lock):
-    """Hold a lock in a call that is over, as when it is interrupted before it can let go."""
+    """Hold a lock in a call that has ended, as after an interrupt just before the release."""
     lock.__enter__()
 
 
-def test_a_lock_is_free_when_the_call_is_over():
+def test_a_lock_is_free_when_the_call_has_ended():
     lock = CallLock("thing")
     for _ in range(3):
         entered(lock)
@@ -173,8 +173,8 @@ def test_a_lock_is_free_when_the_call_is_over():
     entered(lock)
 
 
-def test_a_call_that_is_over_keeps_no_context(model):
-    """Its variables may hold the context, and the lock of a pool holds the call."""
+def test_an_ended_call_does_not_keep_a_context_alive(model):
+    """Its variables may refer to the context, and the lock of a pool refers to the call."""
 
     def interrupt_and_drop():
         context = Context(model, n_ctx=32, n_threads=1)
@@ -210,12 +210,12 @@ def test_another_thread_takes_over_too():
     thread = threading.Thread(target=entered, args=(lock,))
     thread.start()
     thread.join()
-    with lock:  # of a thread that is gone
+    with lock:  # was held by a thread that has ended
         pass
 
 
 def test_one_of_many_takes_over():
-    """However many come at once, one is inside."""
+    """However many calls try at once, only one holds the lock."""
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -257,7 +257,7 @@ def test_several_locks_are_held_or_none():
     assert not two.holders
 
 
-def test_a_generator_that_waits_is_not_over():
+def test_a_suspended_generator_has_not_ended():
     lock = CallLock("thing")
 
     def generator():
@@ -272,7 +272,7 @@ def test_a_generator_that_waits_is_not_over():
     entered(lock)
 
 
-def test_a_batch_that_nobody_reads_any_more():
+def test_a_batch_after_an_interrupted_decode():
     batch = Batch(4)
     entered(arrays_of(batch).lock)
     batch.add([1, 2])
@@ -296,8 +296,8 @@ def test_a_chain_is_free_when_its_context_is_interrupted(model, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, BusyError, ArgumentError])
-def test_what_was_computed_before_an_interrupt_is_known(new_context, error):
-    """A signal is handled when C has computed, nearly always; its handler may raise anything."""
+def test_tokens_computed_before_an_interrupt_are_recorded(new_context, error):
+    """Signals are usually handled after the C call; their handlers may raise any exception."""
 
     class Interrupted(BatchArrays):
         __slots__ = ()
@@ -319,13 +319,13 @@ def test_what_was_computed_before_an_interrupt_is_known(new_context, error):
     context.decode(Batch.from_tokens([4], 3))
 
 
-def test_what_c_did_not_get_changes_nothing(new_context):
+def test_a_batch_that_does_not_reach_c_changes_nothing(new_context):
     context, batch = new_context(), Batch(4)
     batch.add([1, 2, 3])
     context.decode(batch)
     batch.set_one(4, 3)
     want = context.logits().copy()
-    with arrays_of(batch).lock, pytest.raises(BusyError):  # as while another thread decodes it
+    with arrays_of(batch).lock, pytest.raises(BusyError):  # as if another thread were decoding it
         context.decode(batch)
     assert (context.logits() == want).all()
     assert context.memory.pos_max(0) == 2
@@ -353,8 +353,8 @@ def test_a_callback_that_stops_and_an_interrupt(model):
 
 
 @pytest.mark.parametrize("name", ["logits_view", "embeddings_view"])
-def test_an_interrupt_while_a_view_goes(new_context, name):
-    """No Python runs then, in which an interrupt could be lost with what was to be done."""
+def test_an_interrupt_while_a_view_is_deleted(new_context, name):
+    """No Python code runs then, in which an interrupt could be lost and the cleanup skipped."""
     context = new_context(embeddings=True)
     context.decode(Batch.from_tokens([1, 2]))
     views = [getattr(context, name)()]

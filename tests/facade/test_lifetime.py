@@ -1,4 +1,4 @@
-"""No order of events frees twice, frees early or leaks.  Each runs in a process of its own."""
+"""No order of events causes a double free, an early free or a leak; each runs in a new process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def decode_forever(context, started, pos=8):
 
 @pytest.fixture
 def quiet(run_python, demo_path):
-    """Run code that must end well and say nothing but ``ok`` on stdout."""
+    """Run code that must succeed and print nothing but ``ok``."""
 
     def run(code: str) -> None:
         check_script(run_python, SETUP, code, demo_path)
@@ -186,7 +186,7 @@ def test_a_view_keeps_its_memory(quiet):
     """)
 
 
-def test_closing_the_model_closes_what_stands_on_it(quiet):
+def test_closing_the_model_closes_everything_made_from_it(quiet):
     quiet("""
         made = things()
         del made["view"]
@@ -214,10 +214,10 @@ def test_closing_the_model_closes_what_stands_on_it(quiet):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_fork(quiet):
-    """The child may not use what it inherits, frees nothing of it, and can begin anew."""
+    """The child cannot use objects of the parent, frees none of them, and can create new ones."""
     quiet("""
         import warnings
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # about forks and threads
         made = things()
         del made["view"]
         n = live_objects()
@@ -251,7 +251,7 @@ def test_fork(quiet):
                     import traceback
                     traceback.print_exc()
                     os._exit(code)
-            sys.exit()  # with objects of its own alive
+            sys.exit()  # while objects of the child are alive
         assert os.waitpid(child, 0)[1] == 0
         assert live_objects() == n
         made["chain"].sample(made["context"])
@@ -262,7 +262,7 @@ def test_fork(quiet):
 @pytest.mark.no_asan
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_flat(run_python, demo_path, tmp_path):
-    """200 times a model, a context, a chain, an adapter and a GGUF: RSS, files and threads too."""
+    """200 models, contexts, chains, adapters and GGUFs: memory, files and threads do not grow."""
     lora = loras.write_lora(tmp_path / "demo.lora.gguf", {"blk.0.attn_q.weight": (96, 96)})
     code = """
         import gc, os, statistics, sys, threading
@@ -299,7 +299,7 @@ def test_memory_stays_flat(run_python, demo_path, tmp_path):
                 before = counts()
         assert counts() == before and threading.active_count() == 1, (before, counts())
         early, late = statistics.median(sizes[40:80]), statistics.median(sizes[160:])
-        # The file has 0.6 MB and the cache 0.1 MB: a leak of either would be 10 MB and more.
+        # The file takes 0.6 MB and the cache 0.1 MB: a leak of either would exceed 10 MB.
         print((late - early) / 2**20)
     """
     result = run_python(code, demo_path, lora)

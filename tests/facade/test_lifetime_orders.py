@@ -1,4 +1,4 @@
-"""Objects that stand on each other go in any order, at once, in circles, or not before the exit."""
+"""Objects that depend on each other go in any order, together, in cycles, or only at exit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def new():
 
 @pytest.fixture(scope="module")
 def paths(demo_path, random_path, tmp_path_factory):
-    """What `object_graph.build` takes."""
+    """The arguments of `object_graph.build`."""
     lora = tmp_path_factory.mktemp("lora") / "demo.lora.gguf"
     loras.write_lora(lora, {"blk.0.attn_q.weight": (96, 96), "blk.0.ffn_down.weight": (96, 32)})
     return demo_path, lora, random_path("llama"), random_path("eagle3")
@@ -46,7 +46,7 @@ def paths(demo_path, random_path, tmp_path_factory):
 
 @pytest.fixture
 def quiet(run_python, paths):
-    """Run code that must end well and say nothing but ``ok`` on stdout."""
+    """Run code that must succeed and print nothing but ``ok``."""
 
     def run(code: str, returncode: int = 0) -> None:
         check_script(run_python, SETUP, code, ROOT, *paths, status=returncode)
@@ -55,7 +55,7 @@ def quiet(run_python, paths):
 
 
 def test_each_kind_is_counted(paths):
-    """`no_leaks` sees what is made: nothing that owns a C object is without a finalizer."""
+    """`no_leaks` counts every kind: all owners of C objects have a finalizer."""
     before = live_objects()
     made = object_graph.build(*paths)
     kinds = {
@@ -64,7 +64,7 @@ def test_each_kind_is_counted(paths):
     assert kinds == {"Model", "Context", "SamplerChain", "Adapter", "Threadpool", "Gguf"}
     n = live_objects()
     del made["tensor"], made["snapshot"], made["candidates"]
-    # In use: a chain by a generation, the adapter and the pool by contexts.
+    # A generation uses a chain; contexts use the adapter and the pool.
     gone = {"clone": 0, "generation": 1, "adapter": 0, "pool": 0, "gguf": 1, "chain": 1}
     for name, expected in gone.items():
         del made[name]
@@ -76,7 +76,7 @@ def test_each_kind_is_counted(paths):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_random_orders(quiet, seed):
-    """Each thing is closed or dropped, now and then with a collection in between."""
+    """Each object is closed or dropped, sometimes with a garbage collection in between."""
     quiet(f"""
         chance = random.Random({seed})
         gc.disable()
@@ -95,7 +95,7 @@ def test_random_orders(quiet, seed):
     """)
 
 
-def test_every_order_of_those_that_need_each_other(quiet):
+def test_every_order_of_dependent_objects(quiet):
     quiet("""
         gc.disable()
         for order in itertools.permutations(("model", "first", "adapter", "view")):
@@ -112,8 +112,8 @@ def test_every_order_of_those_that_need_each_other(quiet):
     """)
 
 
-def test_random_orders_and_then_the_exit(quiet):
-    """Some closed, some dropped, the rest left: many processes in one by forks."""
+def test_random_orders_before_the_exit(quiet):
+    """Some are closed, some dropped, the rest left; each case runs in a fork."""
     quiet("""
         import warnings
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -164,7 +164,7 @@ def test_cycles_and_subclasses(quiet):
         assert live_objects() == 0, live_objects()
         assert sorted(ends) == ["context"] * 5 + ["model"] * 5
         assert context() is None
-        for _ in range(5):  # a callback that knows what calls it
+        for _ in range(5):  # a callback that refers to its caller
             made = {}
             look = lambda tensor, ask: bool(made)
             made["context"] = Context(Model(sys.argv[1]), n_ctx=64, n_threads=1, cb_eval=look)
@@ -200,8 +200,8 @@ def test_views_outlive_everything(quiet):
     """)
 
 
-def test_handlers_of_the_exit(quiet):
-    """What is freed there is closed for all that runs later, and views still have their memory."""
+def test_exit_handlers(quiet):
+    """Handlers that run after the frees find the objects closed; views keep their memory."""
     quiet("""
         def late(*more):
             assert float(made["view"].sum()) == total
@@ -223,7 +223,7 @@ def test_handlers_of_the_exit(quiet):
             repr([made["model"], made["first"], made["chain"], made["gguf"], made["adapter"]])
             made["model"].close()
 
-        # Here modules can still be imported.
+        # Modules can still be imported here.
         atexit.register(late, lambda: made["first"].logits(), lambda: next(made["generation"]))
 
         class Last:
@@ -233,11 +233,11 @@ def test_handlers_of_the_exit(quiet):
         made = new()
         total = float(made["view"].sum())
         last = Last()
-        atexit.register(lambda: made["vocab"].tokenize("The"))  # before the frees: it works
+        atexit.register(lambda: made["vocab"].tokenize("The"))  # runs before the frees, so it works
     """)
 
 
-PLAIN = {"close", "closed", "exclusive"}  # for all of them
+PLAIN = {"close", "closed", "exclusive"}  # of every object
 # What is known without C.
 KNOWN = {
     Model: {"path", "without_weights", "vocab", "architecture", "metadata", "recommended_sampling"},
@@ -250,7 +250,7 @@ KNOWN = {
 
 
 def uses(thing, others):
-    """Yield the public names of an object, with functions that use them."""
+    """Yield the public names of an object, each with a function that uses it."""
     for name in dir(type(thing)):
         attribute = inspect.getattr_static(type(thing), name)
         if name.startswith("_") or isinstance(attribute, classmethod | staticmethod):
@@ -262,7 +262,7 @@ def uses(thing, others):
 
 
 def call(method, others):
-    """Call a method with something for each parameter that it needs."""
+    """Call a method with a value for each required parameter."""
     values = {"tokens": [5], "token": 5, "text": "a", "texts": ["a"], "batch": Batch(1)}
     values |= {"sequences": [[5]], "name": "a", "data": b"a", "key": "a", "path": "a", "d": 2}
     values |= {"causal": True, "embeddings": True}
@@ -284,8 +284,8 @@ def call(method, others):
 
 
 @pytest.mark.parametrize("kind", KNOWN)
-def test_everything_that_is_closed_says_so(paths, kind, tmp_path, monkeypatch):
-    """All public methods and properties."""
+def test_closed_objects_raise_closed_error(paths, kind, tmp_path, monkeypatch):
+    """All public methods and properties raise it."""
     monkeypatch.chdir(tmp_path)
     made = object_graph.build(*paths)
     del made["view"]
@@ -300,7 +300,7 @@ def test_everything_that_is_closed_says_so(paths, kind, tmp_path, monkeypatch):
         except ClosedError:
             closed.add(name)
         except (LlamaError, IndexError):
-            checked.add(name)  # something else was wrong too
+            checked.add(name)  # it checked its arguments first
         except Exception as error:
             wrong[name] = repr(error)
     assert not wrong
@@ -310,7 +310,7 @@ def test_everything_that_is_closed_says_so(paths, kind, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_belongs_to_something_closed_says_so(paths):
+def test_parts_of_closed_objects_raise_closed_error(paths):
     made = object_graph.build(*paths)
     vocab, memory, generation = made["vocab"], made["memory"], made["generation"]
     made["model"].close()

@@ -28,12 +28,12 @@ def within(p0, p1):
 
 
 def part(found, inside):
-    """Return those of tokens with positions that are inside."""
+    """Return the tokens whose positions are in a range."""
     return {one for one in found if inside(one[0])}
 
 
 class MemoryMachine(RuleBasedStateMachine):
-    """Does the same to a context and to a dict, and compares."""
+    """Applies the same operations to a context and a dict, and compares them."""
 
     model = None
 
@@ -44,7 +44,7 @@ class MemoryMachine(RuleBasedStateMachine):
         )
         self.memory = self.context.memory
         self.expected = {seq_id: set() for seq_id in range(N_SEQ)}
-        self.related = set()  # to others, by tokens that they share or have shared
+        self.related = set()  # pairs of sequences that share or have shared tokens
         self.added = 0
 
     @precondition(lambda self: self.added < N_CTX - 8)
@@ -176,13 +176,13 @@ def test_a_part_is_not_copied_between_buffers(new_context):
         with pytest.raises(UnsupportedError, match="kv_unified=True"):
             memory.copy(0, 1, *part)
     assert memory.pos_max(1) is None
-    memory.copy(0, 1, 0, 4)  # is all of it
+    memory.copy(0, 1, 0, 4)  # that is the whole sequence
     assert memory.pos_max(1) == 3
     memory.copy(1, 1, 1, 2)
 
 
 @pytest.mark.parametrize("kv_unified", [True, False])
-def test_to_keep_one_sequence(new_context, kv_unified):
+def test_keeping_one_sequence(new_context, kv_unified):
     context = new_context(n_ctx=1024, n_seq_max=3, kv_unified=kv_unified)
     for seq_id in range(3):
         memory = decoded(context, seq_ids=(seq_id,))
@@ -207,7 +207,7 @@ def test_a_fork_replaces_what_was_there(new_context, kv_unified):
 
 
 def test_shared_tokens_are_not_moved(new_context):
-    """They have one position for all their sequences; llama.cpp would move the others too."""
+    """They have one position for all sequences, so llama.cpp would move them in the others too."""
     context = new_context(n_seq_max=3, kv_unified=True)
     memory = decoded(context)
     memory.fork(0, 1)
@@ -221,7 +221,7 @@ def test_shared_tokens_are_not_moved(new_context):
         with pytest.raises(UnsupportedError, match="sequence 0 may share tokens at positions"):
             use()
         assert (memory.pos_max(0), memory.pos_max(1)) == (6, 3)
-    memory.cut(0, 2, 5)  # only those of its own come after
+    memory.cut(0, 2, 5)  # only its own tokens come after
     assert (memory.pos_max(0), memory.pos_max(1)) == (3, 3)
     assert memory.remove(1)
     memory.shift(0, 3)
@@ -320,7 +320,7 @@ def test_positions_out_of_range(context, p):
 
 
 @pytest.mark.parametrize("value", [1.5, "1", None])
-def test_numbers_that_are_none(context, value):
+def test_values_that_are_not_integers(context, value):
     for use in (context.memory.keep, context.memory.pos_max, lambda d: context.memory.shift(0, d)):
         with pytest.raises(TypeError):
             use(value)

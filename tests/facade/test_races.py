@@ -1,4 +1,4 @@
-"""close() comes at any time: from another thread, or from the handler of a signal."""
+"""close() at any time: from another thread, or from a signal handler."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def attempt(make, model):
 
 @pytest.fixture
 def quiet(run_python, demo_path, tmp_path):
-    """Run code that must end well and say nothing but ``ok`` on stdout."""
+    """Run code that must succeed and print nothing but ``ok``."""
     lora = tmp_path / "demo.lora.gguf"
     loras.write_lora(lora, {"blk.0.attn_q.weight": (96, 96)})
 
@@ -58,7 +58,7 @@ def quiet(run_python, demo_path, tmp_path):
     return run
 
 
-def test_the_model_is_closed_while_other_threads_make_things_of_it(quiet):
+def test_closing_the_model_while_other_threads_use_it(quiet):
     quiet("""
         randomly = random.Random(1)
         sys.setswitchinterval(1e-5)
@@ -98,7 +98,7 @@ def test_the_model_is_closed_while_other_threads_make_things_of_it(quiet):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer here")
-def test_the_handler_of_a_signal_closes_the_model(quiet):
+def test_a_signal_handler_closes_the_model(quiet):
     quiet("""
         randomly = random.Random(2)
         model = None
@@ -127,7 +127,7 @@ def test_the_handler_of_a_signal_closes_the_model(quiet):
     """)
 
 
-def test_contexts_are_made_while_adapters_come_and_go(quiet):
+def test_creating_contexts_while_adapters_come_and_go(quiet):
     quiet("""
         sys.setswitchinterval(1e-5)
         model, errors, stop = Model(path), [], threading.Event()
@@ -173,8 +173,8 @@ def test_contexts_are_made_while_adapters_come_and_go(quiet):
     """)
 
 
-def test_what_joins_a_model_that_is_closed_is_closed(model, demo_path):
-    """As when it is closed between the call of C and the end of the constructor."""
+def test_a_child_of_a_closed_model_is_closed(model, demo_path):
+    """This happens if the model is closed between the C call and the end of the constructor."""
     from llamacffi import ClosedError, Context, Model
     from llamacffi._core.ownership import Handle, live_objects
 

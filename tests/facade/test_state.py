@@ -1,4 +1,4 @@
-"""What a context remembers, saved and loaded: it goes on as if nothing had happened."""
+"""Saving and loading the memory of a context: it continues as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_loaded_state_goes_on_as_the_first_would(random_context, kind):
+def test_a_loaded_state_continues_like_the_original(random_context, kind):
     first = random_context(kind, **EXACT)
     fill(first)
     whole, one = first.save_state(), first.save_state(seq_id=0)
@@ -70,7 +70,7 @@ def test_a_loaded_state_goes_on_as_the_first_would(random_context, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_partial_state_goes_back_over_what_was_added(random_context, kind):
+def test_a_partial_state_rolls_back_later_tokens(random_context, kind):
     context = random_context(kind, **EXACT)
     fill(context)
     partial, all_of_it = context.save_state(seq_id=0, partial=True), context.save_state(seq_id=0)
@@ -94,7 +94,7 @@ def test_a_partial_state_goes_back_over_what_was_added(random_context, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_snapshot_goes_back_too(random_context, kind):
+def test_a_snapshot_rolls_back_too(random_context, kind):
     context = random_context(kind, **EXACT)
     fill(context)
     snapshot = context.snapshot(0)
@@ -112,7 +112,7 @@ def test_a_snapshot_goes_back_too(random_context, kind):
     assert context.memory.pos_max(0) == len(TOKENS) - 1
 
 
-def test_the_built_in_model_goes_on_from_one_sequence_to_another(new_context):
+def test_the_demo_model_continues_in_another_sequence(new_context):
     words = [token(" the"), token(" llama"), token(" walks")]
     context = new_context(n_seq_max=6, kv_unified=True)
     decode(context, words)
@@ -123,7 +123,7 @@ def test_the_built_in_model_goes_on_from_one_sequence_to_another(new_context):
 
 
 def test_a_copied_sequence_equals_a_saved_one(random_context):
-    """A copy between buffers waits for the next decode, and a shift does: saving waits for them."""
+    """Copies between buffers and shifts are deferred to the next decode; saving applies them."""
     context = random_context("llama", **EXACT)
     fill(context)
     context.memory.copy(0, 1)
@@ -142,7 +142,7 @@ def test_a_copied_sequence_equals_a_saved_one(random_context):
         assert same(decode(other, [9], len(TOKENS) - 10), expected)
 
 
-def test_what_is_still_to_be_copied_does_not_overwrite_what_is_loaded(random_context):
+def test_a_deferred_copy_does_not_overwrite_a_loaded_state(random_context):
     context = random_context("llama", **EXACT)
     fill(context, 1)
     saved = context.save_state(seq_id=1)
@@ -184,7 +184,7 @@ def test_an_empty_sequence_empties_another(random_context):
             assert context.memory.pos_max(1) is None
 
 
-def test_the_size_is_that_of_the_tokens(random_context):
+def test_the_size_depends_on_the_tokens(random_context):
     sizes = []
     for n_ctx in (256, 4096):
         context = random_context("llama", **{**EXACT, "n_ctx": n_ctx})
@@ -212,7 +212,7 @@ def test_there_are_no_outputs_after_loading(context):
             context.logits()
 
 
-def test_any_buffer_will_do(context):
+def test_any_buffer_is_accepted(context):
     decode(context, [5, 6])
     saved = context.save_state()
     for data in (bytearray(saved), memoryview(saved), np.frombuffer(saved, np.uint8)):
@@ -225,7 +225,7 @@ def test_any_buffer_will_do(context):
 
 
 @pytest.mark.parametrize("seq_id", [-1, 1, 10**9])
-def test_sequences_that_there_are_not(context, tmp_path, seq_id):
+def test_sequences_that_do_not_exist(context, tmp_path, seq_id):
     saved = context.save_state(seq_id=0)
     for use in (
         lambda: context.save_state(seq_id=seq_id),
@@ -239,7 +239,7 @@ def test_sequences_that_there_are_not(context, tmp_path, seq_id):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_values_that_are_no_sequences_or_flags(context, tmp_path):
+def test_sequences_and_flags_of_a_wrong_type(context, tmp_path):
     for bad in ("0", 0.0, True, [0], np.zeros(2)):
         for use in (
             lambda bad=bad: context.save_state(seq_id=bad),
@@ -266,7 +266,7 @@ def test_values_that_are_no_sequences_or_flags(context, tmp_path):
     context.load_state(context.save_state(seq_id=np.int64(0)), seq_id=np.uint8(0))
 
 
-def test_the_state_of_one_sequence_and_of_all_are_not_the_same(context):
+def test_states_of_one_and_of_all_sequences_differ(context):
     one, whole = context.save_state(seq_id=0), context.save_state()
     with pytest.raises(ArgumentError, match="holds one sequence: give seq_id"):
         context.load_state(one)
@@ -348,8 +348,8 @@ def test_a_closed_context(context, tmp_path):
             use()
 
 
-def test_a_cancelled_context_saves_all_the_same(random_context):
-    """What is left to be done is done, although the next computation is to be stopped."""
+def test_a_cancelled_context_can_be_saved(random_context):
+    """Deferred operations are applied even though the next computation will be cancelled."""
     context = random_context("llama", **EXACT)
     fill(context)
     context.memory.remove(0, 0, 10)
@@ -397,8 +397,8 @@ def test_memory_is_flat(random_context, run_python):
     assert grown < 10 * size
 
 
-def test_bytes_as_c_has_them_go_in_by_the_raw_functions(context):
-    """There is a way around the header, for those who want it."""
+def test_the_raw_functions_accept_the_bytes_of_c(context):
+    """They allow loading a state without our header."""
     decode(context, [5, 6])
     size = lib.llama_state_get_size(context.ptr)
     raw = ffi.new("uint8_t[]", size)
@@ -410,7 +410,7 @@ def test_bytes_as_c_has_them_go_in_by_the_raw_functions(context):
         context.load_state(bytes(ffi.buffer(raw)))
 
 
-def test_states_are_equal_if_memory_is(demo_path):
+def test_equal_memory_gives_equal_states(demo_path):
     """Nothing in them depends on the process or the time."""
     saved = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Thread pools: their limits, their owners, and what happens when two want one."""
+"""Thread pools: their limits, their owners, and two contexts that share one."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def cpus():
         ({"n_threads": 2, "cpus": [0], "strict_cpu": True}, r"each of 2 threads"),
     ],
 )
-def test_what_cannot_be(params, message):
+def test_invalid_values(params, message):
     with pytest.raises(ArgumentError, match=message):
         Threadpool(**params)
 
@@ -82,7 +82,7 @@ def test_what_cannot_be(params, message):
     "params",
     [{"n_threads": 1.5}, {"cpus": ["0"]}, {"cpus": 0}, {"paused": "yes"}, {"priority": None}],
 )
-def test_what_is_of_another_type(params):
+def test_values_of_a_wrong_type(params):
     with pytest.raises(TypeError):
         Threadpool(**params)
 
@@ -217,7 +217,7 @@ def test_one_pool_runs_one_graph_at_a_time(new_context):
             thread.join()
         assert len(busy) == 3
         assert (decode(other) == expected).all()
-        # A pool that was left is still the backend's, until the next graph.
+        # The backend keeps a detached pool until the next graph.
         other.detach_threadpool()
         with Held(one, 1), pytest.raises(BusyError):
             decode(other)
@@ -257,14 +257,14 @@ def test_the_caller_is_placed_only_while_it_computes(new_context, cpus):
             assert Placement.current().cpus == {cpus[0]}
         assert Placement.current().cpus == set(cpus)
         assert (decode(context) == expected).all()
-        pool.pause()  # on waking it, ggml binds the thread by itself
+        pool.pause()  # when it wakes the pool, ggml binds the thread itself
         assert (decode(context) == expected).all()
         assert Placement.current().cpus == set(cpus)
 
 
 @linux
-def test_each_thread_has_its_processor(cpus):
-    """As the kernel sees the pool's other thread."""
+def test_each_thread_is_bound_to_its_processor(cpus):
+    """According to the kernel, for the second thread of the pool."""
     if len(cpus) < 2:
         pytest.skip("needs two processors")
     before = tasks()
@@ -277,7 +277,7 @@ def test_each_thread_has_its_processor(cpus):
 
 
 @linux
-def test_batches_have_the_place_of_their_pool(new_context, cpus):
+def test_batches_run_on_the_processors_of_their_pool(new_context, cpus):
     if len(cpus) < 2:
         pytest.skip("needs two processors")
     context = new_context(n_threads=1)
@@ -307,10 +307,10 @@ def test_priorities_are_set_or_refused(new_context, priority, cpus):
 
 @linux
 def test_a_priority_that_is_refused(run_python):
-    """Without the privilege ggml only warns, and goes on with another priority."""
+    """Without the privilege, ggml only warns, and continues with another priority."""
     result = run_python("""
         import os, resource, llamacffi
-        llamacffi.Threadpool(1, priority="low").close()  # while all can still be imported
+        llamacffi.Threadpool(1, priority="low").close()  # while modules can still be imported
         resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
         if not os.geteuid():
             os.setuid(65534)
@@ -376,7 +376,7 @@ def test_exit_while_a_daemon_thread_computes(run_python, demo_path, pools):
 
 
 def test_a_graph_in_another_thread_keeps_its_pool(run_python, demo_path):
-    """Everything is closed and dropped under it."""
+    """All objects are closed and dropped while it runs."""
     result = run_python(
         """
         import gc, sys, threading
@@ -439,7 +439,7 @@ def test_a_pool_stays_with_its_process(run_python):
 
 @pytest.mark.no_asan
 def test_threads_that_cannot_start(run_python):
-    """An assertion of ggml fails: it leaks, and the error says so."""
+    """An assertion of ggml fails, so memory leaks, as the error says."""
     result = run_python("""
         import resource
         from llamacffi import *

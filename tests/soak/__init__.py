@@ -1,1 +1,1 @@
-"""Hours in minutes: signals, threads, and all that can happen to an object, at random."""
+"""A soak test: random operations on all objects, under signals and from several threads."""

@@ -1,11 +1,11 @@
-"""Use everything from several threads, interrupt it at random times, and see that it goes on.
+"""Use everything from several threads, interrupt it at random times, and check that it recovers.
 
 python -m tests.soak --seconds 600 --seed 1
 
-The main thread works under a timer whose signal raises KeyboardInterrupt, or closes something, as a
-handler of Ctrl-C would.  Others make, use and close objects of the same models, and try what is not
-theirs.  After each interrupt the object that was in use must give the right text or say that it is
-closed, and at the end nothing may be left.
+The main thread works under a timer whose signal raises KeyboardInterrupt, or closes an object, as a
+handler of Ctrl-C would.  Other threads create, use and close objects of the same models, and try to
+use objects of the main thread.  After each interrupt, the object that was in use must give the
+right text, or say that it is closed; at the end, no object may be left.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ Work = Callable[["User"], None]
 
 
 class User:
-    """A context with what belongs to it, used by one thread."""
+    """A context and its sampler, adapter and so on, used by one thread."""
 
     def __init__(self, model: Model, lora: Path, seed: object) -> None:
-        """Make them."""
+        """Create the objects."""
         self.random = random.Random(str(seed))
         self.model, self.lora = model, lora
         self.sampler = SamplerChain(Penalties(), TopK(40), Greedy())
@@ -66,12 +66,12 @@ class User:
         )
 
     def text(self, n: int = 5) -> str:
-        """Return what must always be the same."""
+        """Return the text, which must always be the same."""
         self.context.memory.clear(data=False)
         return generate(self.context, PROMPT, sampler=self.sampler, max_tokens=n).text()
 
     def settle(self) -> None:
-        """Take back what the works may have left."""
+        """Undo what the operations may have changed."""
         self.context.adapters = {}
         self.context.set_sampler(1, None)
         self.context.set_embeddings(False)
@@ -102,7 +102,7 @@ def use_adapter(user: User) -> None:
 
 
 def use_threads(user: User) -> None:
-    """Change who computes."""
+    """Change the threads that compute."""
     if user.random.random() < 0.5:
         user.context.n_threads = user.random.choice([1, 1, 2])
         user.text(2)
@@ -115,7 +115,7 @@ def use_threads(user: User) -> None:
 
 
 def use_state(user: User) -> None:
-    """Go back to what was."""
+    """Restore an earlier state."""
     user.text(3)
     if user.random.random() < 0.5:
         snapshot = user.context.snapshot()
@@ -141,7 +141,7 @@ def use_memory(user: User) -> None:
 
 
 def use_views(user: User) -> None:
-    """Look at outputs where they are."""
+    """Read the outputs without copying them."""
     context = user.context
     context.set_embeddings(True)
     context.memory.clear(data=False)
@@ -164,7 +164,7 @@ def use_graph(user: User) -> None:
 
 
 def use_chains(user: User) -> None:
-    """Make samplers, and copies of them."""
+    """Create chains, and copies of them."""
     user.text(1)
     with SamplerChain(Grammar("root ::= [a-zA-Z ,.]*"), Penalties(), Dist(3)) as chain:
         user.context.decode(Batch.from_tokens([5], user.context.memory.next_pos()))
@@ -173,7 +173,7 @@ def use_chains(user: User) -> None:
 
 
 def make_context(user: User) -> None:
-    """Make another context of the same model."""
+    """Create another context of the same model."""
     with Context(user.model, n_ctx=32, n_threads=1, samplers={0: SamplerChain(TopK(3), Dist(1))}):
         pass
 
@@ -189,7 +189,7 @@ def read_seed(user: User) -> None:
 
 
 def cancel(user: User) -> None:
-    """Stop what is running."""
+    """Cancel the running computation."""
     user.context.cancel()
 
 
@@ -200,18 +200,18 @@ WORKS: tuple[Work, ...] = (
 )
 
 
-# How many seconds another thread may be in between: it has to get the interpreter and a processor,
-# and an interrupted work can leave two threads that spin, with which a text takes seconds.
+# How many seconds another thread may hold an object: it has to get the interpreter lock and a CPU,
+# and an interrupted operation can leave two spinning threads, so that a text takes seconds.
 PATIENCE = 60
 # What must happen at least every five seconds.
 OFTEN = ("done", "interrupted", "well", "in a thread", "closed by a thread")
 
 
 class Soak:
-    """One run."""
+    """One run of the soak test."""
 
     def __init__(self, seconds: float, seed: int, directory: Path) -> None:
-        """Prepare it: the models, and what is right."""
+        """Prepare the models and the expected text."""
         self.random, self.seed, self.seconds = random.Random(seed), seed, seconds
         self.end = time.monotonic() + seconds
         self.count: Counter[str] = Counter()
@@ -221,9 +221,9 @@ class Soak:
         loras.write_lora(self.lora, {"blk.0.attn_q.weight": (96, 96)})
         with Model(self.path) as model:
             user = User(model, self.lora, 0)
-            # All is imported before signals come: of the interrupts in an import, 3 of 100
-            # leave CPython 3.11's global import lock with their thread.  It is re-entrant, so that
-            # thread goes on, and any other waits for ever when it imports something.
+            # Import everything before signals come: of 100 interrupted imports, 3 leave CPython
+            # 3.11's global import lock held by their thread.  The lock is re-entrant, so that
+            # thread continues, but any other thread that imports something waits forever.
             for _ in range(4):
                 for work in (*WORKS, read_position, read_seed):
                     work(user)
@@ -236,11 +236,11 @@ class Soak:
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is time, and nothing has gone wrong."""
+        """Whether time is left, and nothing has gone wrong."""
         return time.monotonic() < self.end and not self.errors
 
     def run(self) -> None:
-        """Let all threads work until the time is over."""
+        """Run all threads until the time is over."""
         workers = [
             threading.Thread(target=self.guard, args=(work, k), daemon=True)
             for k, work in enumerate((self.use_shared, self.use_own, self.disturb))
@@ -265,7 +265,7 @@ class Soak:
                 self.errors.append(f"{name}: {self.count[name]} times in {self.seconds} s")
 
     def guard(self, work: Callable[[int], None], number: int) -> None:
-        """Note what must not be raised."""
+        """Record an exception that must not be raised."""
         try:
             work(number)
         except BaseException as error:
@@ -274,7 +274,7 @@ class Soak:
             self.errors.append("".join(traceback.format_exception(error)))
 
     def on_signal(self, *_: object) -> None:
-        """Interrupt the main thread, or close something under it."""
+        """Interrupt the main thread, or close an object that it uses."""
         if not self.armed:
             return
         self.armed = False
@@ -289,7 +289,7 @@ class Soak:
             raise KeyboardInterrupt
 
     def interrupted(self, number: int) -> None:
-        """Work in the main thread, under signals."""
+        """Run operations in the main thread, under signals."""
         model = Model(self.path)
         user = self.main = User(model, self.lora, f"{self.seed} main")
         while self.goes_on:
@@ -306,7 +306,7 @@ class Soak:
         model.close()
 
     def attempt(self, user: User, work: Work) -> None:
-        """Do something, which is interrupted somewhere."""
+        """Run an operation, which is interrupted somewhere."""
         try:
             self.armed = True
             signal.setitimer(signal.ITIMER_REAL, 1e-6 + self.random.random() ** 2 * 0.02)
@@ -321,7 +321,7 @@ class Soak:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def is_well(self, user: User) -> bool:
-        """Return whether a context can be used on; if so, it must compute the right text."""
+        """Return whether a context is still usable; if so, it must compute the right text."""
         end, last = time.monotonic() + PATIENCE, None
         while time.monotonic() < end:
             try:
@@ -332,12 +332,12 @@ class Soak:
                 return False
             except AbortedError as error:
                 last = repr(error)
-                continue  # by a cancel() that came after the end
+                continue  # a cancel() came after the end
             except BusyError as error:
                 if "another thread" not in str(error):
                     raise
                 last = repr(error)
-                time.sleep(0.002)  # it tries what is not its own, and must get to its end
+                time.sleep(0.002)  # another thread is using it, and needs time to finish
                 continue
             assert text == self.want, (text, self.want)
             self.count["well"] += 1
@@ -346,7 +346,7 @@ class Soak:
         raise AssertionError(f"another thread is in between, or cancels, for ever: {last}")
 
     def use_shared(self, number: int) -> None:
-        """Use a model that another thread uses too, in contexts of one's own."""
+        """Use a model that another thread uses too, in contexts of this thread."""
         user = User(self.shared, self.lora, (self.seed, number))
         while self.goes_on:
             user.random.choice(WORKS)(user)
@@ -359,7 +359,7 @@ class Soak:
         user.close()
 
     def use_own(self, number: int) -> None:
-        """Make models that are closed by somebody else, meanwhile."""
+        """Create models that another thread closes meanwhile."""
         chance = random.Random(f"{self.seed} {number}")
         while self.goes_on:
             model = Model(self.path)
@@ -377,7 +377,7 @@ class Soak:
             timer.join()
 
     def disturb(self, number: int) -> None:
-        """Try what is not one's own: it must tell so, or work."""
+        """Use objects of another thread: each use must raise the right error, or work."""
         chance = random.Random(f"{self.seed} {number}")
         while self.goes_on:
             time.sleep(chance.random() * 0.05)
@@ -392,7 +392,7 @@ class Soak:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it, and tell what happened."""
+    """Run the soak test, and report what happened."""
     parser = argparse.ArgumentParser(description="Use everything, interrupt it, and see.")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6)
