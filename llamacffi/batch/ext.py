@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# What llama_batch_ext_add_embd returns if the width of an embedding differs from the model's.
+# upstream: include/llama.h llama_batch_ext_add_embd, "-2: token is invalid": returned for
+# embeddings whose width differs from that of the model; C has no name for it.
 INVALID = -2
 
 

@@ -179,7 +179,8 @@ class SamplerChain(Pointer):
     def seed(self) -> int | None:
         """The seed that the last `Dist` or Mirostat uses, even if None was given; None without one.
 
-        llama.cpp does not expose the seeds of `XTC` and `AdaptiveP`.
+        upstream: src/llama-sampler.cpp llama_sampler_get_seed: the seeds of `XTC` and `AdaptiveP`
+        cannot be read.
 
         Source: ``llama_sampler_get_seed``.
         """

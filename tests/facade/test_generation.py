@@ -502,10 +502,8 @@ def test_changes_between_two_tokens(new_context, chain, change):
             assert context.embeddings().any()
             context.set_embeddings(False)
         if change == "pool":
-            with (
-                pool.exclusive,
-                pytest.raises(BusyError),
-            ):  # as if another context were computing with it
+            # As if another context were computing with it.
+            with pool.exclusive, pytest.raises(BusyError):
                 next(generation)
     assert found == PATH[:10]
 
