@@ -18,6 +18,6 @@ void log_as(int thread);
 void watch_log(int level, const char *text); // internals/quantize.cpp
 
 // Describes what a graph does with keys before it caches them.
-void look_at_keys(const llama_context &context, ggml_cgraph *graph, llamacffi_graph &found); // internals/turning.cpp
+void look_at_keys(const llama_context &context, ggml_cgraph *graph, llamacffi_graph &found); // internals/k_shift.cpp
 
 } // namespace llamacffi

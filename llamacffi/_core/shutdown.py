@@ -71,9 +71,9 @@ def hold_at_fork(lock: Any) -> Any:
 
 if sys.platform != "win32":
     os.register_at_fork(
-        before=lib.llamacffi_planning_stop,
-        after_in_parent=lib.llamacffi_planning_go_on,
-        after_in_child=lib.llamacffi_planning_begin,
+        before=lib.llamacffi_reserve_lock,
+        after_in_parent=lib.llamacffi_reserve_unlock,
+        after_in_child=lib.llamacffi_reserve_new_lock,
     )
 
 

@@ -25,7 +25,7 @@ class Bookkeeping:
 
     __slots__ = (
         *("_n_seq_max", "_recurrent", "_rolled_back", "_rolls_back", "_shared", "_undo"),
-        *("tokens", "turning", "versions", "watches"),
+        *("tokens", "rotating", "versions", "watches"),
     )
 
     def __init__(self, n_seq_max: int, *, recurrent: bool, rolls_back: bool) -> None:
@@ -54,7 +54,7 @@ class Bookkeeping:
         self._shared: dict[int, int] = {}  # by sequence: the position where sharing ends
         self._undo: dict[int, int] = {}  # by sequence: the number of tokens that can be undone
         self._rolled_back: set[int] = set()
-        self.turning: set[int] = set()
+        self.rotating: set[int] = set()
         """The sequences whose keys llama.cpp rotates before the next batch."""
         self.versions[:] = [version + 1 for version in self.versions]
 
@@ -64,8 +64,8 @@ class Bookkeeping:
             self.tokens.decoded(batch)
         else:  # for a loop that decodes token by token
             self.tokens.one(batch.single, batch.first_pos[0], batch.first_token[0])
-        if self.turning:
-            self.turning = set()
+        if self.rotating:
+            self.rotating = set()
         if not (batch.coupled or self._rolls_back or (self._recurrent and self._shared)):
             return
         counts: dict[int, int] = {}
@@ -86,7 +86,7 @@ class Bookkeeping:
         Returns:
             The sequences whose keys may be corrupt.
         """
-        spoilt = self.turning
+        spoilt = self.rotating
         self.decoded(batch)
         for seq_id in batch.starts():
             self._undo.pop(seq_id, None)
@@ -101,7 +101,7 @@ class Bookkeeping:
 
     def moved(self, seq_id: int) -> None:
         """Record that the keys of a sequence will be rotated."""
-        self.turning.add(seq_id)
+        self.rotating.add(seq_id)
         self.versions[seq_id] += 1
 
     def removed(self, seq_id: int, start: int) -> None:
@@ -114,7 +114,7 @@ class Bookkeeping:
         else:
             self._rolled_back.discard(seq_id)
         if not start:
-            self.turning.discard(seq_id)
+            self.rotating.discard(seq_id)
         end = min(self._shared.pop(seq_id, 0), start)
         if end:
             self._shared[seq_id] = end

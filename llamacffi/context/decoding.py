@@ -180,7 +180,7 @@ class Decoder:
                     or last.exports.live
                     or self._abort.requested
                     or not self._adapters.reserved
-                    or bookkeeping.turning
+                    or bookkeeping.rotating
                     or seq_id is None
                     or bookkeeping.versions[seq_id] != version
                     or owner is None

@@ -15,7 +15,7 @@ from .._native import ffi, lib
 if TYPE_CHECKING:
     from .traits import ContextTraits
 
-CAN_TRY = hasattr(lib, "llamacffi_try_turning")
+CAN_TRY = hasattr(lib, "llamacffi_try_k_shift")
 # What any llama.cpp can rotate on any device: the type that it stores keys in by default.
 SURE = lib.llama_context_default_params().type_k
 
@@ -33,7 +33,7 @@ class KShift:
 
         The caller holds the context, which has a memory.
 
-        Source: ``llamacffi_try_turning``.
+        Source: ``llamacffi_try_k_shift``.
         """
         if self._reason is None:
             self._reason = _try(ptr, traits)
@@ -52,23 +52,23 @@ def _try(ptr: Any, traits: ContextTraits) -> str:
         sure = params.type_k in (SURE, lib.GGML_TYPE_F32)
         return "" if sure else f"it is not known whether keys in {name} can be rotated: {remedy}"
     reason = ffi.new("char[]", 256)
-    found = lib.llamacffi_try_turning(
+    found = lib.llamacffi_try_k_shift(
         ptr, params.type_k, params.offload_kqv, traits.graph, reason, len(reason)
     )
-    if found == lib.LLAMACFFI_TURNS_NOT:
+    if found == lib.LLAMACFFI_K_SHIFT_FAILS:
         text = c_text(reason)
         return f"llama.cpp cannot rotate its keys in {name} ({text}): {remedy}"
-    if found == lib.LLAMACFFI_TURNS_AND_SCALES:
+    if found == lib.LLAMACFFI_K_SHIFT_SCALES:
         return (
             "llama.cpp would scale its keys each time it rotates them, because of YaRN or an "
             "attention factor"
         )
-    if found == lib.LLAMACFFI_TURNS_OTHERS:
+    if found == lib.LLAMACFFI_K_SHIFT_OTHER_KEYS:
         return (
             "llama.cpp would also rotate keys that this model does not rotate by their positions, "
             "or rotates in another way"
         )
-    if found == lib.LLAMACFFI_TURNS_NOTHING:
+    if found == lib.LLAMACFFI_K_SHIFT_NO_LAYER:
         return (
             "one of its caches has no layer with rotary positions, for example where all layers "
             "have a sliding window, and there llama.cpp fails"

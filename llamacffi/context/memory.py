@@ -63,7 +63,7 @@ class Memory(Pointer):
 
         The first use rotates a few keys as a test, which takes less than a millisecond on a CPU.
 
-        Source: ``llama_memory_can_shift``, ``llamacffi_try_turning``.
+        Source: ``llama_memory_can_shift``, ``llamacffi_try_k_shift``.
         """
         with lock_of(self._context):
             return locked_memory(self._context).why_not_shift() is None

@@ -6,7 +6,7 @@
 #include "llama-memory.h" // of which kind a memory is
 #include "llamacffi/graph.h"
 #include "native.hpp"
-#include "planning.hpp"
+#include "reserve.hpp"
 
 #include <cmath>
 #include <cstdio>
@@ -191,7 +191,7 @@ void check_hybrid(llama_context *context, ggml_cgraph *graph, char (&problem)[25
 
 void llamacffi_graph_describe(llama_context *context, uint32_t n_tokens, uint32_t n_seqs,
                               uint32_t n_outputs, llamacffi_graph *graph) {
-    llamacffi::Planning planning;
+    llamacffi::ReserveLock lock;
     const llama_vocab *vocab = llama_model_get_vocab(llama_get_model(context));
     ggml_cgraph *reserved = llama_graph_reserve(context, n_tokens, n_seqs, n_outputs);
     if (!reserved) {
@@ -199,7 +199,7 @@ void llamacffi_graph_describe(llama_context *context, uint32_t n_tokens, uint32_
     }
     *graph = describe(reserved, llama_vocab_n_tokens(vocab));
     check_hybrid(context, reserved, graph->problem);
-#ifndef LLAMACFFI_WITHOUT_TURNING
+#ifndef LLAMACFFI_WITHOUT_K_SHIFT
     if (!graph->problem[0]) {
         llamacffi::look_at_keys(*context, reserved, *graph);
     }

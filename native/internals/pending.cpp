@@ -5,10 +5,10 @@
 #include "llama-context.h" // the functions are exported, but only as members
 #include "llamacffi/abort.h"
 #include "llamacffi/pending.h"
-#include "planning.hpp"
+#include "reserve.hpp"
 
 void llamacffi_reserve(llama_context *context) {
-    llamacffi::Planning planning;
+    llamacffi::ReserveLock lock;
     context->sched_reserve();
 }
 
@@ -28,7 +28,7 @@ struct Unstoppable {
 
 void llamacffi_memory_update(llama_context *context, llamacffi_abort_flag *flag) {
     {
-        llamacffi::Planning planning;
+        llamacffi::ReserveLock lock;
         context->sched_reserve(); // as decode does: the update needs no more than this
     }
     Unstoppable unstoppable(context, flag);

@@ -193,7 +193,7 @@ def test_a_fork_while_other_threads_are_inside(quiet):
                 pass
             made.clear()
             gc.collect()
-            lib.llamacffi_planning_stop()
+            lib.llamacffi_reserve_lock()
             with registry._lock:
                 pass
 

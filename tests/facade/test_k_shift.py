@@ -71,7 +71,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_each_type_is_turned_rightly_or_refused(random_path, run_python, n_threads):
+def test_each_type_is_rotated_correctly_or_refused(random_path, run_python, n_threads):
     done = run_python(EACH_TYPE, random_path("llama"), n_threads)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

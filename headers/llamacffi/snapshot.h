@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#ifndef LLAMACFFI_WITHOUT_ROOM
+#ifndef LLAMACFFI_WITHOUT_SNAPSHOT
 /* What a snapshot of a sequence copies: bytes in main memory and on other devices, and the number of
  * tensors that they are in. */
 struct llamacffi_snapshot {
@@ -29,7 +29,7 @@ size_t llamacffi_snapshot_description(uint64_t n_tensors);
  * also for the copies.  llama.cpp would end the process if there were not enough. */
 bool llamacffi_snapshot_fits(struct llama_context *context, int32_t seq_id, uint32_t flags,
                              bool data);
-#endif /* LLAMACFFI_WITHOUT_ROOM */
+#endif /* LLAMACFFI_WITHOUT_SNAPSHOT */
 
 #ifdef __cplusplus
 }

@@ -4,7 +4,7 @@
 #include "ggml-cpp.h"
 #include "llama-context.h" // what rotary positions are computed with
 #include "llama-model.h"   // the shapes of the layers
-#include "llamacffi/turning.h"
+#include "llamacffi/k_shift.h"
 #include "native.hpp"
 
 #include <algorithm>
@@ -423,40 +423,40 @@ void llamacffi::look_at_keys(const llama_context &context, ggml_cgraph *graph,
     found.turns_each = !any || (turns_full && (turns_sliding || !divided));
 }
 
-int32_t llamacffi_try_turning(const llama_context *context, int32_t type, bool offload,
+int32_t llamacffi_try_k_shift(const llama_context *context, int32_t type, bool offload,
                               const llamacffi_graph *graph, char *reason, size_t size) {
     reason[0] = '\0';
     try {
         if (context->get_model().hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
-            return LLAMACFFI_TURNS; // there is nothing to do
+            return LLAMACFFI_K_SHIFT_WORKS; // there is nothing to do
         }
         if (!graph->turns_all) {
-            return LLAMACFFI_TURNS_OTHERS;
+            return LLAMACFFI_K_SHIFT_OTHER_KEYS;
         }
         if (!graph->turns_each) {
-            return LLAMACFFI_TURNS_NOTHING;
+            return LLAMACFFI_K_SHIFT_NO_LAYER;
         }
         if (ggml_is_quantized(static_cast<ggml_type>(type)) && !graph->mixes_all) {
             std::snprintf(reason, size, "it would multiply them by a Hadamard matrix for another head size");
-            return LLAMACFFI_TURNS_NOT; // the matrix does not exist
+            return LLAMACFFI_K_SHIFT_FAILS; // the matrix does not exist
         }
         const Trial trial(*context, static_cast<ggml_type>(type), graph->mixes_some);
         for (const Keys &keys : layers_of(*context, offload)) {
             if (!trial.adds_up(keys)) {
-                return LLAMACFFI_TURNS_AND_SCALES;
+                return LLAMACFFI_K_SHIFT_SCALES;
             }
             // upstream: ggml/src/ggml-backend-meta.cpp GGML_BACKEND_DEVICE_TYPE_META: a device that splits tensors
             // across others only computes the graphs of a context.
             const bool split = ggml_backend_dev_type(keys.device) == GGML_BACKEND_DEVICE_TYPE_META;
             if (!split && !trial.turns(keys)) {
                 std::snprintf(reason, size, "a trial gave a wrong result");
-                return LLAMACFFI_TURNS_NOT;
+                return LLAMACFFI_K_SHIFT_FAILS;
             }
         }
-        return LLAMACFFI_TURNS;
+        return LLAMACFFI_K_SHIFT_WORKS;
     } catch (const std::exception &error) {
         std::snprintf(reason, size, "%s", error.what());
-        return LLAMACFFI_TURNS_NOT;
+        return LLAMACFFI_K_SHIFT_FAILS;
     }
 }
 

@@ -3,7 +3,7 @@
 #include "ggml-cpp.h"
 #include "llama-io.h"     // how a memory is written
 #include "llama-memory.h" // its functions are virtual
-#include "llamacffi/room.h"
+#include "llamacffi/snapshot.h"
 
 #include <cstdlib>
 #include <map>
