@@ -63,7 +63,7 @@ PROCESS = {
 }
 # Parts that the facade is made of: they give away what nobody owns, or take it.
 PARTS = {
-    *("make", "make_for", "runner", "attached_to", "computing", "lock", "submit", "ptr"),
+    *("exclusive", "ptr"),
     *(
         "native_error",
         "with_log",
