@@ -317,7 +317,7 @@ def test_cancel_from_a_callback(random_context):
 def test_only_python_functions(model, value):
     with pytest.raises(TypeError, match="cb_eval must be a Python function"):
         Context(model, cb_eval=value)
-    with pytest.raises(TypeError, match="use cb_eval"):
+    with pytest.raises(TypeError, match="give the data to cb_eval"):
         Context(model, cb_eval_user_data=ffi.NULL)
 
 

@@ -61,7 +61,7 @@ def test_types_of_batches(model):
         "",
     ]
     for texts in ("abc", b"abc"):
-        with pytest.raises(TypeError, match="several texts"):
+        with pytest.raises(TypeError, match="a sequence of texts"):
             vocab.tokenize_batch(texts)
     with pytest.raises(TypeError, match="text must be str or bytes, not int"):
         vocab.tokenize_batch(["a", 5])
