@@ -164,7 +164,7 @@ class Decoder:
         Source: ``llama_decode``, ``llamacffi_chain_sample``.
         """
         last, bookkeeping, traits = self._last, self._bookkeeping, self._traits
-        seq_id, pools = batch.single, self._computing.pools
+        seq_id, pools = batch.single, self._computing.current or self._computing.pools
         outer, inner = pools.locks.first, chain.lock
         if outer.holders.setdefault(0, here()) is not here():
             outer.enter(here())

@@ -138,10 +138,13 @@ class Computing:
     The calling thread computes too, so it is placed like the other threads of the pool.
     """
 
-    __slots__ = ("_alone", "_placement", "_pools")
+    __slots__ = ("_alone", "_placement", "current")
+
+    current: Pools | None
+    """The pools; None after `close`."""
 
     def __init__(self, pools: Pools) -> None:
-        self._pools: Pools | None = pools
+        self.current = pools
         self._alone = False  # whether only the context is held, meanwhile
         self._placement: Placement | None = None  # of the calling thread before
 
@@ -152,13 +155,13 @@ class Computing:
         Raises:
             ClosedError: After `close`.
         """
-        if self._pools is None:
+        if self.current is None:
             raise ClosedError("the Context is closed")
-        return self._pools
+        return self.current
 
     def close(self) -> None:
         """Release the threads; the objects that C points to still keep them."""
-        self._pools = None
+        self.current = None
 
     def enter(self, frame: FrameType, n_tokens: int) -> Pools:
         """Lock everything for a computation; ``frame`` is the caller's frame.
@@ -170,7 +173,7 @@ class Computing:
             BusyError: Another thread is using the context or a pool.
             ClosedError: After `close`.
         """
-        pools = self._pools or self.pools
+        pools = self.current or self.pools
         if pools.alone:
             first = pools.locks.first
             # As `first.enter(frame)`, without a function call in the most frequent case.

@@ -23,6 +23,7 @@ class Step:
         self._seq_id, self._versions = seq_id, bookkeeping_of(context).versions
         self._batch = Batch(1)
         self._arrays = arrays_of(self._batch)
+        self._arrays.set_one(0, 0, seq_id)
         self.look()
 
     def look(self) -> None:
@@ -39,9 +40,11 @@ class Step:
         Raises:
             ContextError: The memory of the sequence has changed since the last token.
         """
-        context, chain = self._context, self._native
-        self._arrays.set_one(token, pos, self._seq_id)
-        chosen = self._decoder.decode_and_sample(context.ptr, self._arrays, chain, self._version)
+        context, chain, arrays = self._context, self._native, self._arrays
+        # What `set_one` does for the same sequence; these values fit.
+        arrays.first_token[0], arrays.first_pos[0] = token, pos
+        arrays.token_range = token, token
+        chosen = self._decoder.decode_and_sample(context.ptr, arrays, chain, self._version)
         if chosen is None:
             if self._versions[self._seq_id] != self._version:
                 raise changed(self._seq_id)
