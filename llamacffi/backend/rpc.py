@@ -159,7 +159,7 @@ class RpcServer(Unique):
         call_after_frees(_end_all)
         try:
             _wait(self.endpoint, process, output, timeout)
-        except BaseException:
+        except BaseException:  # also an interrupt: the process must not stay without an owner
             self.close()
             raise
 

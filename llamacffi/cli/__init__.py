@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("llamacffi: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except Exception as error:
+    except Exception as error:  # shown as one line, or whole with --traceback
         if getattr(args, "traceback", False):
             print(visible(traceback.format_exc()), end="", file=sys.stderr)
         else:

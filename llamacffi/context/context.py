@@ -10,7 +10,7 @@ from .._core.locks import CallLock, ExitGuard
 from .._core.ownership import make, own
 from .._core.values import check_object
 from .._native import ffi, lib
-from ..batch.batch import arrays_of
+from ..batch.batch import Batch, arrays_of
 from ..errors import ContextError, ForkError, NativeError
 from ..log import drain, recent, with_log
 from .adapters import ActiveAdapters
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from .._core.ownership import Made
     from .._generated.context_params import ContextParams
     from .._generated.enums import PoolingType
-    from ..batch.batch import Batch
     from ..model.model import Model
     from .perf_types import ContextPerf
 
@@ -123,7 +122,7 @@ class Context(ContextHandle, OutputMethods, SettingMethods, StateMethods):
             self._build(ptr, request, model)
             for parent in (model, *([] if request.other is None else [request.other])):
                 self._join(parent)
-        except BaseException:
+        except BaseException:  # also an interrupt: chains and pools must be free again
             self.close()
             raise
         drain()
@@ -255,12 +254,9 @@ class Context(ContextHandle, OutputMethods, SettingMethods, StateMethods):
 
         Source: ``llama_decode``.
         """
-        try:
-            arrays = arrays_of(batch)
-        except AttributeError:
-            check_object("batch", batch, "Batch")
-            raise
-        self._decoder.decode(self.ptr, arrays)
+        if not isinstance(batch, Batch):
+            check_object("batch", batch, "Batch")  # raises
+        self._decoder.decode(self.ptr, arrays_of(batch))
 
     def encode(self, batch: Batch) -> None:
         """Compute a batch of tokens with the model's encoder; memory is unchanged.

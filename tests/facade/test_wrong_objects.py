@@ -7,11 +7,13 @@ import pytest
 from llamacffi import (
     Adapter,
     ArgumentError,
+    Batch,
     Candidates,
     Context,
     Dist,
     Gguf,
     Grammar,
+    Greedy,
     Imatrix,
     ImatrixCollector,
     LogitBias,
@@ -95,3 +97,25 @@ def test_a_grammar_needs_texts(random_context, chain):
 def test_pools_of_another_kind(context):
     with Threadpool(1) as pool, pytest.raises(TypeError, match="not 3"):
         context.attach_threadpool(pool, 3)
+
+
+def test_a_class_is_not_one_of_its_objects(context, model):
+    """Its attributes have the same names: they are descriptors there."""
+    chain = SamplerChain(Greedy())
+    for use, kind in (
+        (context.decode, Batch),
+        (context.encode, Batch),
+        (chain.sample, Context),
+        (chain.copy_from, SamplerChain),
+        (chain.apply, Candidates),
+        (Candidates.from_context, Context),
+        (SamplerChain.from_model, Model),
+        (lambda one: generate(one, "text"), Context),
+        (lambda one: generate(context, "text", sampler=one), SamplerChain),
+        (lambda one: context.set_sampler(0, one), SamplerChain),
+        (lambda one: Context(model, ctx_other=one), Context),
+        (context.attach_threadpool, Threadpool),
+        (Adapter, Model),
+    ):
+        with pytest.raises(TypeError, match=kind.__name__):
+            use(kind, "x.gguf") if use is Adapter else use(kind)
