@@ -1,8 +1,8 @@
 """The memory of a `Batch`: numpy arrays, and the C struct that points to them.
 
-`Batch` is the public side: it converts and checks what it is given.  What reads a batch inside the
-package (the context that computes it, its bookkeeping) reads these attributes directly, through
-`arrays_of`: for a loop that decodes token by token, each property would cost as much as C's work.
+`Batch` is the public side: it converts and checks its arguments.  The context that computes a batch,
+and its bookkeeping, read these attributes directly, through `arrays_of`: in a loop that decodes
+token by token, each property would be one more call of a Python function.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BatchArrays:
     coupled: bool
     """Whether some token belongs to several sequences."""
     output_flags: bytes | None
-    """What `outputs` returns; None until somebody asks."""
+    """What `outputs` returns; None until it is needed."""
     sections: npt.NDArray[np.int32] | None
     """Positions of M-RoPE, ``[capacity, SECTIONS]``; None until an entry has them."""
     row: int | None
@@ -47,7 +47,7 @@ class BatchArrays:
     single: int | None
     """The sequence of the one token that `Batch.set_one` has put here; None otherwise."""
     token_range: tuple[int, int] | None
-    """The least and the greatest token; None until `check` has looked."""
+    """The smallest and the largest token; None until `check` computes it."""
     seq_id_max: int
     """The greatest sequence of any entry."""
     n_seq_id_max: int
@@ -265,7 +265,7 @@ class BatchArrays:
                 self.lock.leave()
 
     def set_content(self, content: str) -> None:
-        """Say what the entries are, to C too."""
+        """Set what the entries are, for C too."""
         if content != self.content:
             self.content = content
             token, embd = content != EMBEDDINGS, content != TOKENS
