@@ -1,8 +1,8 @@
 """The memory of a `Batch`: numpy arrays, and the C struct that points to them.
 
-`Batch` is the public side: it converts and checks its arguments.  The context that computes a batch,
-and its bookkeeping, read these attributes directly, through `arrays_of`: in a loop that decodes
-token by token, each property would be one more call of a Python function.
+`Batch` is the public side: it converts and checks its arguments.  The context that computes a
+batch, and its bookkeeping, read these attributes directly, through `arrays_of`: in a loop that
+decodes token by token, each property would be one more call of a Python function.
 """
 
 from __future__ import annotations
